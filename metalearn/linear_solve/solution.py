@@ -1,0 +1,106 @@
+"""What a linear solve gives back, whatever the solver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from metalearn.tree import Raveler, Tree
+
+MatVec = Callable[[Tree], Tree]
+"""A linear map of a pytree to one of the same structure and shapes."""
+
+
+class Status(IntEnum):
+    """How a solve ended, one for each system. Only `CONVERGED` met the tolerance."""
+
+    CONVERGED = 0
+    MAX_ITERS = 1
+    NEGATIVE_CURVATURE = 2
+    BREAKDOWN = 3
+    DIVERGED = 4
+    SINGULAR = 5
+    NON_FINITE = 6
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The solution of A x = b and what is known of its quality.
+
+    Args:
+        value: x, a pytree like b; always finite.
+        residual_norm: |b - A x|, recomputed from x, not the solver's own recurrence.
+        relative_residual: the same over |b|; 0 where b is 0 and solved by 0.
+        iterations: applications of A that the solver's iteration made (0 for a direct solve).
+        status: `Status` as int64.
+        eigenvalue_bounds: (low, high), the least and the largest Ritz value: both lie inside A's
+            spectrum, so `low` is never below the least eigenvalue. (inf, -inf), the empty range,
+            where no iteration was made; None where the solver has none.
+
+    All but `value` have shape (T,) if the solve was batched, else ().
+    """
+
+    value: Any
+    residual_norm: Tensor
+    relative_residual: Tensor
+    iterations: Tensor
+    status: Tensor
+    eigenvalue_bounds: tuple[Tensor, Tensor] | None
+
+    @property
+    def converged(self) -> Tensor:
+        return self.status == Status.CONVERGED
+
+    @property
+    def error_estimate(self) -> Tensor:
+        """Estimate of |x - A^-1 b| for a symmetric positive definite A: |b - A x| / low.
+
+        |x - A^-1 b| = |A^-1 r| <= |r| / eigenvalue_min. The least Ritz value takes the place of the
+        least eigenvalue, which it approaches from above, so this is a bound only once the Krylov
+        space has found the lower end of the spectrum. Infinite where no positive curvature is known.
+        """
+        if self.eigenvalue_bounds is None:
+            low = torch.zeros_like(self.residual_norm)
+        else:
+            low = self.eigenvalue_bounds[0].to(self.residual_norm)
+        known = (low > 0) & low.isfinite()
+        bound = torch.where(known, self.residual_norm / torch.where(known, low, 1.0), torch.inf)
+        return torch.where(self.residual_norm == 0, 0.0, bound)
+
+
+class LinearSolver(Protocol):
+    """A frozen dataclass whose fields are its options; calling it solves."""
+
+    def __call__(
+        self, matvec: MatVec, b: Tree, x0: Tree | None = None, batched: bool = False
+    ) -> Solution: ...
+
+
+def finish(
+    raveler: Raveler,
+    x: Tensor,
+    residual: Tensor,
+    b: Tensor,
+    iterations: Tensor,
+    status: Tensor,
+    eigenvalue_bounds: tuple[Tensor, Tensor] | None,
+) -> Solution:
+    """The `Solution` of a solve on (T, N) matrices."""
+    residual_norm, b_norm = residual.norm(dim=1), b.norm(dim=1)
+    residual_norm = residual_norm.nan_to_num(nan=torch.inf)
+    relative = residual_norm / torch.where(b_norm > 0, b_norm, 1.0)
+    bounds = eigenvalue_bounds
+    return Solution(
+        value=raveler.unravel(x),
+        residual_norm=raveler.per_system(residual_norm),
+        relative_residual=raveler.per_system(relative),
+        iterations=raveler.per_system(iterations),
+        status=raveler.per_system(status),
+        eigenvalue_bounds=bounds
+        and (raveler.per_system(bounds[0]), raveler.per_system(bounds[1])),
+    )

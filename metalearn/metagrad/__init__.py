@@ -1,0 +1,23 @@
+"""Meta-gradients: interchangeable ways to differentiate a bilevel problem."""
+
+from metalearn.metagrad.authors_code import IMAMLAuthorsCode
+from metalearn.metagrad.base import (
+    Certificate,
+    MetaGradient,
+    MetaGradientResult,
+    NonFiniteGradient,
+)
+from metalearn.metagrad.first_order import FirstOrder
+from metalearn.metagrad.implicit import Implicit
+from metalearn.metagrad.unrolled import Unrolled
+
+__all__ = [
+    "Certificate",
+    "FirstOrder",
+    "IMAMLAuthorsCode",
+    "Implicit",
+    "MetaGradient",
+    "MetaGradientResult",
+    "NonFiniteGradient",
+    "Unrolled",
+]

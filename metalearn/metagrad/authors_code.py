@@ -1,0 +1,92 @@
+"""What the public code of the iMAML paper computes, which is not what the paper says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from metalearn.errors import UsageError
+from metalearn.inner import InnerSolution, InnerSolver, value_and_grad
+from metalearn.linear_solve import CG, LinearSolver
+from metalearn.metagrad.base import (
+    Certificate,
+    MetaGradient,
+    MetaGradientResult,
+    fixed,
+    live,
+    mean_over_tasks,
+    outer_gradient,
+    through_init,
+)
+from metalearn.metagrad.curvature import Hessian
+from metalearn.problem import BilevelProblem, Meta, Params
+from metalearn.tree import task_norm
+
+
+@dataclass(frozen=True)
+class IMAMLAuthorsCode(MetaGradient):
+    """The inner loop and the meta-gradient of aravindr93/imaml_dev, as of its commit 6a2a669.
+
+    K steps on the support loss alone, then one step on the proximal term alone,
+    phi <- phi - prox_lr * prox * (phi - theta). Then CG on (1 + damping) v + H v / (prox + 10), H the
+    Hessian of the support loss at that point, which is no stationary point of anything; the
+    solution is the meta-gradient. The paper has I + H / prox in its place (`Implicit`).
+
+    The problem's own inner objective must be the support loss alone: `FewShot(prox=0)`.
+
+    Args:
+        inner: the K steps.
+        prox: their lambda.
+        prox_lr: the rate of the proximal step; theirs is the inner rate.
+        damping: what their option `cg_damping` sets; their default is 1.
+        offset: the constant that their code adds to lambda.
+        linear_solver: CG with their 5 iterations.
+
+    `adapt`, which evaluation runs, takes no proximal step, as in their README.
+    """
+
+    inner: InnerSolver
+    prox: float = 2.0
+    prox_lr: float = 0.1
+    damping: float = 1.0
+    offset: float = 10.0
+    linear_solver: LinearSolver = field(default_factory=lambda: CG(5, rtol=0.0, atol=1e-10))
+
+    def __post_init__(self) -> None:
+        if not (self.prox >= 0 and self.prox + self.offset > 0):
+            raise UsageError(f"prox={self.prox}; expected a number of at least 0")
+
+    def __call__(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
+        if getattr(problem, "prox", 0.0):
+            raise UsageError(
+                f"the problem has prox={problem.prox} of its own; the authors' code takes its "  # type: ignore[attr-defined]
+                "proximal step apart, so that the problem must have prox=0"
+            )
+        start = problem.init(fixed(meta), task)
+        adapted = self.adapt(problem, meta, task)
+        params: Params = live(
+            {
+                name: p - self.prox_lr * self.prox * (p - start[name])
+                for name, p in adapted.params.items()
+            }
+        )
+        loss, metrics, by_params, _ = outer_gradient(problem, params, live(meta), task)
+        hessian = Hessian(problem, params, fixed(meta), task)
+
+        def operator(v: list[Any]) -> list[Any]:
+            products = hessian.matvec(v)
+            return [
+                (1 + self.damping) * x + hx / (self.prox + self.offset)
+                for x, hx in zip(v, products, strict=True)
+            ]
+
+        solution = self.linear_solver(operator, by_params, batched=True)
+        grad_norm = task_norm(hessian.gradient)
+        carried = through_init(problem, fixed(meta), task, solution.value)
+        return MetaGradientResult(
+            mean_over_tasks(meta, carried, len(loss)),
+            loss,
+            metrics,
+            InnerSolution(fixed(params), hessian.objective, grad_norm, adapted.steps),
+            Certificate.of(grad_norm, solution),
+        )

@@ -1,0 +1,49 @@
+"""First-order MAML: the inner loop is taken to move the parameters by a constant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from metalearn.inner import InnerSolution, InnerSolver
+from metalearn.metagrad.base import (
+    Certificate,
+    MetaGradient,
+    MetaGradientResult,
+    fixed,
+    live,
+    mean_over_tasks,
+    outer_gradient,
+    through_init,
+)
+from metalearn.problem import BilevelProblem, Meta
+
+
+@dataclass(frozen=True)
+class FirstOrder(MetaGradient):
+    """d outer / d params at the adapted params, carried to meta through `problem.init` alone.
+
+    Finn et al. 2017, section 5.2: d params* / d init is taken to be the identity.
+    """
+
+    inner: InnerSolver
+
+    def __call__(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
+        return first_order_at(self.adapt(problem, meta, task), problem, meta, task)
+
+
+def first_order_at(
+    solution: InnerSolution,
+    problem: BilevelProblem,
+    meta: Meta,
+    task: Any,
+    certificate: Certificate | None = None,
+) -> MetaGradientResult:
+    """The first-order gradient at a given inner solution."""
+    loss, metrics, by_params, direct = outer_gradient(
+        problem, live(solution.params), live(meta), task
+    )
+    carried = through_init(problem, fixed(meta), task, by_params)
+    summed = [a + b for a, b in zip(direct, carried, strict=True)]
+    grads = mean_over_tasks(meta, summed, len(loss))
+    return MetaGradientResult(grads, loss, metrics, solution, certificate)

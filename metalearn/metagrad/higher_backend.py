@@ -1,0 +1,90 @@
+"""The unrolled meta-gradient by the library `higher`, one task at a time.
+
+It is slower than the batched back end and says the same; it stands as the independent reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.errors import UsageError
+from metalearn.inner import Adam, GradientDescent, InnerSolver
+from metalearn.metagrad.base import live
+from metalearn.problem import BilevelProblem, Meta, Params
+from metalearn.tree import gradients, leaves_of
+
+
+class _Holder(nn.Module):
+    """The params of one task as a module, which is what `higher` patches."""
+
+    def __init__(self, params: Params) -> None:
+        super().__init__()
+        self.values = nn.ParameterList(nn.Parameter(p.detach().clone()) for p in params.values())
+
+
+def unroll_with_higher(
+    inner: InnerSolver, problem: BilevelProblem, meta: Meta, task: Any
+) -> tuple[Tensor, dict[str, Tensor], Params, Tensor, list[Tensor]]:
+    """Outer loss (T,), metrics, adapted params, steps (T,), and the gradient summed over tasks."""
+    results = [
+        _one_task(inner, problem, meta, task[i : i + 1]) for i in range(len(task))
+    ]
+    losses, metrics, params, grads = zip(*results, strict=True)
+    loss = torch.cat(losses)
+    return (
+        loss,
+        {name: torch.cat([m[name] for m in metrics]) for name in metrics[0]},
+        {name: torch.cat([p[name] for p in params]) for name in params[0]},
+        torch.full(loss.shape, inner.steps, dtype=torch.int64, device=loss.device),  # type: ignore[attr-defined]
+        [torch.stack(parts).sum(0) for parts in zip(*grads, strict=True)],
+    )
+
+
+def _one_task(
+    inner: InnerSolver, problem: BilevelProblem, meta: Meta, task: Any
+) -> tuple[Tensor, dict[str, Tensor], Params, list[Tensor]]:
+    import higher
+
+    meta = live(meta)
+    with torch.enable_grad():
+        start = problem.init(meta, task)
+        holder = _Holder(start)
+        optimiser = _torch_optimiser(inner, holder)
+        with higher.innerloop_ctx(
+            holder, optimiser, copy_initial_weights=False, track_higher_grads=True
+        ) as (patched, differentiable):
+
+            def current() -> Params:
+                return dict(zip(start, patched.parameters(), strict=True))
+
+            for _ in range(inner.steps):  # type: ignore[attr-defined]
+                differentiable.step(problem.inner_objective(current(), meta, task).sum())
+            adapted = current()
+            loss, metrics = problem.outer_objective(adapted, meta, task)
+            leaves = leaves_of(meta)
+            found = gradients(loss.sum(), [*holder.values, *leaves])
+        by_start, direct = found[: len(start)], found[len(start) :]
+        carried = gradients(list(start.values()), leaves, by_start)
+    return (
+        loss.detach(),
+        {name: value.detach() for name, value in metrics.items()},
+        {name: p.detach() for name, p in adapted.items()},
+        [a + b for a, b in zip(direct, carried, strict=True)],
+    )
+
+
+def _torch_optimiser(inner: InnerSolver, holder: nn.Module) -> torch.optim.Optimizer:
+    """The torch optimiser that `higher` makes differentiable."""
+    if isinstance(inner, GradientDescent | Adam) and inner.tol is None:
+        if isinstance(inner, Adam):
+            return torch.optim.Adam(
+                holder.parameters(), lr=inner.lr, betas=inner.betas, eps=inner.eps
+            )
+        return torch.optim.SGD(holder.parameters(), lr=inner.lr, momentum=inner.momentum)
+    raise UsageError(
+        f"{inner} cannot be unrolled by higher; use GradientDescent or Adam without tol, "
+        "or backend='batched'"
+    )

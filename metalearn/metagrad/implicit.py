@@ -1,0 +1,104 @@
+"""The implicit meta-gradient: the implicit function theorem at the inner solution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from metalearn.errors import UsageError
+from metalearn.inner import InnerSolution, InnerSolver
+from metalearn.linear_solve import CG, LinearSolver
+from metalearn.metagrad.base import (
+    Certificate,
+    MetaGradient,
+    MetaGradientResult,
+    fixed,
+    live,
+    mean_over_tasks,
+    outer_gradient,
+)
+from metalearn.metagrad.curvature import Curvature, GaussNewton, Hessian
+from metalearn.metagrad.first_order import first_order_at
+from metalearn.problem import BilevelProblem, Meta
+from metalearn.tree import task_norm
+
+
+@dataclass(frozen=True)
+class Implicit(MetaGradient):
+    """d outer / d meta of the *converged* inner problem, in memory that no inner step adds to.
+
+    At params* the inner gradient is 0 whatever meta is; differentiating that,
+
+        d outer / d meta = direct - (d2 inner / d meta d params) A^-1 (d outer / d params),
+
+    A = d2 inner / d params2 (+ damping I). For `FewShot` that is (I + H / lambda)^-1 of the query
+    gradient, H the support loss's Hessian (Rajeswaran et al. 2019, eq. 6). It is exact where the
+    inner gradient and the solve's residual are 0; the certificate says how far they are from it.
+
+    Args:
+        inner: the inner-loop solver; how it gets to params* does not matter.
+        linear_solver: solves with A, every task its own system. None: the first-order gradient at
+            the same inner solution, what ablations call 0 iterations.
+        damping: added to A's diagonal, in the units of the inner objective's curvature; >= 0.
+        curvature: "hessian", or "gauss_newton" (positive semi-definite, so that A is positive
+            definite wherever lambda + damping > 0).
+
+    Raises:
+        UsageError: the inner objective does not depend on meta (`FewShot(prox=0)`), so that the
+            implicit gradient is identically zero.
+        NonFiniteGradient: the outer loss or the gradient is not finite.
+    """
+
+    inner: InnerSolver
+    linear_solver: LinearSolver | None = field(default_factory=CG)
+    damping: float = 0.0
+    curvature: Literal["hessian", "gauss_newton"] = "hessian"
+
+    def __post_init__(self) -> None:
+        if self.curvature not in ("hessian", "gauss_newton"):
+            raise UsageError(
+                f"curvature={self.curvature!r} is unknown; expected 'hessian' or 'gauss_newton'"
+            )
+        if not self.damping >= 0:
+            raise UsageError(f"damping={self.damping}; expected a number of at least 0")
+
+    def __call__(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
+        if self.linear_solver is None:
+            solution = self.adapt(problem, meta, task)
+            certificate = Certificate(solution.grad_norm)
+            return first_order_at(solution, problem, meta, task, certificate)
+
+        constant = fixed(meta)
+        params, steps = self.inner.minimise(
+            lambda params: problem.inner_objective(params, constant, task),
+            problem.init(constant, task),
+        )
+        params, meta = live(params), live(meta)
+        loss, metrics, by_params, direct = outer_gradient(problem, params, meta, task)
+
+        make: type[Hessian] | type[GaussNewton] = (
+            Hessian if self.curvature == "hessian" else GaussNewton
+        )
+        curvature: Curvature = make(problem, params, meta, task)
+        solution = self.linear_solver(self._damped(curvature), by_params, batched=True)
+        mixed = curvature.mixed(solution.value)
+        if not any(m.any() for m in mixed) and any(x.any() for x in solution.value):
+            raise UsageError(
+                "the inner objective does not depend on the meta-parameters, so that its implicit "
+                "gradient is zero; give it a term that does (FewShot: prox above 0) or unroll"
+            )
+        grad_norm = task_norm(curvature.gradient)
+        return MetaGradientResult(
+            mean_over_tasks(meta, [d - m for d, m in zip(direct, mixed, strict=True)], len(loss)),
+            loss,
+            metrics,
+            InnerSolution(fixed(params), curvature.objective, grad_norm, steps),
+            Certificate.of(grad_norm, solution),
+        )
+
+    def _damped(self, curvature: Curvature) -> Any:
+        if not self.damping:
+            return curvature.matvec
+        return lambda v: [
+            a + self.damping * x for a, x in zip(curvature.matvec(v), v, strict=True)
+        ]

@@ -1,0 +1,76 @@
+"""The four-block convolutional network of few-shot learning (Vinyals et al. 2016)."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from metalearn.errors import UsageError
+
+
+class Conv4(nn.Sequential):
+    """Four blocks of 3x3 convolution, batch norm and ReLU, then a linear layer.
+
+    Args:
+        ways: classes of a task.
+        channels: of every block; 32 or 64 in the papers.
+        in_channels: 1 for Omniglot, 3 for colour.
+        strided: halve the size by a stride of 2 (Omniglot in MAML and iMAML); else by 2x2 max
+            pooling (Mini-ImageNet).
+        image_size: height and width of the images; 28 -> 2x2, 84 -> 5x5 features where pooled.
+        norm: "batch" (the statistics of the batch at hand), "group" (8 groups) or "none".
+
+    Weights are Xavier uniform with gain sqrt(3), biases zero. Maps (n, in_channels, image_size,
+    image_size) to (n, ways).
+    """
+
+    def __init__(
+        self,
+        ways: int,
+        channels: int = 64,
+        in_channels: int = 1,
+        strided: bool = True,
+        image_size: int = 28,
+        norm: str = "batch",
+    ) -> None:
+        if ways < 1 or channels < 1 or in_channels < 1:
+            raise UsageError(
+                f"Conv4(ways={ways}, channels={channels}, in_channels={in_channels}); "
+                "each must be at least 1"
+            )
+        layers: list[nn.Module] = []
+        side = image_size
+        for block in range(4):
+            inputs = channels if block else in_channels
+            stride = 2 if strided else 1
+            layers += [
+                nn.Conv2d(inputs, channels, 3, stride, padding=1),
+                *_norm(norm, channels),
+                nn.ReLU(),
+            ]
+            if not strided:
+                layers.append(nn.MaxPool2d(2))
+            side = (side + 1) // 2 if strided else side // 2
+        if side < 1:
+            raise UsageError(
+                f"images of {image_size}x{image_size} are too small for Conv4(strided={strided}); "
+                "expected at least 16x16"
+            )
+        layers += [nn.Flatten(), nn.Linear(channels * side * side, ways)]
+        super().__init__(*layers)
+        for module in self:
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(module.weight, gain=math.sqrt(3))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
+def _norm(kind: str, channels: int) -> list[nn.Module]:
+    if kind == "batch":
+        return [nn.BatchNorm2d(channels, track_running_stats=False)]
+    if kind == "group":
+        return [nn.GroupNorm(math.gcd(8, channels), channels)]
+    if kind == "none":
+        return []
+    raise UsageError(f"norm={kind!r} is unknown; expected 'batch', 'group' or 'none'")

@@ -1,0 +1,199 @@
+"""Layers whose parameters carry a task axis: each takes its module's place inside `TaskBatched`.
+
+Inside a task-batched network activations are (n, T, ...): examples first, then tasks. A convolution
+over T tasks is then one grouped convolution on (n, T * channels, ...), and folding the two axes is a
+view, never a copy. Every layer below maps (n, T, ...) to (n, T, ...) and holds parameters
+(T, ...) put there by `torch.func.functional_call`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metalearn.errors import UsageError
+
+
+class TaskLayer(nn.Module):
+    """A module's twin that acts on (n, T, ...) with parameters of (T, ...), of the same names.
+
+    The parameters registered here only reserve the names; calls bring their own.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        for name, parameter in module.named_parameters(recurse=False):
+            self.register_parameter(name, nn.Parameter(parameter.detach(), requires_grad=False))
+        for name in ("weight", "bias"):
+            if getattr(module, name, None) is None:
+                self.register_parameter(name, None)
+
+
+class TaskConv2d(TaskLayer):
+    """One grouped convolution for all tasks."""
+
+    def __init__(self, module: nn.Conv2d) -> None:
+        super().__init__(module)
+        if module.padding_mode != "zeros" or isinstance(module.padding, str):
+            raise UsageError(
+                f"Conv2d(padding={module.padding!r}, padding_mode={module.padding_mode!r}) cannot "
+                "be task-batched; give the padding as numbers, with padding_mode='zeros'"
+            )
+        self.stride, self.padding = module.stride, module.padding
+        self.dilation, self.groups = module.dilation, module.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        tasks = x.shape[1]
+        bias = None if self.bias is None else self.bias.flatten()
+        weight = self.weight.flatten(0, 1)
+        groups = tasks * self.groups
+        y = F.conv2d(
+            x.flatten(1, 2), weight, bias, self.stride, self.padding, self.dilation, groups
+        )
+        return y.unflatten(1, (tasks, -1))
+
+
+class TaskLinear(TaskLayer):
+    def forward(self, x: Tensor) -> Tensor:
+        shape = x.shape
+        rows = x.transpose(0, 1).flatten(1, -2)
+        y = torch.bmm(rows, self.weight.mT)
+        if self.bias is not None:
+            y = y + self.bias[:, None]
+        return y.unflatten(1, (shape[0], *shape[2:-1])).transpose(0, 1)
+
+
+class TaskBatchNorm(TaskLayer):
+    """Batch normalisation by the statistics of the batch at hand; no running averages.
+
+    `statistics_from`: only so many leading examples give the statistics (None: all). With the
+    support set put first, this is the inductive evaluation: a query's prediction does not depend
+    on the other queries.
+    """
+
+    statistics_from: int | None = None
+
+    def __init__(self, module: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+        super().__init__(module)
+        if module.track_running_stats:
+            raise UsageError(
+                f"{type(module).__name__}(track_running_stats=True) keeps averages over tasks, "
+                "which a task-batched model has no use for; set track_running_stats=False"
+            )
+        self.eps = module.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.flatten()
+        bias = None if self.bias is None else self.bias.flatten()
+        folded = x.flatten(1, 2)
+        if self.statistics_from is None:
+            y = F.batch_norm(folded, None, None, weight, bias, training=True, eps=self.eps)
+        else:
+            axes = [d for d in range(folded.dim()) if d != 1]
+            shape = [-1 if d == 1 else 1 for d in range(folded.dim())]
+            source = folded[: self.statistics_from]
+            variance, mean = torch.var_mean(source, dim=axes, correction=0)
+            scale = (variance + self.eps).rsqrt()
+            y = (folded - mean.view(shape)) * scale.view(shape)
+            if weight is not None and bias is not None:
+                y = y * weight.view(shape) + bias.view(shape)
+        return y.unflatten(1, x.shape[1:3])
+
+
+class TaskGroupNorm(TaskLayer):
+    def __init__(self, module: nn.GroupNorm) -> None:
+        super().__init__(module)
+        self.groups, self.eps = module.num_groups, module.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.flatten()
+        bias = None if self.bias is None else self.bias.flatten()
+        y = F.group_norm(x.flatten(1, 2), x.shape[1] * self.groups, weight, bias, self.eps)
+        return y.unflatten(1, x.shape[1:3])
+
+
+class TaskPool(TaskLayer):
+    """Pooling has no parameters: the tasks are so many more channels."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self.pool = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
+
+
+class TaskFlatten(TaskLayer):
+    def __init__(self, module: nn.Flatten) -> None:
+        super().__init__(module)
+        if (module.start_dim, module.end_dim) != (1, -1):
+            raise UsageError(
+                f"Flatten({module.start_dim}, {module.end_dim}) cannot be task-batched; "
+                "use Flatten(1, -1)"
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2)
+
+
+class TaskElementwise(TaskLayer):
+    """A module without parameters that acts on every element alone, as it is."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x)
+
+
+class TaskVmap(nn.Module):
+    """Any other module, by `torch.func.vmap` over its parameters and its input."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        if any(True for _ in module.buffers()):
+            raise UsageError(
+                f"{type(module).__name__} holds buffers, which tasks would share; "
+                "only modules whose state is in their parameters can be task-batched"
+            )
+        self._module = (module,)  # in a tuple: its parameters are not this module's
+        for name, child in module.named_children():
+            self.add_module(name, child)
+        for name, parameter in module.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        module = self._module[0]
+
+        def one_task(params: dict[str, Tensor], x: Tensor) -> Tensor:
+            return torch.func.functional_call(module, params, (x,))
+
+        return torch.func.vmap(one_task, in_dims=(0, 1), out_dims=1, randomness="different")(
+            dict(self.named_parameters()), x
+        )
+
+
+TWINS: dict[type[nn.Module], Callable[..., nn.Module]] = {
+    nn.Conv2d: TaskConv2d,
+    nn.Linear: TaskLinear,
+    nn.BatchNorm1d: TaskBatchNorm,
+    nn.BatchNorm2d: TaskBatchNorm,
+    nn.GroupNorm: TaskGroupNorm,
+    nn.MaxPool2d: TaskPool,
+    nn.AvgPool2d: TaskPool,
+    nn.AdaptiveAvgPool2d: TaskPool,
+    nn.ZeroPad2d: TaskPool,
+    nn.Flatten: TaskFlatten,
+    nn.ReLU: TaskElementwise,
+    nn.LeakyReLU: TaskElementwise,
+    nn.GELU: TaskElementwise,
+    nn.SiLU: TaskElementwise,
+    nn.Sigmoid: TaskElementwise,
+    nn.Softplus: TaskElementwise,
+    nn.Tanh: TaskElementwise,
+    nn.Identity: TaskElementwise,
+}

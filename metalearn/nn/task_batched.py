@@ -1,0 +1,69 @@
+"""A plain torch module as a function of stacked parameters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.nn.layers import TWINS, TaskBatchNorm, TaskVmap
+
+
+@runtime_checkable
+class TaskBatchable(Protocol):
+    """A module of one's own whose `forward` only calls its children and elementwise operations.
+
+    Saying so (`task_batchable = True`) lets its children be task-batched one by one.
+    """
+
+    task_batchable: ClassVar[bool]
+
+
+class TaskBatched:
+    """`module` for many tasks at once, each with parameters of its own.
+
+    Known layers become grouped convolutions and batched products (`metalearn.nn.layers.TWINS`);
+    `nn.Sequential` and modules that call themselves `task_batchable` are entered; every other module
+    goes through `torch.func.vmap`. Batch norm uses the statistics of the batch at hand, for each
+    task its own.
+
+    `TaskBatched(module)(params, x)`: params maps the names of `module.named_parameters()` to tensors
+    (T, ...); x is (T, n, ...); the result is (T, n, ...). `statistics_from=k` normalises by the
+    first k examples of each task alone.
+
+    Raises:
+        UsageError: a layer cannot be task-batched, for example a batch norm with running averages.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.names = frozenset(name for name, _ in module.named_parameters())
+        self._twin = _twin(module)
+        self._norms = [m for m in self._twin.modules() if isinstance(m, TaskBatchNorm)]
+
+    def __call__(
+        self, params: Mapping[str, Tensor], x: Tensor, statistics_from: int | None = None
+    ) -> Tensor:
+        if params.keys() != self.names:
+            odd = sorted(self.names.symmetric_difference(params))
+            raise ValueError(f"parameters {odd} are missing or not the module's")
+        for norm in self._norms:
+            norm.statistics_from = statistics_from
+        y = torch.func.functional_call(self._twin, dict(params), (x.transpose(0, 1),))
+        return y.transpose(0, 1)
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    make = TWINS.get(type(module))
+    if make is not None:
+        return make(module)
+    entered = isinstance(module, nn.Sequential) or getattr(module, "task_batchable", False)
+    if not entered:
+        return TaskVmap(copy.deepcopy(module))
+    twin = copy.copy(module)
+    twin._modules = {
+        name: child and _twin(child) for name, child in module._modules.items()
+    }
+    return twin

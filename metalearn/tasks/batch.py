@@ -1,0 +1,41 @@
+"""A batch of few-shot tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """T tasks, each with a support set to adapt to and a query set to be judged by.
+
+    Args:
+        support_x: (T, ways * shots, ...).
+        support_y: (T, ways * shots) int64 labels in 0 .. ways - 1, or (T, n, outputs) targets of a
+            regression.
+        query_x: (T, ways * queries, ...).
+        query_y: like support_y, for the queries.
+    """
+
+    support_x: Tensor
+    support_y: Tensor
+    query_x: Tensor
+    query_y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.support_x)
+
+    def __getitem__(self, tasks: slice) -> TaskBatch:
+        return TaskBatch(*(getattr(self, f.name)[tasks] for f in fields(self)))
+
+    def to(self, *args: Any) -> TaskBatch:
+        """Moves or casts the floating-point tensors; labels only move."""
+
+        def move(x: Tensor) -> Tensor:
+            y = x.to(*args)
+            return y if x.is_floating_point() else y.to(x.dtype)
+
+        return TaskBatch(*(move(getattr(self, f.name)) for f in fields(self)))

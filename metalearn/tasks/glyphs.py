@@ -1,0 +1,218 @@
+"""Letters of many scripts, drawn from fonts that are on every machine: needs no download.
+
+As hard as Omniglot by design (nearest neighbours on pixels do about equally well on both), so that
+a method can be developed and tested where the real drawings cannot be had.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from fontTools import unicodedata as scripts
+from fontTools.ttLib import TTFont
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional as F
+
+from metalearn.errors import UsageError
+from metalearn.tasks.cache import Splits, cached
+from metalearn.tasks.images import LabelledImages
+
+# Whole scripts are held out, so that a learner meets new ways of writing, not new letters only.
+# All other scripts train: Latin, Greek, Cyrillic, Arabic and the Canadian syllabics.
+TEST_SCRIPTS = ("Armn", "Geor", "Hebr", "Laoo", "Nkoo")
+VALIDATION_SCRIPTS = ("Tfng", "Lisu", "Ital", "Ogam", "Copt")
+
+# Reference faces first: a letter's shape is compared in the first of them that has it. Other files
+# of matplotlib's hold no letters, boxes for all of Unicode, or symbols at the places of letters.
+_FAMILIES = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")
+
+_EM = 64  # pixels, of the renders that drawings are sampled from
+_CANVAS = 128
+_MIN_INK = 8  # pixels of an em's 64: less is a dot or a tick, no letter
+
+# Two letters are one where their blurred shapes correlate so highly and nowhere differ more.
+_SAME_CORRELATION = 0.90
+_SAME_DIFFERENCE = 0.30
+
+# Strength of the distortion, one standard deviation or half a range each.
+_ROTATION = 0.16  # radians
+_SHEAR = 0.16
+_STRETCH = 0.11  # log of the scale, for each axis
+_SHIFT = 0.09  # of the half side
+_ELASTIC = 0.075  # of the half side, at each of _KNOTS x _KNOTS points
+_KNOTS = 5
+_FILL = 0.72  # of the image's side: the longer side of an undistorted letter's box
+
+
+@dataclass(frozen=True)
+class _Face:
+    font: ImageFont.FreeTypeFont
+    letters: frozenset[int]
+
+
+def glyphs(seed: int = 0, drawings: int = 20, size: int = 28) -> dict[str, LabelledImages]:
+    """The splits "train", "validation" and "test": letters of disjoint scripts, no shape twice.
+
+    Args:
+        seed: of faces and distortions; the letters and their splits do not depend on it.
+        drawings: drawings a letter.
+        size: side of the images in pixels.
+
+    Images are (N, 1, size, size), ink high; a class is named like "Georgian/U+10D0". Of letters
+    that look alike (Latin A, Greek Alpha) one is kept over all splits: the test split's, else the
+    validation split's, else the one with the lowest code point. Built once, then read from the
+    cache.
+
+    Raises:
+        UsageError: `drawings` or `size` is less than 1, or matplotlib's fonts are not there.
+    """
+    if drawings < 1 or size < 1:
+        raise UsageError(f"drawings={drawings} and size={size} have to be 1 or more")
+    return cached(
+        f"glyphs-v1-seed{seed}-drawings{drawings}-size{size}",
+        lambda: _build(seed, drawings, size),
+    )
+
+
+def _build(seed: int, drawings: int, size: int) -> Splits:
+    faces = _faces()
+    chosen: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for code in _distinct(faces):
+        chosen[_split_of(code)].append(code)
+    result = {}
+    for split, codes in chosen.items():
+        images = [_draw(code, faces, seed, drawings, size) for code in codes]
+        labels = torch.arange(len(codes)).repeat_interleave(drawings)
+        result[split] = LabelledImages(torch.cat(images), labels, tuple(map(_name, codes)))
+    return result
+
+
+def _faces() -> list[_Face]:
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    faces = []
+    for family in _FAMILIES:
+        # "DejaVuSans.ttf" before "DejaVuSans-Bold.ttf", in any locale
+        for path in sorted([*folder.glob(f"{family}.ttf"), *folder.glob(f"{family}-*.ttf"),
+                            *folder.glob(f"{family}[BI]*.ttf")], key=lambda p: (len(p.stem), p.stem)):
+            with TTFont(path, lazy=True) as font:
+                codes = font.getBestCmap()
+            letters = frozenset(c for c in codes if _is_letter(c))
+            # No shaping: an Arabic letter is drawn alone, whichever library Pillow was built with.
+            pillow = ImageFont.truetype(str(path), _EM, layout_engine=ImageFont.Layout.BASIC)
+            faces.append(_Face(pillow, letters))
+    if not faces:
+        raise UsageError(f"{folder} has none of matplotlib's fonts; install matplotlib again")
+    return faces
+
+
+def _is_letter(code: int) -> bool:
+    """A letter of one script in its own form: not a bold, raised, positional or joined variant."""
+    character = chr(code)
+    return (
+        unicodedata.category(character).startswith("L")
+        and not unicodedata.decomposition(character).startswith("<")
+        and scripts.script(character) not in ("Zyyy", "Zinh", "Zzzz")
+    )
+
+
+def _split_of(code: int) -> str:
+    script = scripts.script(chr(code))
+    if script in TEST_SCRIPTS:
+        return "test"
+    return "validation" if script in VALIDATION_SCRIPTS else "train"
+
+
+def _name(code: int) -> str:
+    return f"{scripts.script_name(scripts.script(chr(code)))}/U+{code:04X}"
+
+
+def _render(code: int, face: _Face) -> tuple[np.ndarray, float] | None:
+    """(canvas, canvas) uint8 with the letter's box in the middle, and the box's longer half side
+    as a part of the canvas's; None where the face has no ink for the letter."""
+    mask, _ = face.font.getmask2(chr(code), mode="L")
+    box = mask.getbbox()
+    if box is None:
+        return None
+    ink = np.asarray(mask, dtype=np.uint8).reshape(mask.size[::-1])[box[1]:box[3], box[0]:box[2]]
+    ink = ink[:_CANVAS, :_CANVAS]
+    height, width = ink.shape
+    if max(height, width) < _MIN_INK:
+        return None
+    canvas = np.zeros((_CANVAS, _CANVAS), dtype=np.uint8)
+    top, left = (_CANVAS - height) // 2, (_CANVAS - width) // 2
+    canvas[top:top + height, left:left + width] = ink
+    return canvas, max(height, width) / _CANVAS
+
+
+def _distinct(faces: list[_Face]) -> list[int]:
+    """Code points of all splits, in order, such that no two letters look alike."""
+    order = {"test": 0, "validation": 1, "train": 2}  # who keeps a shape that several have
+    codes, renders = [], []
+    for code in sorted(frozenset().union(*(f.letters for f in faces))):
+        face = next(face for face in faces if code in face.letters)
+        if (render := _render(code, face)) is not None:
+            codes.append(code)
+            renders.append(render)
+    rank = sorted(range(len(codes)), key=lambda i: (order[_split_of(codes[i])], codes[i]))
+    canvases = torch.from_numpy(np.stack([renders[i][0] for i in rank]))
+    scale = torch.tensor([renders[i][1] for i in rank])
+    upright = torch.eye(2).expand(len(rank), 2, 2) * scale[:, None, None]
+    grids = F.affine_grid(F.pad(upright, (0, 1)), [len(rank), 1, 48, 48], align_corners=False)
+    shapes = _blur(_sample(canvases, grids, size=24)).flatten(1)
+    unit = F.normalize(shapes, dim=1)
+    kept: set[int] = set()
+    alike = (unit @ unit.T > _SAME_CORRELATION).numpy()
+    for i, row in enumerate(alike):
+        rivals = [k for k in np.flatnonzero(row[:i]) if k in kept]
+        if not rivals or (shapes[rivals] - shapes[i]).abs().amax(1).min() > _SAME_DIFFERENCE:
+            kept.add(i)
+    return sorted(codes[rank[i]] for i in kept)
+
+
+def _blur(images: Tensor) -> Tensor:
+    """(N, 1, h, w) -> the same, smoothed by a binomial kernel of standard deviation 1 pixel."""
+    line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    return F.conv2d(images, (line[:, None] * line)[None, None], padding=2)
+
+
+def _sample(canvases: Tensor, grids: Tensor, size: int) -> Tensor:
+    """Renders at `grids` (N, k size, k size, 2), averaged to (N, 1, size, size) in [0, 1]."""
+    fine = F.grid_sample(canvases.float()[:, None] / 255, grids, align_corners=False)
+    return F.avg_pool2d(fine, grids.shape[1] // size)
+
+
+def _draw(code: int, faces: list[_Face], seed: int, drawings: int, size: int) -> Tensor:
+    """(drawings, 1, size, size) uint8 of one letter, whatever other letters there are."""
+    random = np.random.Generator(np.random.PCG64([seed, code]))
+    renders = [r for f in faces if code in f.letters and (r := _render(code, f)) is not None]
+    picks = random.integers(len(renders), size=drawings)
+    angle = random.normal(0, _ROTATION, drawings)
+    shear = random.normal(0, _SHEAR, drawings)
+    stretch = np.exp(random.normal(0, _STRETCH, (drawings, 2)))
+    shift = random.uniform(-_SHIFT, _SHIFT, (drawings, 2))
+    knots = random.normal(0, _ELASTIC, (drawings, 2, _KNOTS, _KNOTS))
+
+    # The grid maps a drawing's pixels to the render's, so it is the inverse of the distortion.
+    scale = np.array([renders[p][1] for p in picks]) / _FILL
+    cos, sin, one, nil = np.cos(angle), np.sin(angle), np.ones(drawings), np.zeros(drawings)
+    turn = np.stack([cos, -sin, sin, cos], -1).reshape(-1, 2, 2)
+    slant = np.stack([one, shear, nil, one], -1).reshape(-1, 2, 2)
+    linear = (scale[:, None] * stretch)[:, :, None] * (slant @ turn)
+    fine = 2 * size
+    line = torch.linspace(-1, 1, 2 * fine + 1)[1::2]
+    points = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)
+    bend = F.interpolate(
+        torch.from_numpy(knots).float(), (fine, fine), mode="bicubic", align_corners=True
+    )
+    points = points + bend.permute(0, 2, 3, 1) + torch.from_numpy(shift).float()[:, None, None]
+    grids = points @ torch.from_numpy(linear).float().transpose(1, 2)[:, None]
+
+    canvases = torch.from_numpy(np.stack([renders[p][0] for p in picks]))
+    ink = _sample(canvases, grids, size)
+    return (ink * 255).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,180 @@
+"""Omniglot: 1,623 hand-written characters of 50 alphabets, each drawn by 20 people."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import socket
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from metalearn.errors import UsageError
+from metalearn.tasks.cache import Splits, cache_folder, cached
+from metalearn.tasks.images import LabelledImages
+
+SETS = ("images_background", "images_evaluation")
+_SIDE = 105
+_DRAWING = re.compile(r"(?P<character>[^/]+/character\d+)/[^/]+\.png")
+_LARGEST = 1 << 20  # bytes of one drawing; real ones have a few hundred
+_LAYOUT = "images_background and images_evaluation, each as a folder or a .zip"
+_TIMEOUT_S = 30.0
+
+_UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, RuntimeError, NotImplementedError)
+_UNREADABLE += (zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
+
+
+def omniglot(
+    source: str | Path | None = None,
+    size: int = 28,
+    seed: int = 0,
+    splits: tuple[int, int, int] = (1100, 100, 423),
+    drawings: int = 20,
+) -> dict[str, LabelledImages]:
+    """Omniglot in its three splits "train", "validation" and "test", of disjoint characters.
+
+    Args:
+        source: a folder that holds images_background and images_evaluation, each unpacked or as a
+            .zip. None: `$METALEARN_DATA/omniglot` where that exists, else it is downloaded. It is
+            read only when the cache does not hold this size and seed already, even when given.
+        size: side of the images in pixels.
+        seed: shuffles the characters, over all alphabets and both sets, before they are split.
+        splits: characters a split; together they are as many as the source has to hold.
+        drawings: drawings a character.
+
+    Images are (N, 1, size, size), ink high; a class is named "Alphabet/characterNN".
+
+    Raises:
+        UsageError: the source is absent, incomplete or damaged, or the download failed.
+    """
+    if size < 1:
+        raise UsageError(f"size={size} is no side of an image; give 1 or more pixels")
+
+    def build() -> Splits:
+        folder = _default_source() if source is None else Path(source).expanduser()
+        return _split(_read(folder, size, sum(splits), drawings), seed, splits)
+
+    counts = "-".join(map(str, splits))
+    return cached(f"omniglot-v1-size{size}-seed{seed}-{counts}x{drawings}", build)
+
+
+def _default_source() -> Path:
+    data = os.environ.get("METALEARN_DATA")
+    if data and (folder := Path(data).expanduser() / "omniglot").is_dir():
+        return folder
+    return _download()
+
+
+def _download() -> Path:
+    from torchvision.datasets import Omniglot  # slow to import, and needed here only
+
+    root = cache_folder() / "omniglot"
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT_S)  # torchvision itself would wait for ever
+    try:
+        for background in (True, False):
+            Omniglot(str(root), background=background, download=True)
+    except (OSError, RuntimeError, zipfile.BadZipFile) as fault:
+        raise UsageError(
+            f"Omniglot could not be downloaded into {root} ({fault}); fetch {SETS[0]}.zip and "
+            f"{SETS[1]}.zip in another way and run `metalearn data prepare omniglot source=FOLDER`"
+        ) from fault
+    finally:
+        socket.setdefaulttimeout(before)
+    return root / Omniglot.folder
+
+
+def _read(folder: Path, size: int, characters: int, drawings: int) -> dict[str, np.ndarray]:
+    """Character name -> (drawings, size, size) uint8, complete."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder; give source= a folder that holds {_LAYOUT}")
+    images: dict[str, list[np.ndarray]] = {}
+    for name in SETS:
+        for character, where, read in _drawings_of(folder, name):
+            images.setdefault(character, []).append(_decode(read, where, size))
+    for character, found in images.items():
+        if len(found) != drawings:
+            raise UsageError(
+                f"{character} in {folder} has {len(found)} drawings instead of {drawings}; "
+                "unpack or fetch Omniglot again"
+            )
+    if len(images) != characters:
+        raise UsageError(
+            f"{folder} holds {len(images)} characters instead of {characters}; "
+            "unpack or fetch Omniglot again"
+        )
+    return {character: np.stack(found) for character, found in images.items()}
+
+
+def _drawings_of(folder: Path, name: str) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
+    """(character, where it lies, its reader) of each drawing of a set, in order of file names.
+
+    An archive goes before a folder: unpacking may have been interrupted. Nothing is extracted.
+    """
+    path = folder / f"{name}.zip"
+    if path.is_file():
+        try:
+            archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as fault:
+            raise UsageError(
+                f"{path} is cut short or not a zip archive ({fault}); fetch it again"
+            ) from fault
+        with archive:
+            for info in sorted(archive.infolist(), key=lambda info: info.filename):
+                found = _DRAWING.fullmatch(info.filename.removeprefix(f"{name}/"))
+                if found and info.filename.startswith(f"{name}/"):
+                    where = f"{info.filename} in {path}"
+                    if info.file_size > _LARGEST:
+                        raise UsageError(
+                            f"{where} claims {info.file_size} bytes, which no drawing has; "
+                            "fetch Omniglot again"
+                        )
+                    yield found["character"], where, lambda i=info: archive.read(i)
+    elif (folder / name).is_dir():
+        for file in sorted((folder / name).glob("*/character*/*.png")):
+            found = _DRAWING.fullmatch(file.relative_to(folder / name).as_posix())
+            if found:
+                yield found["character"], str(file), file.read_bytes
+    else:
+        raise UsageError(f"{folder} has no {name}; put {_LAYOUT} there")
+
+
+def _decode(read: Callable[[], bytes], where: str, size: int) -> np.ndarray:
+    """One drawing as (size, size) uint8 with ink high."""
+    try:
+        with Image.open(io.BytesIO(read())) as file:
+            shape = file.size
+            image = file.convert("L") if shape == (_SIDE, _SIDE) else None
+    except _UNREADABLE as fault:
+        raise UsageError(
+            f"{where} is not a readable image ({fault}); fetch Omniglot again"
+        ) from fault
+    if image is None:
+        raise UsageError(
+            f"{where} is {shape[0]}x{shape[1]} pixels instead of {_SIDE}x{_SIDE}; "
+            "give the original drawings, not resized ones"
+        )
+    return 255 - np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def _split(images: dict[str, np.ndarray], seed: int, splits: tuple[int, int, int]) -> Splits:
+    # A hash and no random generator: the same order with any version of any library.
+    def rank(character: str) -> bytes:
+        return hashlib.sha256(f"{seed}:{character}".encode()).digest()
+
+    ordered = sorted(images, key=rank)
+    result, start = {}, 0
+    for name, count in zip(("train", "validation", "test"), splits, strict=True):
+        classes = sorted(ordered[start : start + count])
+        start += count
+        stacked = torch.from_numpy(np.stack([images[c] for c in classes]))
+        labels = torch.arange(count).repeat_interleave(stacked.shape[1])
+        result[name] = LabelledImages(stacked.flatten(0, 1).unsqueeze(1), labels, tuple(classes))
+    return result

@@ -1,0 +1,136 @@
+"""Weights & Biases runs that stay on this machine unless sending is asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+_warn = logging.getLogger(__name__).warning
+
+
+class Tracker:
+    """A W&B run of the real client; offline unless `mode` says otherwise, and nothing is sent then.
+
+    run_dir: W&B's own folder, `wandb/`, is made inside it.
+    config:  the run's configuration, nested mappings of plain values.
+    mode:    "offline" writes files that `wandb sync` can send later, whatever WANDB_MODE says;
+             "online" sends as it goes and needs a W&B key; "disabled" does nothing at all and
+             does not import W&B.
+    run_id:  the id of an earlier run, which "online" then carries on with.
+    warn:    told of a failure of W&B's. Training never stops for one: it is said once, in one
+             sentence, and the tracker does nothing from then on.
+
+    No code, git state, package list, host name, console output or machine statistics are recorded.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Mapping[str, Any],
+        mode: Literal["offline", "online", "disabled"] = "offline",
+        project: str = "metalearn",
+        name: str | None = None,
+        run_id: str | None = None,
+        warn: Callable[[str], None] = _warn,
+    ) -> None:
+        self._mode = mode
+        self._warn = warn
+        self._run: Any = None  # a wandb.Run; None when disabled, finished or failed
+        self._wandb: Any = None
+        self._run_id = run_id
+        self._path: Path | None = None
+        if mode != "disabled":
+            self._guard(lambda: self._start(Path(run_dir), config, project, name))
+
+    @property
+    def run_id(self) -> str | None:
+        """W&B's id of the run, to hand to the tracker that resumes it; kept after `finish`."""
+        return self._run_id
+
+    @property
+    def path(self) -> Path | None:
+        """The offline run's folder, which `wandb sync` takes; None if there is none."""
+        return self._path
+
+    def log(self, row: Mapping[str, float | int | str | None], step: int) -> None:
+        """Log `row` at `step`, less its None values; nan and infinities are logged as they are.
+
+        Rows of one step are merged. W&B drops a row whose step is below one already logged.
+        """
+        values = {key: value for key, value in row.items() if value is not None}
+        if self._run is not None and values:
+            self._guard(lambda: self._run.log(values, step=step))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a table under `name`, with the row of the step last logged."""
+        if self._run is not None:
+            self._guard(lambda: self._log_table(name, columns, rows))
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Set the run's summary, less its None values, and close the run. Later calls do nothing."""
+        if self._run is not None:
+            self._guard(lambda: self._close(summary))
+
+    def _start(
+        self, run_dir: Path, config: Mapping[str, Any], project: str, name: str | None
+    ) -> None:
+        offline = self._mode == "offline"
+        if offline:
+            # W&B reports its own crashes over the network even when a run is offline. It reads
+            # this when it is imported.
+            os.environ["WANDB_ERROR_REPORTING"] = "false"
+        import wandb  # takes a second: not at the top
+
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._wandb = wandb
+        self._run = wandb.init(
+            dir=run_dir,
+            config=dict(config),
+            mode=self._mode,
+            project=project,
+            name=name,
+            id=self._run_id,
+            resume="allow" if self._run_id and not offline else None,
+            reinit="create_new",  # leaves the caller's own runs, and wandb.run, alone
+            settings=wandb.Settings(
+                silent=True,
+                quiet=True,
+                console="off",
+                disable_code=True,
+                disable_git=True,
+                disable_job_creation=True,
+                save_code=False,
+                x_disable_machine_info=True,
+                x_disable_meta=True,
+                x_disable_stats=True,
+                x_save_requirements=False,
+                # Else an offline table is staged in the user's home folder, and the run's files
+                # name that path: the folder could not be synced from elsewhere.
+                allow_offline_artifacts=False,
+            ),
+        )
+        self._run_id = self._run.id
+        self._path = Path(self._run.dir).parent if offline else None
+
+    def _log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        table = self._wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+        # Uncommitted: a commit would move W&B's step on, and drop later rows of this step.
+        self._run.log({name: table}, commit=False)
+
+    def _close(self, summary: Mapping[str, Any]) -> None:
+        self._run.summary.update({k: v for k, v in summary.items() if v is not None})
+        self._run.finish()
+        self._run = None
+
+    def _guard(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        # Anything may go wrong in a client that runs a process of its own and speaks to a network,
+        # and none of it is worth a training run: hence every Exception, in this one place.
+        except Exception as error:
+            self._run = None
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            self._warn(f"W&B stopped, and this run goes on without it: {reason}.")

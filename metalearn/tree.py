@@ -1,0 +1,144 @@
+"""Pytrees of tensors seen as vectors: the few helpers that solvers and gradients share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+Tree = Any
+"""A nest of dicts, lists, tuples and dataclasses of tensors."""
+
+
+@dataclass(frozen=True)
+class Raveler:
+    """Turns a pytree into a matrix of shape (T, N), a row for each task's system, and back.
+
+    Without a task axis (`batched=False`) the whole tree is the one row of a (1, N) matrix, so that
+    an algorithm is written once, for many systems.
+
+    Args:
+        like: the tree whose structure, shapes and types are kept.
+        batched: every leaf begins with the same task axis T.
+
+    Raises:
+        ValueError: a leaf is no tensor of a floating type, or the leaves' task axes differ.
+    """
+
+    spec: TreeSpec
+    shapes: tuple[torch.Size, ...]
+    dtypes: tuple[torch.dtype, ...]
+    dtype: torch.dtype
+    tasks: int
+    batched: bool
+
+    @classmethod
+    def of(cls, like: Tree, batched: bool) -> Raveler:
+        leaves, spec = tree_flatten(like)
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+                what = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
+                raise ValueError(f"a leaf of the pytree is {what}; expected a floating-point tensor")
+        if not leaves:
+            raise ValueError("the pytree is empty; expected at least one tensor")
+        tasks = 1
+        if batched:
+            axes = {leaf.shape[0] if leaf.dim() else 0 for leaf in leaves}
+            if len(axes) != 1 or 0 in axes:
+                raise ValueError(
+                    f"leaves begin with axes of {sorted(axes)}; with batched=True every leaf begins "
+                    "with the same task axis, of length at least 1"
+                )
+            tasks = axes.pop()
+        dtypes = tuple(leaf.dtype for leaf in leaves)
+        dtype = dtypes[0]
+        for other in dtypes[1:]:
+            dtype = torch.promote_types(dtype, other)
+        shapes = tuple(leaf.shape for leaf in leaves)
+        return cls(spec, shapes, dtypes, dtype, tasks, batched)
+
+    def ravel(self, tree: Tree) -> Tensor:
+        """The tree as a (T, N) matrix of the widest of its types."""
+        leaves, spec = tree_flatten(tree)
+        shapes = tuple(getattr(leaf, "shape", None) for leaf in leaves)
+        if spec != self.spec or shapes != self.shapes:
+            raise ValueError(
+                f"a pytree with leaves of shapes {[tuple(s or ()) for s in shapes]} came where one "
+                f"with {[tuple(s) for s in self.shapes]} and the same structure was expected"
+            )
+        return torch.cat([leaf.reshape(self.tasks, -1).to(self.dtype) for leaf in leaves], dim=1)
+
+    def unravel(self, matrix: Tensor) -> Tree:
+        """The (T, N) matrix as a tree of the original structure, shapes and types."""
+        sizes = [shape.numel() // self.tasks for shape in self.shapes]
+        rows = matrix.split(sizes, dim=1)
+        leaves = [
+            row.reshape(shape).to(dtype)
+            for row, shape, dtype in zip(rows, self.shapes, self.dtypes, strict=True)
+        ]
+        return tree_unflatten(leaves, self.spec)
+
+    def matvec(self, function: Callable[[Tree], Tree]) -> Callable[[Tensor], Tensor]:
+        """A map between trees as a map between (T, N) matrices."""
+        return lambda matrix: self.ravel(function(self.unravel(matrix)))
+
+    def per_system(self, values: Tensor) -> Tensor:
+        """A figure for each system, (T,), as the caller sees it: 0-d without a task axis."""
+        return values if self.batched else values[0]
+
+
+def leaves_of(tree: Tree) -> list[Tensor]:
+    """The tensors of a pytree, in its order."""
+    return tree_flatten(tree)[0]
+
+
+def like_tree(tree: Tree, leaves: Sequence[Tensor]) -> Tree:
+    """A pytree of the structure of `tree` with other leaves."""
+    return tree_unflatten(list(leaves), tree_flatten(tree)[1])
+
+
+def task_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Dot products of two lists of (T, ...) tensors over all axes but the first: (T,)."""
+    return sum(
+        ((x * y).flatten(1).sum(1) if x.dim() > 1 else x * y for x, y in zip(a, b, strict=True)),
+        start=a[0].new_zeros(()),
+    )
+
+
+def task_norm(a: Sequence[Tensor]) -> Tensor:
+    """Euclidean norms of a list of (T, ...) tensors over all axes but the first: (T,)."""
+    return task_dot(a, a).sqrt()
+
+
+def gradients(
+    outputs: Sequence[Tensor] | Tensor,
+    inputs: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor] | None = None,
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> list[Tensor]:
+    """`torch.autograd.grad` where an input that the outputs do not depend on has gradient zero.
+
+    Outputs that carry no graph at all are left out: their derivative is zero.
+    """
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    weights = list(grad_outputs) if grad_outputs is not None else [None] * len(outputs)
+    pairs = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
+    if not pairs or not inputs:
+        return [torch.zeros_like(x) for x in inputs]
+    found = torch.autograd.grad(
+        [o for o, _ in pairs],
+        list(inputs),
+        [w for _, w in pairs],
+        create_graph=create_graph,
+        retain_graph=retain_graph,
+        allow_unused=True,
+    )
+    return [
+        torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)
+    ]
