@@ -69,45 +69,42 @@ class CG:
         left = self.max_iters
         while True:
             z = precondition(r) if precondition else r
-            p, rz = z.clone(), (r * z).sum(1)
+            p, rz = z, dot(r, z)
             scale = torch.zeros_like(tolerance)
             while left and running.any():
                 left -= 1
                 iterations += running
                 ap = apply(p)
-                pp, pap = (p * p).sum(1), (p * ap).sum(1)
+                pp, pap = dot(p, p), dot(p, ap)
                 scale = scale.maximum((ap.norm(dim=1) / pp.sqrt()).nan_to_num(0.0, 0.0))
                 rounding = torch.finfo(pap.dtype).eps * scale * pp
                 defective = ~(pap.isfinite() & rz.isfinite())
-                stop = [
+                inverse_alpha = pap / torch.where(rz > 0, rz, 1.0)
+                seen = running & ~defective & (rz > 0)
+                for condition, why in (
                     (defective, Status.NON_FINITE),
                     (pap < -rounding, Status.NEGATIVE_CURVATURE),
                     (pap <= rounding, Status.SINGULAR),
                     (rz <= 0, Status.BREAKDOWN),
-                ]
-                inverse_alpha = pap / torch.where(rz > 0, rz, 1.0)
-                seen = running & ~defective & (rz > 0)
-                for condition, why in stop:
+                ):
                     status = torch.where(running & condition, why, status)
                     running = running & ~condition
 
                 # Systems at rest take a step of zero, so that all move by the same few operations.
+                ap = ap if running.all() else torch.where(running[:, None], ap, 0.0)
                 alpha = torch.where(running, rz / torch.where(running, pap, 1.0), 0.0)
-                x_next = x + alpha[:, None] * p
-                overflow = running & ~x_next.isfinite().all(dim=1)
-                status = torch.where(overflow, Status.NON_FINITE, status)
-                running = running & ~overflow
-                x = torch.where(running[:, None], x_next, x)
-                r = torch.where(running[:, None], r - alpha[:, None] * ap, r)
-                met = running & (r.norm(dim=1) <= tolerance)
+                x = torch.addcmul(x, alpha[:, None], p)
+                r = torch.addcmul(r, -alpha[:, None], ap)
+                r_norm = r.norm(dim=1)
+                met = running & (r_norm <= tolerance)
                 status = torch.where(met, Status.CONVERGED, status)
                 running = running & ~met
 
                 z = precondition(r) if precondition else r
-                rz_next = (r * z).sum(1)
+                rz_next = r_norm * r_norm if z is r else dot(r, z)
                 beta = torch.where(running, rz_next / torch.where(rz > 0, rz, 1.0), 0.0)
                 lanczos.add(inverse_alpha, beta, seen)
-                p = torch.where(running[:, None], z + beta[:, None] * p, p)
+                p = torch.addcmul(z, beta[:, None], p)
                 rz = rz_next
 
             if x0 is not None or iterations.any():
@@ -123,8 +120,17 @@ class CG:
             if not running.any():
                 break
 
-        r = torch.where(finite[:, None], r, torch.inf)
+        # An iterate that overflowed is given up for zero.
+        overflow = finite & ~x.isfinite().all(dim=1)
+        status = torch.where(overflow, Status.NON_FINITE, status)
+        x = torch.where(overflow[:, None], 0.0, x)
+        r = torch.where(overflow[:, None], target, torch.where(finite[:, None], r, torch.inf))
         return finish(raveler, x, r, target, iterations, status, lanczos.bounds())
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Dot products of the rows of two (T, N) matrices: (T,)."""
+    return torch.bmm(a[:, None], b[:, :, None])[:, 0, 0]
 
 
 class _Lanczos:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.errors import UsageError
+from metalearn.nn.convolution import Geometry, grouped_conv2d
 
 
 class TaskLayer(nn.Module):
@@ -47,12 +48,10 @@ class TaskConv2d(TaskLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         tasks = x.shape[1]
-        bias = None if self.bias is None else self.bias.flatten()
-        weight = self.weight.flatten(0, 1)
-        groups = tasks * self.groups
-        y = F.conv2d(
-            x.flatten(1, 2), weight, bias, self.stride, self.padding, self.dilation, groups
-        )
+        geometry = Geometry(self.stride, self.padding, self.dilation, tasks * self.groups)
+        y = grouped_conv2d(x.flatten(1, 2), self.weight.flatten(0, 1), geometry)
+        if self.bias is not None:
+            y = y + self.bias.reshape(-1, 1, 1)
         return y.unflatten(1, (tasks, -1))
 
 

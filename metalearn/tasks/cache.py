@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +22,10 @@ Splits = dict[str, LabelledImages]
 
 _FIELDS = ("images", "labels", "classes")
 # What numpy and zipfile raise for a file that is cut short, altered, or not an archive at all.
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, RuntimeError)
-_DAMAGE += (zipfile.BadZipFile, zlib.error, NotImplementedError)
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, IndexError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+)
 
 
 def cache_folder() -> Path:
@@ -38,7 +41,8 @@ def cached(name: str, build: Callable[[], Splits]) -> Splits:
     """The dataset `name` from the cache; built, and kept there, where the cache has none.
 
     Args:
-        name: the file's stem. It holds all that the content depends on: dataset, version, seed, size.
+        name: the file's stem. It holds all that the content depends on: dataset, version,
+            seed, size.
         build: makes the dataset; called only when the cache has no sound file.
 
     A damaged file is built again, and a folder that cannot be written is done without; either is
@@ -68,11 +72,14 @@ def cached(name: str, build: Callable[[], Splits]) -> Splits:
 
 
 def _read(path: Path) -> Splits:
-    with np.load(path, allow_pickle=False) as archive:
+    # Opened here: np.load leaves its own file open when the archive turns out to be damaged.
+    with path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("not an archive of arrays")
-        arrays = {key: archive[key] for key in archive.files}
-    splits = {}
+        with archive:
+            arrays = {key: archive[key] for key in archive.files}
+    splits: Splits = {}
     for split in dict.fromkeys(key.rpartition("/")[0] for key in arrays):
         images, labels, classes = (arrays[f"{split}/{field}"] for field in _FIELDS)
         names = tuple(str(name) for name in classes)
@@ -86,7 +93,7 @@ def _read(path: Path) -> Splits:
 
 def _write(path: Path, splits: Splits) -> None:
     """Writes beside `path` and renames, so that `path` is whole whenever it exists."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split, data in splits.items():
         values = (data.images.numpy(), data.labels.numpy(), np.array(data.classes, dtype=np.str_))
         arrays |= {f"{split}/{field}": v for field, v in zip(_FIELDS, values, strict=True)}

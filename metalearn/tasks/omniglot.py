@@ -10,6 +10,7 @@ import socket
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,10 @@ _LARGEST = 1 << 20  # bytes of one drawing; real ones have a few hundred
 _LAYOUT = "images_background and images_evaluation, each as a folder or a .zip"
 _TIMEOUT_S = 30.0
 
-_UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, RuntimeError, NotImplementedError)
-_UNREADABLE += (zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, SyntaxError, RuntimeError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, Image.DecompressionBombError),
+)
 
 
 def omniglot(
@@ -88,7 +91,7 @@ def _download() -> Path:
         ) from fault
     finally:
         socket.setdefaulttimeout(before)
-    return root / Omniglot.folder
+    return root / str(Omniglot.folder)
 
 
 def _read(folder: Path, size: int, characters: int, drawings: int) -> dict[str, np.ndarray]:
@@ -136,7 +139,7 @@ def _drawings_of(folder: Path, name: str) -> Iterator[tuple[str, str, Callable[[
                             f"{where} claims {info.file_size} bytes, which no drawing has; "
                             "fetch Omniglot again"
                         )
-                    yield found["character"], where, lambda i=info: archive.read(i)
+                    yield found["character"], where, partial(archive.read, info)
     elif (folder / name).is_dir():
         for file in sorted((folder / name).glob("*/character*/*.png")):
             found = _DRAWING.fullmatch(file.relative_to(folder / name).as_posix())
@@ -170,7 +173,8 @@ def _split(images: dict[str, np.ndarray], seed: int, splits: tuple[int, int, int
         return hashlib.sha256(f"{seed}:{character}".encode()).digest()
 
     ordered = sorted(images, key=rank)
-    result, start = {}, 0
+    result: Splits = {}
+    start = 0
     for name, count in zip(("train", "validation", "test"), splits, strict=True):
         classes = sorted(ordered[start : start + count])
         start += count

@@ -1,0 +1,37 @@
+# Every target sets up .venv by itself; PYTHON=/path/to/python chooses the interpreter it is made with.
+
+.DEFAULT_GOAL := help
+.PHONY: help bootstrap demo test test-slow lint bench clean distclean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s  %s\n", $$1, $$2 }' Makefile
+
+bootstrap:
+	@scripts/bootstrap
+
+demo: bootstrap  ## a first look: a few minutes at most, no data needed
+	@.venv/bin/python scripts/demo.py
+
+# One thread a worker: the tests' tensors are small, and threads of several workers would fight for the cores.
+pytest := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4
+
+test: bootstrap  ## the tests, without the slow ones
+	@$(pytest) -m "not slow"
+
+test-slow: bootstrap  ## the slow tests
+	@$(pytest) -m slow
+
+lint: bootstrap  ## style, format and types
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+
+bench: bootstrap  ## the speed of every way to differentiate
+	@.venv/bin/python scripts/bench_backends.py
+
+clean:  ## remove caches and runs/, keep results/ and .venv
+	@rm -rf runs wandb build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean  ## remove .venv too
+	@rm -rf .venv

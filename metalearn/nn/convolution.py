@@ -1,0 +1,180 @@
+"""Convolutions of many tasks, each with a kernel of its own, differentiable at full speed.
+
+A convolution is bilinear in its input and its kernel, and so are its two gradients. The three maps
+
+    output(x, w),   input_grad(y, w) = (d output / d x)' y,   weight_grad(x, y) = (d output / d w)' y
+
+are closed under differentiation: the derivative of each is made of the other two. Written as three
+autograd functions, each one grouped kernel for all tasks, a Hessian product costs what the gradients
+it is made of cost. (Torch's own double backward of a grouped convolution loops over the groups.)
+Kernels of one channel, the first layer's for grey images, go by patches and a matrix product, which
+is several times faster than the grouped kernel there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Geometry(NamedTuple):
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @property
+    def plain(self) -> bool:
+        return self.dilation == (1, 1)
+
+    def out(self, x: Tensor, weight: Tensor) -> tuple[int, int]:
+        """Height and width of the output, without dilation."""
+        h, w = (
+            (x.shape[i] + 2 * self.padding[i - 2] - weight.shape[i]) // self.stride[i - 2] + 1
+            for i in (2, 3)
+        )
+        return h, w
+
+
+def grouped_conv2d(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """`torch.nn.functional.conv2d` without a bias: (n, G c, H, W) by (G o, c, h, w).
+
+    Reverse mode of any order, forward mode, and `torch.func.vmap`.
+    """
+    return _Output.apply(x, weight, geometry)
+
+
+def _forward(x: Tensor, weight: Tensor, g: Geometry) -> Tensor:
+    if weight.shape[1] > 1 or not g.plain:
+        return F.conv2d(x, weight, None, g.stride, g.padding, g.dilation, g.groups)
+    n, outputs, (height, width) = len(x), len(weight), g.out(x, weight)
+    kernels = weight.view(g.groups, -1, weight.shape[2] * weight.shape[3])
+    y = torch.bmm(kernels, _patches(x, weight, g))
+    return y.view(outputs, n, height, width).transpose(0, 1).contiguous()
+
+
+def _patches(x: Tensor, weight: Tensor, g: Geometry) -> Tensor:
+    """(n, G, H, W) to (G, h w, n H' W'), a column for each place that the kernel is put."""
+    kh, kw = weight.shape[2:]
+    padded = F.pad(x, (g.padding[1], g.padding[1], g.padding[0], g.padding[0]))
+    a, b, i, j = padded.stride()
+    windows = padded.as_strided(
+        (g.groups, kh, kw, len(x), *g.out(x, weight)),
+        (b, i, j, a, i * g.stride[0], j * g.stride[1]),
+    )
+    return windows.reshape(g.groups, kh * kw, -1)
+
+
+def _backward(
+    y: Tensor, x: Tensor, weight: Tensor, g: Geometry, of_input: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
+        y, x, weight, None, g.stride, g.padding, g.dilation, False, (0, 0), g.groups,
+        (of_input, not of_input, False),
+    )  # fmt: skip
+
+
+class _Gradient(torch.autograd.Function):
+    """What the two gradients share: two factors, the result's shape and the geometry."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        a, b, ctx.shape, ctx.geometry = inputs
+        ctx.save_for_backward(a, b)
+        ctx.save_for_forward(a, b)
+
+
+class _Output(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, g: Geometry) -> Tensor:
+        return _forward(x, weight, g)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, ctx.geometry = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, y: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        need_x, need_weight, _ = ctx.needs_input_grad
+        return (
+            _InputGrad.apply(y, weight, x.shape, ctx.geometry) if need_x else None,
+            _WeightGrad.apply(x, y, weight.shape, ctx.geometry) if need_weight else None,
+            None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, _: None) -> Tensor:
+        x, weight = ctx.saved_tensors
+        return _sum(
+            None if dx is None else _Output.apply(dx, weight, ctx.geometry),
+            None if dw is None else _Output.apply(x, dw, ctx.geometry),
+        )
+
+
+class _InputGrad(_Gradient):
+    @staticmethod
+    def forward(y: Tensor, weight: Tensor, shape: torch.Size, g: Geometry) -> Tensor:
+        x = y.new_empty(1).expand(shape)  # only its shape is read
+        return _backward(y, x, weight, g, of_input=True)[0]
+
+    @staticmethod
+    def backward(ctx: Any, x: Tensor) -> Any:
+        y, weight = ctx.saved_tensors
+        need_y, need_weight, _, _ = ctx.needs_input_grad
+        return (
+            _Output.apply(x, weight, ctx.geometry) if need_y else None,
+            _WeightGrad.apply(x, y, weight.shape, ctx.geometry) if need_weight else None,
+            None,
+            None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, dy: Tensor | None, dw: Tensor | None, *_: None) -> Tensor:
+        y, weight = ctx.saved_tensors
+        return _sum(
+            None if dy is None else _InputGrad.apply(dy, weight, ctx.shape, ctx.geometry),
+            None if dw is None else _InputGrad.apply(y, dw, ctx.shape, ctx.geometry),
+        )
+
+
+class _WeightGrad(_Gradient):
+    @staticmethod
+    def forward(x: Tensor, y: Tensor, shape: torch.Size, g: Geometry) -> Tensor:
+        weight = y.new_empty(1).expand(shape)  # only its shape is read
+        if shape[1] > 1 or not g.plain:
+            return _backward(y, x, weight, g, of_input=False)[1]
+        rows = y.transpose(0, 1).reshape(g.groups, shape[0] // g.groups, -1)
+        return torch.bmm(rows, _patches(x, weight, g).mT).view(shape)
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor) -> Any:
+        x, y = ctx.saved_tensors
+        need_x, need_y, _, _ = ctx.needs_input_grad
+        return (
+            _InputGrad.apply(y, weight, x.shape, ctx.geometry) if need_x else None,
+            _Output.apply(x, weight, ctx.geometry) if need_y else None,
+            None,
+            None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, *_: None) -> Tensor:
+        x, y = ctx.saved_tensors
+        return _sum(
+            None if dx is None else _WeightGrad.apply(dx, y, ctx.shape, ctx.geometry),
+            None if dy is None else _WeightGrad.apply(x, dy, ctx.shape, ctx.geometry),
+        )
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Any:
+    return b if a is None else a if b is None else a + b

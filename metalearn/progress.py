@@ -1,0 +1,60 @@
+"""What a run shows while it goes: a bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class RunProgress:
+    """A context manager; `update(step, text)` after each step, `say(text)` for a line that stays.
+
+    Without a terminal `update` prints a line at most every `every_s` seconds, and at the end.
+    """
+
+    def __init__(self, total: int, start: int = 0, every_s: float = 10.0) -> None:
+        self._console = Console(stderr=False, soft_wrap=True, highlight=False)
+        self._total, self._every_s, self._last = total, every_s, time.monotonic()
+        self._began, self._start = time.monotonic(), start
+        self._bar: Progress | None = None
+        if sys.stdout.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._id = self._bar.add_task("meta-step", total=total, completed=start, text="")
+
+    def __enter__(self) -> RunProgress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, step: int, text: str) -> None:
+        if self._bar:
+            self._bar.update(self._id, completed=step, text=text)
+            return
+        now = time.monotonic()
+        if now - self._last >= self._every_s or step == self._total:
+            self._last = now
+            left = (now - self._began) / max(1, step - self._start) * (self._total - step)
+            self.say(f"meta-step {step}/{self._total}  {text}  {left:.0f} s left")
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False)

@@ -1,0 +1,51 @@
+"""Where a figure comes from: versions, commit, machine, date."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import metalearn
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """What a result needs beside it to be made again; no host or user name."""
+    return {
+        "versions": {
+            "metalearn": metalearn.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "learn2learn", "higher", "numpy")},
+        },
+        "commit": _commit(),
+        "machine": _machine(device),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {os.cpu_count()} cores"
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package lies in, "+" behind it if files differ."""
+    root = Path(metalearn.__file__).parent.parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None  # installed from a wheel, or no git here

@@ -1,0 +1,70 @@
+"""Where a run's tasks come from: one dataset, its three splits, a sampler for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from metalearn.errors import UsageError
+from metalearn.tasks.batch import TaskBatch
+from metalearn.tasks.images import LabelledImages
+from metalearn.tasks.sampler import ImageTaskSampler
+
+
+class Sampler(Protocol):
+    """A seeded stream of task batches."""
+
+    def sample(self, num_tasks: int) -> TaskBatch: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Tasks(Protocol):
+    """Samplers of the splits "train", "validation" and "test"."""
+
+    def sampler(self, split: str, seed: int, device: torch.device | str) -> Sampler: ...
+
+
+@dataclass
+class ImageTasks:
+    """Few-shot classification on an image dataset.
+
+    Args:
+        dataset: gives the splits when called; nothing is read before that.
+        ways, shots, queries: of a training task.
+        test_queries: query images a class in validation and test.
+        rotations: adds each training class turned by 90, 180 and 270 degrees as further classes
+            (Santoro et al. 2016); validation and test classes stay as drawn.
+        channels, image_size: what the images must be, for the model that is built beside.
+    """
+
+    dataset: Callable[[], Mapping[str, LabelledImages]]
+    ways: int
+    shots: int
+    queries: int
+    test_queries: int
+    rotations: bool
+    channels: int
+    image_size: int
+    _splits: Mapping[str, LabelledImages] | None = None
+
+    def sampler(self, split: str, seed: int, device: torch.device | str) -> ImageTaskSampler:
+        if self._splits is None:
+            self._splits = self.dataset()
+        data = self._splits[split]
+        expected = (self.channels, self.image_size, self.image_size)
+        if tuple(data.images.shape[1:]) != expected:
+            raise UsageError(
+                f"the images are {tuple(data.images.shape[1:])}, but tasks.channels and "
+                f"tasks.image_size say {expected}; make them agree"
+            )
+        train = split == "train"
+        if train and self.rotations:
+            data = data.with_rotations()
+        queries = self.queries if train else self.test_queries
+        return ImageTaskSampler(data, self.ways, self.shots, queries, seed, device)

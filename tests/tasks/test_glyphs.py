@@ -1,0 +1,68 @@
+"""Glyphs: whole scripts held out, no shape in two splits, the same for the same seed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from metalearn.errors import UsageError
+from metalearn.tasks.glyphs import glyphs
+from metalearn.tasks.images import LabelledImages
+
+Glyphs = dict[str, LabelledImages]
+
+
+def test_splits_are_large_and_complete(built_glyphs: Glyphs) -> None:
+    counts = {split: len(data.classes) for split, data in built_glyphs.items()}
+    assert counts["train"] >= 1000 and counts["validation"] >= 100 and counts["test"] >= 300
+    for data in built_glyphs.values():
+        assert data.images.shape == (3 * len(data.classes), 1, 28, 28)
+        assert (torch.bincount(data.labels) == 3).all()
+
+
+def test_no_script_and_no_look_alike_in_two_splits(built_glyphs: Glyphs) -> None:
+    scripts = [{c.split("/")[0] for c in data.classes} for data in built_glyphs.values()]
+    assert set.isdisjoint(*scripts[:2]) and set.isdisjoint(*scripts[1:])
+    assert set.isdisjoint(scripts[0], scripts[2])
+    names = {c for data in built_glyphs.values() for c in data.classes}
+    for twins in [
+        {"Latin/U+0041", "Greek/U+0391", "Cyrillic/U+0410", "Lisu/U+A4EE"},  # A
+        {"Latin/U+0048", "Greek/U+0397", "Cyrillic/U+041D", "Lisu/U+A4E7"},  # H
+        {"Latin/U+006F", "Greek/U+03BF", "Cyrillic/U+043E", "Armenian/U+0585", "Latin/U+004F"},  # o
+    ]:
+        assert len(twins & names) == 1, twins & names
+
+
+def test_drawings_are_of_ink_and_of_their_letter(built_glyphs: Glyphs) -> None:
+    for data in built_glyphs.values():
+        ink = data.images.flatten(1).float().mean(1) / 255
+        assert ink.min() > 0.005 and ink.max() < 0.7
+        assert data.images.amax() == 255 and data.images.amin() == 0
+    test = built_glyphs["test"]
+    shapes = torch.nn.functional.normalize(test.images.flatten(1).float(), dim=1)
+    alike = shapes @ shapes.T
+    own = test.labels[:, None] == test.labels
+    drawings = torch.eye(len(shapes), dtype=torch.bool)
+    # alike enough to be learnt from, different enough to have something to learn
+    assert alike[own & ~drawings].mean() > alike[~own].mean() + 0.1
+    assert alike[own & ~drawings].mean() < 0.8
+
+
+def test_the_seed_and_nothing_else_decides_the_drawings(built_glyphs: Glyphs) -> None:
+    torch.manual_seed(123)  # no global random state may matter
+    again = glyphs(seed=0, drawings=3)  # this test's cache is empty
+    for split, data in again.items():
+        assert torch.equal(data.images, built_glyphs[split].images)
+
+
+def test_another_seed_is_other_drawings_of_the_same_letters(built_glyphs: Glyphs) -> None:
+    for split, data in glyphs(seed=1, drawings=1).items():
+        assert data.classes == built_glyphs[split].classes
+        same = (data.images == built_glyphs[split].images[::3]).flatten(1).all(1)
+        assert not same.any()
+
+
+@pytest.mark.parametrize("bad", [{"drawings": 0}, {"size": 0}])
+def test_counts_below_one_are_named(bad: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="have to be 1 or more"):
+        glyphs(**bad)
