@@ -102,6 +102,19 @@ class ImageTaskSampler:
         self._state = (version, tuple(words), gauss)
 
 
+class _Labels(torch.utils.data.Dataset[int]):
+    """What learn2learn draws from: a dataset of labels, whose pixels it never sees."""
+
+    def __init__(self, labels: list[int]) -> None:
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> int:
+        return self._labels[index]
+
+
 def _task_dataset(labels: list[int], ways: int, each: int) -> Any:
     data = import_learn2learn("learn2learn.data")
     transforms = import_learn2learn("learn2learn.data.transforms")
@@ -109,7 +122,7 @@ def _task_dataset(labels: list[int], ways: int, each: int) -> Any:
     for index, label in enumerate(labels):
         by_label.setdefault(label, []).append(index)
     dataset = data.MetaDataset(
-        labels, indices_to_labels=dict(enumerate(labels)), labels_to_indices=by_label
+        _Labels(labels), indices_to_labels=dict(enumerate(labels)), labels_to_indices=by_label
     )
     steps = [transforms.NWays(dataset, ways), transforms.KShots(dataset, each)]
     return data.TaskDataset(dataset, task_transforms=steps, num_tasks=-1)

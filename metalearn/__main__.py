@@ -1,0 +1,7 @@
+"""`python -m metalearn`."""
+
+import sys
+
+from metalearn.cli import main
+
+sys.exit(main())

@@ -1,0 +1,197 @@
+"""The command line: `metalearn VERB key=value ...`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from metalearn.errors import UsageError
+
+USAGE = """\
+metalearn VERB [key=value ...]      differentiating through optimisation
+
+  train           one training run into runs/
+  evaluate        accuracy of a checkpoint on held-out classes
+  data prepare    build a dataset's cache
+
+metalearn VERB --help explains each; metalearn --version prints the version.
+"""
+
+DATASETS = ("glyphs", "omniglot", "mini_imagenet", "tiered_imagenet", "cifar_fs", "fc100")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit status: 0, 1 (training stopped) or 2 (a user's mistake)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # before torch: its profiler talks on stderr
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if words[0] == "--version":
+        from metalearn import __version__
+
+        print(__version__)
+        return 0
+    verbs: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "data": _data,
+    }
+    try:
+        if words[0] not in verbs:
+            from metalearn.config import nearest
+
+            raise UsageError(f"{words[0]!r} is no command{nearest(words[0], verbs)}")
+        return verbs[words[0]](words[1:])
+    except UsageError as error:
+        print(f"metalearn: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("metalearn: interrupted", file=sys.stderr)
+        return 130
+
+
+def _train(words: list[str]) -> int:
+    from metalearn import config
+
+    if "-h" in words or "--help" in words:
+        print(config.help_page("train", "one training run; -m sweeps over a,b values"))
+        return 0
+    sweep = [w for w in words if w in ("-m", "--multirun")]
+    overrides = [w for w in words if w not in sweep]
+    if sweep:
+        for job in config.jobs(overrides):
+            config.compose("train", job)  # every job is sound before the first one starts
+        return config.multirun("train", overrides, _one_run)
+    return _one_run(config.compose("train", overrides))
+
+
+def _one_run(cfg: object) -> int:
+    from omegaconf import DictConfig, OmegaConf, open_dict
+
+    from metalearn.trainer import TrainingStopped, train
+
+    assert isinstance(cfg, DictConfig)
+    folder, resume = cfg.run_dir, cfg.resume
+    if resume is not None:
+        folder = resume
+        saved = Path(resume) / "config.yaml"
+        if not saved.is_file():
+            raise UsageError(f"resume={resume}: there is no run; give the folder of one in runs/")
+        steps = cfg.steps
+        cfg = OmegaConf.load(saved)  # type: ignore[assignment]
+        cfg.steps = max(steps, cfg.steps)
+    with open_dict(cfg):
+        cfg.resume = None
+    folder = Path(folder) if folder else _fresh(Path("runs"), cfg.name)
+    if resume is None and (folder / "metrics.jsonl").exists():
+        raise UsageError(
+            f"run_dir={folder} holds a run already; choose another, or resume={folder}"
+        )
+    try:
+        train(cfg, folder, resume=resume is not None)
+    except TrainingStopped as error:
+        print(f"metalearn: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _fresh(parent: Path, name: str) -> Path:
+    import datetime
+
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder, copy = parent / f"{name}-{stamp}", 1
+    while folder.exists():
+        copy += 1
+        folder = parent / f"{name}-{stamp}-{copy}"
+    return folder
+
+
+def _evaluate(words: list[str]) -> int:
+    from metalearn import config
+
+    if "-h" in words or "--help" in words:
+        print(config.help_page("evaluate", "accuracy of a checkpoint on held-out classes"))
+        return 0
+    cfg = config.compose("evaluate", words)
+
+    from omegaconf import OmegaConf
+
+    from metalearn import checkpoint
+    from metalearn.evaluation import evaluate
+    from metalearn.experiment import Experiment
+
+    if OmegaConf.is_missing(cfg, "checkpoint"):
+        raise UsageError("evaluate needs checkpoint=PATH, the best.pt or last.pt of a run")
+    if not isinstance(cfg.tasks, int) or cfg.tasks < 2:
+        raise UsageError(f"tasks={cfg.tasks}; expected a whole number of at least 2")
+    if cfg.split not in ("validation", "test"):
+        raise UsageError(f"split={cfg.split}; expected 'validation' or 'test'")
+    state = checkpoint.load(Path(cfg.checkpoint))
+    run = OmegaConf.create(state["config"])
+    run.device, run.threads = cfg.device, cfg.threads
+    if cfg.transductive is not None:
+        run.transductive = cfg.transductive
+    if cfg.queries is not None:
+        run.tasks.test_queries = cfg.queries
+    if cfg.steps is not None:
+        run.metagrad.inner.steps = cfg.steps
+    experiment = Experiment.of(run)
+    meta = {name: value.to(experiment.device) for name, value in state["meta"].items()}
+    sampler = experiment.tasks.sampler(cfg.split, cfg.seed, experiment.device)
+    scores = evaluate(experiment.problem, experiment.metagrad, meta, sampler, cfg.tasks)
+    mode = "transductive" if run.transductive else "inductive"
+    print(f"{cfg.checkpoint}: {cfg.tasks} tasks of the {cfg.split} split, {mode}")
+    for name, estimate in scores.items():
+        value = (
+            estimate.percent()
+            if name == "accuracy"
+            else f"{estimate.mean:.4f} ± {estimate.interval:.4f}"
+        )
+        print(f"  {name:10} {value}")
+    return 0
+
+
+def _data(words: list[str]) -> int:
+    page = (
+        "metalearn data prepare NAME [source=PATH]\n\n"
+        f"  NAME    {', '.join(DATASETS)}\n"
+        "  source  where its files lie; glyphs needs none, omniglot is downloaded without one\n"
+    )
+    if not words or "-h" in words or "--help" in words:
+        print(page, end="")
+        return 0
+    from metalearn.config import nearest
+
+    if words[0] != "prepare" or len(words) < 2:
+        raise UsageError("expected `metalearn data prepare NAME [source=PATH]`")
+    name, options = words[1], words[2:]
+    if name not in DATASETS:
+        raise UsageError(f"{name!r} is no dataset{nearest(name, DATASETS)}")
+    source: str | None = None
+    for option in options:
+        key, _, value = option.partition("=")
+        if key != "source" or not value or name == "glyphs":
+            raise UsageError(f"{option!r} is no option of {name}; expected source=PATH, not glyphs")
+        source = value
+
+    from metalearn.tasks import glyphs, omniglot, vision
+    from metalearn.tasks.cache import cache_folder
+
+    if name == "glyphs":
+        splits = glyphs.glyphs()
+    elif name == "omniglot":
+        splits = omniglot.omniglot(source)
+    else:
+        splits = getattr(vision, name)(source)
+    for split, data in splits.items():
+        shape = "x".join(map(str, data.images.shape[1:]))
+        print(f"{name} {split}: {len(data.classes)} classes, {len(data.images)} images of {shape}")
+    print(f"cached in {cache_folder()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
