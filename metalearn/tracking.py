@@ -99,6 +99,7 @@ class Tracker:
                 silent=True,
                 quiet=True,
                 console="off",
+                host="",
                 disable_code=True,
                 disable_git=True,
                 disable_job_creation=True,
