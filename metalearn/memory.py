@@ -21,7 +21,7 @@ def peak_bytes(function: Callable[[], T], device: torch.device) -> tuple[T, int]
     CPU: every allocation that PyTorch's allocator makes in the calling thread and in the threads
     that autograd starts for it, to the byte; the memory that a Python thread of the caller's own,
     NumPy or a library's private workspace takes is not seen, and neither is the release of what
-    was allocated before the call. The call runs under `torch.profiler`, about 20 us an allocation:
+    was allocated before the call. The call runs under `torch.profiler`, some 40 us an allocation:
     do not time it, and do not call it under another profiler.
 
     CUDA: the peak counter of the device's caching allocator, which rounds blocks up to 512 bytes.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +18,8 @@ class Tracker:
     run_dir: W&B's own folder, `wandb/`, is made inside it.
     config:  the run's configuration, nested mappings of plain values.
     mode:    "offline" writes files that `wandb sync` can send later, whatever WANDB_MODE says;
-             "online" sends as it goes and needs a W&B key; "disabled" does nothing at all and
-             does not import W&B.
+             "online" sends as it goes, and asks a terminal for a W&B key if there is none;
+             "disabled" does nothing at all and does not import W&B.
     run_id:  the id of an earlier run, which "online" then carries on with.
     warn:    told of a failure of W&B's. Training never stops for one: it is said once, in one
              sentence, and the tracker does nothing from then on.
@@ -39,11 +40,11 @@ class Tracker:
         self._mode = mode
         self._warn = warn
         self._run: Any = None  # a wandb.Run; None when disabled, finished or failed
-        self._wandb: Any = None
+        self._run_dir = Path(run_dir)
         self._run_id = run_id
         self._path: Path | None = None
         if mode != "disabled":
-            self._guard(lambda: self._start(Path(run_dir), config, project, name))
+            self._guard(lambda: self._start(config, project, name))
 
     @property
     def run_id(self) -> str | None:
@@ -70,24 +71,20 @@ class Tracker:
             self._guard(lambda: self._log_table(name, columns, rows))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Set the run's summary, less its None values, and close the run. Later calls do nothing."""
+        """Set the run's summary, less its None values, and close the run; idempotent."""
         if self._run is not None:
             self._guard(lambda: self._close(summary))
 
-    def _start(
-        self, run_dir: Path, config: Mapping[str, Any], project: str, name: str | None
-    ) -> None:
+    def _start(self, config: Mapping[str, Any], project: str, name: str | None) -> None:
         offline = self._mode == "offline"
         if offline:
-            # W&B reports its own crashes over the network even when a run is offline. It reads
-            # this when it is imported.
+            # W&B reports its own crashes over the network, offline too; it reads this on import.
             os.environ["WANDB_ERROR_REPORTING"] = "false"
         import wandb  # takes a second: not at the top
 
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self._wandb = wandb
+        self._run_dir.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
-            dir=run_dir,
+            dir=self._run_dir,
             config=dict(config),
             mode=self._mode,
             project=project,
@@ -108,8 +105,7 @@ class Tracker:
                 x_disable_meta=True,
                 x_disable_stats=True,
                 x_save_requirements=False,
-                # Else an offline table is staged in the user's home folder, and the run's files
-                # name that path: the folder could not be synced from elsewhere.
+                # A table's rows are read from the run's own folder, wherever that is moved.
                 allow_offline_artifacts=False,
             ),
         )
@@ -117,9 +113,13 @@ class Tracker:
         self._path = Path(self._run.dir).parent if offline else None
 
     def _log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        table = self._wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-        # Uncommitted: a commit would move W&B's step on, and drop later rows of this step.
-        self._run.log({name: table}, commit=False)
+        import wandb
+
+        table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+        # W&B keeps a second copy of a table, by default in the user's home folder.
+        with _environment("WANDB_DATA_DIR", str(self._run_dir.absolute() / "wandb")):
+            # Uncommitted: a commit would move W&B's step on, and drop later rows of this step.
+            self._run.log({name: table}, commit=False)
 
     def _close(self, summary: Mapping[str, Any]) -> None:
         self._run.summary.update({k: v for k, v in summary.items() if v is not None})
@@ -135,3 +135,16 @@ class Tracker:
             self._run = None
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             self._warn(f"W&B stopped, and this run goes on without it: {reason}.")
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Sets a variable of the process's environment for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before

@@ -39,8 +39,6 @@ def views() -> None:
 
 
 def backward() -> None:
-    # x, then exp(x), which the graph keeps; its sum; and going back: the gradient of the sum (the
-    # sum's expanded without a copy) and of x, in one tensor.
     x = torch.ones(MB, requires_grad=True)
     x.exp().sum().backward()
 

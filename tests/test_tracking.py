@@ -101,14 +101,18 @@ def test_nothing_that_was_not_asked_for_is_recorded(tmp_path: Path, said: list[s
     tracker.table("comparison", ["config"], [["maml"]])
     tracker.finish({})
     assert tracker.path is not None
-    kinds = {record.WhichOneof("record_type") for record in wandb_log.records(log_file(tracker))}
-    assert kinds.isdisjoint({"environment", "stats", "output", "output_raw", "artifact"})
+    records = list(wandb_log.records(log_file(tracker)))
+    kinds = {record.WhichOneof("record_type") for record in records}
+    assert kinds.isdisjoint({"environment", "stats", "output", "output_raw", "tbrecord"})
+    (run,) = (record.run for record in records if record.HasField("run"))
+    assert run.host == "" and not run.HasField("git")
     files = [path for path in (tracker.path / "files").rglob("*") if path.is_file()]
     assert [path.parent.name for path in files] == ["table"]
-    record = log_file(tracker).read_bytes()
-    assert str(Path.home()).encode() not in record
-    for run in (r.run for r in wandb_log.records(log_file(tracker)) if r.HasField("run")):
-        assert not run.host and not run.HasField("git")
+    # Nothing lies in the user's home folder.
+    copies = [record.artifact for record in records if record.HasField("artifact")]
+    paths = [Path(entry.local_path) for copy in copies for entry in copy.manifest.contents]
+    assert all(path.is_relative_to(tmp_path / "wandb") for path in paths)
+    assert "WANDB_DATA_DIR" not in os.environ
 
 
 def test_long_logs_are_read_across_blocks(tmp_path: Path, said: list[str]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 FILE_HEADER = 7  # ":W&B", a 2-byte magic number, a 1-byte version
 BLOCK = 32 * 1024
@@ -71,9 +71,7 @@ def summary(path: Path) -> dict[str, Any]:
 
 def _items(items: Iterable[Any]) -> dict[str, Any]:
     """A record's key-value pairs: JSON values under a key or a path of keys ("a.b")."""
-    return {
-        item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items
-    }
+    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
 def _payloads(data: bytes) -> Iterator[bytes]:

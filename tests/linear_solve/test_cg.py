@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metalearn.linear_solve import CG, Dense, Status
+
+
+def system(eigenvalues, seed=0):
+    """A symmetric matrix of the given spectrum and a right-hand side, float64."""
+    g = torch.Generator().manual_seed(seed)
+    n = len(eigenvalues)
+    q, _ = torch.linalg.qr(torch.randn(n, n, generator=g, dtype=torch.float64))
+    A = q @ torch.diag(torch.as_tensor(eigenvalues, dtype=torch.float64)) @ q.T
+    return (A + A.T) / 2, torch.randn(n, generator=g, dtype=torch.float64)
+
+
+@given(
+    st.integers(1, 12),
+    st.floats(0, 4),
+    st.integers(0, 10**6),
+)
+@settings(max_examples=40, deadline=None)
+def test_solves_any_positive_definite_system(n, log_condition, seed):
+    A, b = system(np.logspace(0, log_condition, n), seed)
+    solution = CG(20 * n + 20, rtol=1e-9)(lambda v: A @ v, b)
+    assert solution.converged
+    assert solution.status == Status.CONVERGED
+    assert torch.linalg.norm(b - A @ solution.value) <= 1.01e-9 * b.norm()
+    assert torch.allclose(solution.value, torch.linalg.solve(A, b), rtol=1e-4, atol=1e-6)
+
+
+def test_takes_as_many_iterations_as_there_are_distinct_eigenvalues():
+    for distinct in (1, 2, 5):
+        A, b = system(np.repeat(np.arange(1, distinct + 1), 6))
+        solution = CG(30, rtol=1e-10)(lambda v, A=A: A @ v, b)
+        assert solution.iterations == distinct
+        assert solution.converged
+
+
+@pytest.mark.parametrize("condition", [1e0, 1e2, 1e4])
+def test_error_stays_under_the_bound_of_theory(condition):
+    A, b = system(np.linspace(1, condition, 60))
+    exact = torch.linalg.solve(A, b)
+
+    def energy(x):
+        return float(torch.sqrt((x - exact) @ A @ (x - exact)))
+
+    root = condition**0.5
+    rate = (root - 1) / (root + 1)
+    for j in range(1, 15):
+        solution = CG(j, rtol=0.0)(lambda v: A @ v, b)
+        bound = 2 * rate**j * energy(torch.zeros_like(b))
+        assert energy(solution.value) <= bound + 1e-9 * energy(torch.zeros_like(b))
+
+
+def test_agrees_with_scipy_iteration_for_iteration():
+    A, b = system(np.logspace(0, 3, 25))
+    for j in (1, 2, 5, 10):
+        theirs, _ = scipy.sparse.linalg.cg(A.numpy(), b.numpy(), rtol=0.0, maxiter=j)
+        ours = CG(j, rtol=0.0)(lambda v: A @ v, b).value
+        assert torch.allclose(ours, torch.from_numpy(theirs), rtol=1e-9)
+
+
+def test_ritz_values_lie_in_the_spectrum_and_find_its_ends():
+    A, b = system(np.linspace(1, 100, 60))
+    for j in (1, 5, 30):
+        low, high = CG(j, rtol=0.0)(lambda v: A @ v, b).eigenvalue_bounds
+        assert 1 - 1e-9 <= low <= high <= 100 + 1e-9
+    assert low < 1.05
+    assert high > 95
+
+
+def test_each_system_of_a_batch_stops_on_its_own_and_equals_its_single_solve():
+    pairs = [system(np.linspace(1, k, 12), seed) for seed, k in enumerate((1, 1.5, 1000))]
+    A, b = torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
+    solver = CG(40, rtol=1e-8)
+    together = solver(lambda v: {"x": torch.einsum("tij,tj->ti", A, v["x"])}, {"x": b}, batched=True)
+    for t, (a, right) in enumerate(pairs):
+        alone = solver(lambda v, a=a: a @ v, right)
+        assert together.iterations[t] == alone.iterations
+        assert torch.allclose(together.value["x"][t], alone.value, rtol=1e-9, atol=1e-12)
+        assert torch.allclose(together.eigenvalue_bounds[0][t], alone.eigenvalue_bounds[0])
+    assert len(set(together.iterations.tolist())) == 3
+
+
+def test_preconditioner_and_warm_start_save_iterations():
+    A, b = system(np.ones(30))
+    scale = torch.logspace(0, 3, 30, dtype=torch.float64)
+    A = torch.diag(scale.sqrt()) @ (A + 0.01 * torch.ones(30, 30)) @ torch.diag(scale.sqrt())
+    plain = CG(200, rtol=1e-8)(lambda v: A @ v, b)
+    jacobi = CG(200, rtol=1e-8, preconditioner=lambda v: v / scale)(lambda v: A @ v, b)
+    assert jacobi.converged
+    assert jacobi.iterations * 3 < plain.iterations
+    assert CG(200, rtol=1e-8)(lambda v: A @ v, b, x0=plain.value).iterations == 0
+
+
+def test_the_error_estimate_bounds_the_error_once_the_spectrum_is_found():
+    A, b = system(np.linspace(1, 50, 20))
+    exact = torch.linalg.solve(A, b)
+    solution = CG(19, rtol=0.0)(lambda v: A @ v, b)
+    assert (solution.value - exact).norm() <= 1.01 * solution.error_estimate + 1e-12
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("matrix", "right", "status", "value"),
+    [
+        ([[2.0]], [3.0], Status.CONVERGED, [1.5]),
+        ([[3.0, 0.0], [0.0, 3.0]], [3.0, 6.0], Status.CONVERGED, [1.0, 2.0]),
+        ([[1.0, 0.0], [0.0, 2.0]], [0.0, 0.0], Status.CONVERGED, [0.0, 0.0]),
+        ([[-1.0, 0.0], [0.0, -1.0]], [1.0, 1.0], Status.NEGATIVE_CURVATURE, [0.0, 0.0]),
+        ([[0.0, 0.0], [0.0, 0.0]], [1.0, 1.0], Status.SINGULAR, [0.0, 0.0]),
+        ([[NAN, 0.0], [0.0, 1.0]], [1.0, 1.0], Status.NON_FINITE, [0.0, 0.0]),
+        ([[1.0, 0.0], [0.0, 1.0]], [NAN, 1.0], Status.NON_FINITE, None),
+    ],
+)
+def test_degenerate_systems_have_a_status_and_no_nan(matrix, right, status, value):
+    A, b = torch.tensor(matrix, dtype=torch.float64), torch.tensor(right, dtype=torch.float64)
+    solution = CG(10)(lambda v: A @ v, b)
+    assert solution.status == status
+    assert solution.value.isfinite().all()
+    assert not solution.residual_norm.isnan()
+    assert not solution.relative_residual.isnan()
+    if value is not None:
+        assert torch.allclose(solution.value, torch.tensor(value, dtype=torch.float64))
+
+
+def test_one_bad_system_leaves_the_others_of_its_batch_alone():
+    diagonal = torch.tensor([[1.0, 2.0], [-1.0, 2.0], [NAN, 1.0], [4.0, 4.0]])
+    b = torch.ones(4, 2)
+    solution = CG(10, rtol=1e-6)(lambda v: diagonal * v, b, batched=True)
+    assert solution.status.tolist() == [
+        Status.CONVERGED,
+        Status.NEGATIVE_CURVATURE,
+        Status.NON_FINITE,
+        Status.CONVERGED,
+    ]
+    assert torch.allclose(solution.value[[0, 3]], 1 / diagonal[[0, 3]])
+    assert solution.value.isfinite().all()
+
+
+def test_bad_options_and_inputs_are_refused():
+    with pytest.raises(ValueError, match="negative"):
+        CG(-1)
+    with pytest.raises(ValueError, match="empty"):
+        CG()(lambda v: v, {})
+    with pytest.raises(ValueError, match="int64"):
+        CG()(lambda v: v, torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="task axis"):
+        CG()(lambda v: v, [torch.ones(2), torch.ones(3)], batched=True)
+    with pytest.raises(ValueError, match="expected"):
+        CG()(lambda v: v[:1], torch.ones(2))
+
+
+@pytest.mark.parametrize("solver", [CG(30, rtol=1e-12), Dense()], ids=["cg", "dense"])
+def test_pytrees_and_scalars(solver):
+    b = {"a": torch.tensor(2.0), "b": [torch.ones(2, 3, dtype=torch.float64)]}
+    solution = solver(lambda v: {"a": 4 * v["a"], "b": [2 * v["b"][0]]}, b)
+    assert solution.value["a"].dtype == torch.float32
+    assert torch.allclose(solution.value["a"], torch.tensor(0.5))
+    assert torch.allclose(solution.value["b"][0], torch.full((2, 3), 0.5, dtype=torch.float64))
+    assert solution.iterations.shape == ()

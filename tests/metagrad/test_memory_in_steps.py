@@ -1,0 +1,35 @@
+"""Memory against inner steps: what implicit differentiation is for."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from test_backends import batch
+
+from metalearn.inner import GradientDescent
+from metalearn.linear_solve import CG
+from metalearn.memory import peak_bytes
+from metalearn.metagrad import Implicit, Unrolled
+from metalearn.nn import Conv4
+from metalearn.problem import FewShot
+
+
+def peak(metagrad, prox):
+    torch.manual_seed(0)
+    model = Conv4(5, channels=32)
+    meta, task = dict(model.named_parameters()), batch(1, 5, 1, 1, torch.float32)
+    return peak_bytes(lambda: metagrad(FewShot(model, prox), meta, task), torch.device("cpu"))[1]
+
+
+def test_implicit_is_flat():
+    one, many = (peak(Implicit(GradientDescent(k, 0.01), CG(3)), 2.0) for k in (1, 64))
+    assert abs(many - one) <= 0.02 * one
+
+
+def test_unrolled_by_higher_grows_by_a_constant():
+    steps = [1, 2, 4, 8, 16]
+    peaks = [peak(Unrolled(GradientDescent(k, 0.01)), 0.0) for k in steps]
+    slope, intercept = np.polyfit(steps, peaks, 1)
+    fit = slope * np.array(steps) + intercept
+    assert slope > 0.1 * peaks[0]
+    assert np.abs(fit - peaks).max() <= 0.02 * slope

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from metalearn.errors import UsageError
+from metalearn.nn import MLP, Conv4, ResNet12, TaskBatched
+from metalearn.nn.convolution import Geometry, grouped_conv2d
+
+
+class Scaled(nn.Module):
+    """A module that TaskBatched does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.scale = nn.Linear(6, 3), nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return self.linear(x) * self.scale
+
+
+MODELS = {
+    "conv4": (lambda: Conv4(5, 8), (1, 28, 28)),
+    "conv4 pooled, colour": (lambda: Conv4(5, 8, 3, strided=False, image_size=32), (3, 32, 32)),
+    "conv4, group norm": (lambda: Conv4(5, 8, norm="group"), (1, 28, 28)),
+    "conv4, no norm": (lambda: Conv4(5, 8, norm="none"), (1, 28, 28)),
+    "mlp": (lambda: MLP([4, 6, 3], nn.Tanh), (4,)),
+    "resnet12": (lambda: ResNet12(5, 3, (4, 8, 8, 8)), (3, 32, 32)),
+    "unknown": (lambda: nn.Sequential(nn.Linear(4, 6), nn.GELU(), Scaled()), (4,)),
+    "dilated and grouped": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=2, dilation=2, groups=2), nn.Flatten(), nn.Linear(256, 2)
+        ),
+        (2, 8, 8),
+    ),
+}
+
+
+def stacked(module, tasks, shape, examples=6):
+    g = torch.Generator().manual_seed(0)
+    params = {
+        name: torch.stack(
+            [p.detach() + 0.1 * torch.randn(p.shape, generator=g).double() for _ in range(tasks)]
+        ).requires_grad_()
+        for name, p in module.named_parameters()
+    }
+    x = torch.randn(tasks, examples, *shape, generator=g, dtype=torch.float64)
+    return params, x
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_the_module_task_by_task_to_second_order(name):
+    torch.manual_seed(0)
+    make, shape = MODELS[name]
+    module = make().double()
+    params, x = stacked(module, 3, shape)
+    values = list(params.values())
+
+    def derivatives(y):
+        loss = (y**3).sum()
+        grads = torch.autograd.grad(loss, values, create_graph=True)
+        v = [torch.cos(torch.arange(g.numel(), dtype=torch.float64)).view(g.shape) for g in grads]
+        return grads, torch.autograd.grad(grads, values, v)
+
+    y = TaskBatched(module)(params, x)
+    alone = torch.stack(
+        [
+            torch.func.functional_call(module, {k: p[t] for k, p in params.items()}, (x[t],))
+            for t in range(3)
+        ]
+    )
+    assert torch.allclose(y, alone, rtol=1e-9, atol=1e-11)
+    for ours, theirs in zip(derivatives(y), derivatives(alone), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a - b).abs().max() <= 1e-9 * (1 + b.abs().max())
+
+
+GEOMETRIES = [
+    (Geometry((2, 2), (1, 1), (1, 1), 3), (2, 3, 5, 5), (6, 1, 3, 3)),  # one channel a group
+    (Geometry((2, 1), (1, 0), (1, 1), 2), (2, 4, 5, 4), (4, 2, 3, 2)),
+    (Geometry((1, 1), (2, 2), (2, 2), 2), (1, 2, 5, 5), (2, 1, 3, 3)),
+    (Geometry((2, 2), (1, 1), (1, 1), 2), (1, 4, 11, 10), (2, 2, 3, 3)),  # the large-image path
+]
+
+
+@pytest.mark.parametrize(("geometry", "x", "weight"), GEOMETRIES, ids=str)
+def test_convolution_and_its_derivatives(geometry, x, weight):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(x, generator=g, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(weight, generator=g, dtype=torch.float64, requires_grad=True)
+    expected = torch.nn.functional.conv2d(
+        x, weight, None, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
+    )
+    assert torch.allclose(grouped_conv2d(x, weight, geometry), expected)
+    function = lambda a, b: grouped_conv2d(a, b, geometry)  # noqa: E731
+    fast = x.numel() > 100
+    assert torch.autograd.gradcheck(function, (x, weight), fast_mode=fast, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, (x, weight), fast_mode=fast)
+
+
+def test_inductive_statistics_come_from_the_first_examples_alone():
+    module = Conv4(5, 8).double()
+    params, x = stacked(module, 2, (1, 28, 28), examples=7)
+    model = TaskBatched(module)
+    full = model(params, x, statistics_from=4)
+    for last in (4, 5, 6):
+        alone = model(params, torch.cat([x[:, :4], x[:, last : last + 1]], dim=1), statistics_from=4)
+        assert torch.allclose(alone[:, 4], full[:, last])
+    assert torch.allclose(full[:, :4], model(params, x[:, :4]))
+    assert not torch.allclose(full[:, 4:], model(params, x[:, 4:]))
+
+
+def test_what_cannot_be_task_batched_is_refused_in_a_sentence():
+    with pytest.raises(UsageError, match="track_running_stats=False"):
+        TaskBatched(nn.Sequential(nn.BatchNorm2d(3)))
+    with pytest.raises(UsageError, match="padding"):
+        TaskBatched(nn.Conv2d(1, 1, 3, padding="same"))
+    with pytest.raises(ValueError, match=r"0\.bias"):
+        TaskBatched(nn.Sequential(nn.Linear(2, 2)))({"0.weight": torch.ones(1, 2, 2)}, torch.ones(1, 1, 2))
+    for bad in ({"ways": 0}, {"ways": 5, "norm": "layer"}, {"ways": 5, "strided": False, "image_size": 8}):
+        with pytest.raises(UsageError):
+            Conv4(**bad)
+    with pytest.raises(UsageError, match="MLP"):
+        MLP([3])
+
+
+def test_conv4_is_the_papers_size():
+    assert sum(p.numel() for p in Conv4(5, 64).parameters()) == 640 + 3 * 36928 + 4 * 128 + 1285
+    assert Conv4(5, 32, 3, strided=False, image_size=84)[-1].in_features == 800

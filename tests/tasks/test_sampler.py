@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metalearn.errors import UsageError
+from metalearn.tasks import ImageTaskSampler, ImageTasks, LabelledImages, SinusoidTasks
+
+
+def numbered(classes: int, drawings: int) -> LabelledImages:
+    """Images whose two pixels are their class and their drawing."""
+    label = torch.arange(classes).repeat_interleave(drawings)
+    drawing = torch.arange(drawings).repeat(classes)
+    pixels = torch.stack([label, drawing], dim=1).to(torch.uint8).view(-1, 1, 1, 2)
+    return LabelledImages(pixels, label, tuple(f"c{i}" for i in range(classes)))
+
+
+def ids(x: torch.Tensor) -> torch.Tensor:
+    return (x * 255).round().long().flatten(2)
+
+
+@given(
+    st.integers(1, 6), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(0, 10**6)
+)
+@settings(max_examples=40, deadline=None)
+def test_a_task_is_ways_classes_with_disjoint_support_and_query(ways, shots, queries, tasks, seed):
+    batch = ImageTaskSampler(numbered(6, 6), ways, shots, queries, seed).sample(tasks)
+    assert batch.support_x.shape == (tasks, ways * shots, 1, 1, 2)
+    assert batch.query_x.shape == (tasks, ways * queries, 1, 1, 2)
+    for t in range(tasks):
+        support, query = ids(batch.support_x[t : t + 1])[0], ids(batch.query_x[t : t + 1])[0]
+        shown = {tuple(i) for i in support.tolist()}
+        asked = {tuple(i) for i in query.tolist()}
+        assert len(shown) == ways * shots
+        assert len(asked) == ways * queries
+        assert not shown & asked
+        names = {}
+        for (c, _), y in zip(support.tolist(), batch.support_y[t].tolist(), strict=True):
+            assert names.setdefault(y, c) == c
+        for (c, _), y in zip(query.tolist(), batch.query_y[t].tolist(), strict=True):
+            assert names[y] == c
+        assert sorted(names) == list(range(ways))
+        assert len(set(names.values())) == ways
+
+
+def test_the_stream_depends_on_the_seed_alone_and_leaves_the_global_state():
+    one, other = (ImageTaskSampler(numbered(6, 6), 3, 1, 1, seed=4) for _ in range(2))
+    random.seed(1)
+    before = random.getstate()
+    first = [one.sample(4).support_x for _ in range(3)]
+    assert random.getstate() == before
+    random.seed(2)
+    assert all(torch.equal(a, other.sample(4).support_x) for a in first)
+    different = ImageTaskSampler(numbered(6, 6), 3, 1, 1, seed=5)
+    assert not torch.equal(different.sample(4).support_x, first[0])
+
+
+@pytest.mark.parametrize("kind", ["images", "sinusoid"])
+def test_a_stream_goes_on_from_its_state(kind):
+    def make(seed):
+        if kind == "images":
+            return ImageTaskSampler(numbered(6, 6), 3, 1, 1, seed=seed)
+        return SinusoidTasks().sampler("train", seed, "cpu")
+
+    sampler = make(0)
+    sampler.sample(3)
+    state = sampler.state_dict()
+    ahead = [sampler.sample(3).query_x for _ in range(3)]
+    resumed = make(9)
+    resumed.load_state_dict(state)
+    assert all(torch.equal(a, resumed.sample(3).query_x) for a in ahead)
+
+
+def test_all_classes_and_drawings_come_up():
+    sampler = ImageTaskSampler(numbered(6, 4), 2, 1, 1, seed=0)
+    seen = ids(sampler.sample(200).support_x).flatten(0, 1)
+    assert len({tuple(i) for i in seen.tolist()}) == 24
+
+
+@pytest.mark.parametrize(
+    ("ways", "shots", "queries", "sentence"),
+    [(7, 1, 1, "7.*6 classes"), (2, 5, 2, "7 images"), (0, 1, 1, "at least 1"), (2, 1, 0, "at least 1")],
+)
+def test_what_the_data_cannot_give_is_refused(ways, shots, queries, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        ImageTaskSampler(numbered(6, 6), ways, shots, queries)
+
+
+def test_rotations_are_classes_of_their_own_in_training_alone():
+    splits = {name: numbered(3, 2) for name in ("train", "validation", "test")}
+    square = {
+        k: LabelledImages(torch.rand(6, 1, 4, 4).mul(255).byte(), v.labels, v.classes)
+        for k, v in splits.items()
+    }
+    tasks = ImageTasks(lambda: square, 8, 1, 1, 1, rotations=True, channels=1, image_size=4)
+    assert tasks.sampler("train", 0, "cpu").sample(2).support_x.shape == (2, 8, 1, 4, 4)
+    with pytest.raises(UsageError, match="3 classes"):
+        tasks.sampler("test", 0, "cpu")
+    turned = square["train"].with_rotations()
+    assert torch.equal(turned.images[6:12], torch.rot90(square["train"].images, 1, (2, 3)))
+    assert len(set(turned.classes)) == 12
+
+
+def test_images_of_another_size_are_refused():
+    tasks = ImageTasks(lambda: {"train": numbered(3, 2)}, 2, 1, 1, 1, False, 1, 28)
+    with pytest.raises(UsageError, match="image_size"):
+        tasks.sampler("train", 0, "cpu")
+
+
+def test_sinusoids_are_what_the_paper_says():
+    batch = SinusoidTasks(shots=50, queries=10).sampler("train", 0, "cpu").sample(100)
+    assert batch.support_x.shape == (100, 50, 1)
+    assert batch.support_x.abs().max() <= 5
+    assert batch.support_y.abs().max() <= 5
+    basis = torch.cat([batch.support_x.sin(), batch.support_x.cos()], dim=2)
+    fit = torch.linalg.lstsq(basis, batch.support_y).solution
+    assert (basis @ fit - batch.support_y).abs().max() < 1e-4

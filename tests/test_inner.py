@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from metalearn.errors import UsageError
+from metalearn.inner import Adam, GradientDescent, NewtonCG
+
+CURVATURE = torch.tensor([[1.0, 4.0], [2.0, 0.5], [10.0, 10.0]], dtype=torch.float64)
+TARGET = torch.tensor([[1.0, -1.0], [0.5, 3.0], [-2.0, 0.0]], dtype=torch.float64)
+
+
+def quadratic(params):
+    return 0.5 * (CURVATURE * (params["x"] - TARGET) ** 2).sum(1)
+
+
+def start():
+    return {"x": torch.zeros(3, 2, dtype=torch.float64)}
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_gradient_descent_is_torchs_own(momentum):
+    x = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.SGD([x], lr=0.05, momentum=momentum)
+    for _ in range(6):
+        optimiser.zero_grad()
+        quadratic({"x": x}).sum().backward()
+        optimiser.step()
+    solution = GradientDescent(6, 0.05, momentum)(quadratic, start())
+    assert torch.allclose(solution.params["x"], x)
+    assert solution.steps.tolist() == [6, 6, 6]
+    gradient = CURVATURE * (x.detach() - TARGET)
+    assert torch.allclose(solution.grad_norm, gradient.norm(dim=1))
+    assert torch.allclose(solution.objective, quadratic({"x": x.detach()}))
+
+
+def test_adam_is_torchs_own_but_for_where_eps_is_corrected():
+    x = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.Adam([x], lr=0.05, eps=1e-12)
+    for _ in range(6):
+        optimiser.zero_grad()
+        quadratic({"x": x}).sum().backward()
+        optimiser.step()
+    assert torch.allclose(Adam(6, 0.05, eps=1e-12)(quadratic, start()).params["x"], x)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [GradientDescent(3000, 0.05, tol=1e-6), Adam(3000, 0.05, tol=1e-6), NewtonCG(20, tol=1e-6)],
+    ids=lambda s: type(s).__name__,
+)
+def test_each_task_stops_on_its_own(solver):
+    solution = solver(quadratic, start())
+    assert (solution.grad_norm <= 1e-6).all()
+    assert torch.allclose(solution.params["x"], TARGET, atol=1e-5)
+    for t in range(3):
+        alone = solver(
+            lambda p, t=t: 0.5 * (CURVATURE[t] * (p["x"] - TARGET[t]) ** 2).sum(1),
+            {"x": torch.zeros(1, 2, dtype=torch.float64)},
+        )
+        assert alone.steps == solution.steps[t]
+        assert torch.allclose(alone.params["x"][0], solution.params["x"][t])
+    if not isinstance(solver, NewtonCG):
+        assert len(set(solution.steps.tolist())) > 1
+
+
+def test_newton_never_increases_a_non_convex_objective():
+    def rosenbrock(params):
+        x, y = params["x"].unbind(1)
+        return (1 - x) ** 2 + 100 * (y - x * x) ** 2
+
+    params = {"x": torch.tensor([[-1.2, 1.0], [0.0, -3.0], [2.0, 2.0]], dtype=torch.float64)}
+    values = [rosenbrock(params)]
+    for steps in range(1, 40):
+        values.append(NewtonCG(steps, cg_iters=5, tol=1e-9)(rosenbrock, params).objective)
+    assert all((b <= a + 1e-12).all() for a, b in zip(values, values[1:], strict=False))
+    assert (values[-1] < 1e-10).all()
+
+
+def test_zero_steps_leave_the_start():
+    solution = GradientDescent(0, 0.1)(quadratic, start())
+    assert torch.equal(solution.params["x"], start()["x"])
+    assert solution.steps.tolist() == [0, 0, 0]
+
+
+def test_bad_objectives_are_refused():
+    with pytest.raises(ValueError, match="a value for each task"):
+        GradientDescent(1, 0.1)(lambda p: quadratic(p).sum(), start())
+    with pytest.raises(ValueError, match="'unused'"):
+        GradientDescent(1, 0.1)(
+            lambda p: quadratic(p), {**start(), "unused": torch.zeros(3, 1, dtype=torch.float64)}
+        )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GradientDescent(-1, 0.1),
+        lambda: GradientDescent(1, 0.0),
+        lambda: GradientDescent(1, 0.1, 1.0),
+        lambda: Adam(1, float("nan")),
+        lambda: NewtonCG(1, 0),
+    ],
+)
+def test_bad_options_are_refused(make):
+    with pytest.raises(UsageError):
+        make()

@@ -1,0 +1,176 @@
+"""A small zoo of bilevel problems on which every meta-gradient is held to exact derivatives.
+
+Each entry is (problem, meta, task, tol): float64, an inner problem that converges quickly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.inner import InnerSolver
+from metalearn.nn import MLP
+from metalearn.problem import FewShot, Meta, Params
+from metalearn.tasks import TaskBatch
+from metalearn.tree import leaves_of, like_tree
+
+
+@dataclass(frozen=True)
+class Indices:
+    """The numbers of the tasks; what else they are made of, the problem holds."""
+
+    numbers: Tensor
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, tasks: slice) -> Indices:
+        return Indices(self.numbers[tasks])
+
+
+class Quadratic:
+    """inner = phi' A phi / 2 - b' phi + lambda / 2 |phi - theta|^2, outer = |phi - c|^2 / 2."""
+
+    def __init__(self, tasks: int, size: int, prox: float, seed: int = 0) -> None:
+        g = torch.Generator().manual_seed(seed)
+        root = torch.randn(tasks, size, size, generator=g, dtype=torch.float64)
+        self.A = root @ root.mT / size + 0.1 * torch.eye(size, dtype=torch.float64)
+        self.b = torch.randn(tasks, size, generator=g, dtype=torch.float64)
+        self.c = torch.randn(tasks, size, generator=g, dtype=torch.float64)
+        self.prox = prox
+
+    def init(self, meta: Meta, task: Indices) -> Params:
+        return {"phi": meta["theta"].expand(len(task), -1)}
+
+    def inner_objective(self, params: Params, meta: Meta, task: Indices) -> Tensor:
+        return self.inner_loss(self.inner_outputs(params, meta, task), meta, task)
+
+    def inner_outputs(self, params: Params, meta: Meta, task: Indices) -> dict[str, Tensor]:
+        return dict(params)
+
+    def inner_loss(self, outputs: dict[str, Tensor], meta: Meta, task: Indices) -> Tensor:
+        phi, i = outputs["phi"], task.numbers
+        quadratic = 0.5 * torch.einsum("ti,tij,tj->t", phi, self.A[i], phi)
+        away = phi - meta["theta"]
+        return quadratic - (self.b[i] * phi).sum(1) + 0.5 * self.prox * (away * away).sum(1)
+
+    def outer_objective(
+        self, params: Params, meta: Meta, task: Indices
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        away = params["phi"] - self.c[task.numbers]
+        return 0.5 * (away * away).sum(1), {}
+
+
+class LearnedRidge:
+    """Ridge regression with a learned penalty exp(meta["log_penalty"]) for each feature.
+
+    Meta is a nested pytree, init does not depend on it, and the outer objective does directly.
+    """
+
+    def __init__(self, tasks: int, n: int, size: int, seed: int = 0) -> None:
+        g = torch.Generator().manual_seed(seed)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+        self.x, self.y = draw(tasks, n, size), draw(tasks, n)
+        self.x_out, self.y_out = draw(tasks, n, size), draw(tasks, n)
+
+    def init(self, meta: Meta, task: Indices) -> Params:
+        return {"w": self.x.new_zeros(len(task), self.x.shape[2])}
+
+    def inner_objective(self, params: Params, meta: Meta, task: Indices) -> Tensor:
+        return self.inner_loss(self.inner_outputs(params, meta, task), meta, task)
+
+    def inner_outputs(self, params: Params, meta: Meta, task: Indices) -> Any:
+        fit = torch.einsum("tni,ti->tn", self.x[task.numbers], params["w"])
+        return fit, params["w"]
+
+    def inner_loss(self, outputs: Any, meta: Meta, task: Indices) -> Tensor:
+        fit, w = outputs
+        error = fit - self.y[task.numbers]
+        return 0.5 * (error**2).mean(1) + 0.5 * (meta["penalty"]["log"].exp() * w * w).sum(1)
+
+    def outer_objective(
+        self, params: Params, meta: Meta, task: Indices
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        fit = torch.einsum("tni,ti->tn", self.x_out[task.numbers], params["w"])
+        loss = 0.5 * ((fit - self.y_out[task.numbers]) ** 2).mean(1)
+        return loss + 0.01 * (meta["penalty"]["log"] ** 2).sum(), {}
+
+
+def few_shot(regression: bool, prox: float) -> tuple[FewShot, Meta, TaskBatch]:
+    torch.manual_seed(0)
+    model = MLP([3, 5, 2], nn.Tanh).double()
+    g = torch.Generator().manual_seed(1)
+
+    def x() -> Tensor:
+        return torch.randn(3, 8, 3, generator=g, dtype=torch.float64)
+
+    def y() -> Tensor:
+        if regression:
+            return torch.randn(3, 8, 2, generator=g, dtype=torch.float64)
+        return torch.randint(0, 2, (3, 8), generator=g)
+
+    return FewShot(model, prox), dict(model.named_parameters()), TaskBatch(x(), y(), x(), y())
+
+
+def problems() -> dict[str, tuple[Any, Meta, Any]]:
+    """Problems whose inner objective depends on meta, so that every meta-gradient applies."""
+    three = Indices(torch.arange(3))
+    return {
+        "quadratic": (
+            Quadratic(3, 4, prox=0.5),
+            {"theta": torch.linspace(-1, 1, 4, dtype=torch.float64)},
+            three,
+        ),
+        "ridge": (
+            LearnedRidge(3, 12, 4),
+            {"penalty": {"log": torch.linspace(-2, 0, 4, dtype=torch.float64)}},
+            three,
+        ),
+        "classification": few_shot(regression=False, prox=0.5),
+        "regression": few_shot(regression=True, prox=0.5),
+    }
+
+
+def finite_differences(
+    problem: Any, meta: Meta, task: Any, inner: InnerSolver, step: float = 1e-5
+) -> Any:
+    """Central differences of the whole bilevel value: mean outer objective after the inner loop.
+
+    The error is O(step^2) of truncation and O(tol / step) of the inner solve: about 1e-9.
+    """
+    leaves = [x.detach().clone() for x in leaves_of(meta)]
+
+    def value() -> Tensor:
+        at = like_tree(meta, leaves)
+        solution = inner(
+            lambda params: problem.inner_objective(params, at, task), problem.init(at, task)
+        )
+        return problem.outer_objective(solution.params, at, task)[0].mean()
+
+    grads = []
+    for leaf in leaves:
+        grad = torch.zeros_like(leaf)
+        for i in range(leaf.numel()):
+            entry = leaf.view(-1)
+            kept = entry[i].item()
+            entry[i] = kept + step
+            above = value()
+            entry[i] = kept - step
+            below = value()
+            entry[i] = kept
+            grad.view(-1)[i] = (above - below) / (2 * step)
+        grads.append(grad)
+    return like_tree(meta, grads)
+
+
+def relative_difference(a: Any, b: Any) -> float:
+    """|a - b| / |b| over all leaves."""
+    first = torch.cat([x.detach().flatten() for x in leaves_of(a)])
+    second = torch.cat([x.detach().flatten() for x in leaves_of(b)])
+    return float((first - second).norm() / second.norm())
