@@ -73,8 +73,8 @@ def multirun(verb: str, overrides: list[str], run: Callable[[DictConfig], int]) 
         choices = hydra.core.hydra_config.HydraConfig.get().runtime.choices
         number = hydra.core.hydra_config.HydraConfig.get().job.num
         with open_dict(config):
-            name = config.name or choices.get("experiment") or (
-                f"{choices.tasks}_{choices.metagrad}"
+            name = (
+                config.name or choices.get("experiment") or (f"{choices.tasks}_{choices.metagrad}")
             )
             config.name = f"{name}-{number}"
         try:
@@ -186,7 +186,7 @@ def _check_value(override: Override, flat: dict[str, Any]) -> None:
     if key not in flat:
         raise UsageError(f"{key} is no option{nearest(key, flat)}")
     default, value = flat[key], override.value()
-    if override.is_sweep_override() or isinstance(value, str) and value.startswith("${"):
+    if override.is_sweep_override() or (isinstance(value, str) and value.startswith("${")):
         return
     wanted = {
         bool: ((bool,), "true or false"),
@@ -197,6 +197,8 @@ def _check_value(override: Override, flat: dict[str, Any]) -> None:
     if wanted is None:
         return
     types, described = wanted
-    if not isinstance(value, types) or (isinstance(value, bool) and default is not True and default is not False):
+    if not isinstance(value, types) or (
+        isinstance(value, bool) and default is not True and default is not False
+    ):
         shown = getattr(value, "text", value)
         raise UsageError(f"{key}={shown}; expected {described}, such as {default}")

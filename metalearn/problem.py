@@ -1,7 +1,7 @@
 """What is differentiated: a bilevel problem, and the few-shot problem of MAML and iMAML.
 
-    minimise over meta  mean over tasks of outer(params*(meta), meta)
-    where               params*(meta) minimises inner(params, meta), or K steps from init(meta) do
+minimise over meta  mean over tasks of outer(params*(meta), meta)
+where               params*(meta) minimises inner(params, meta), or K steps from init(meta) do
 """
 
 from __future__ import annotations

@@ -113,7 +113,11 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
                 shown = scores.get("accuracy")
                 progress.say(
                     f"meta-step {step}: validation "
-                    + (f"accuracy {shown.percent()}" if shown else f"loss {scores['loss'].mean:.4f}")
+                    + (
+                        f"accuracy {shown.percent()}"
+                        if shown
+                        else f"loss {scores['loss'].mean:.4f}"
+                    )
                 )
             run.log(row)
             progress.update(step, _line(row, config.meta_batch, peak))
@@ -202,9 +206,7 @@ def _summary(
     chosen = checkpoint.load(run.best)
     meta = {name: value.to(experiment.device) for name, value in chosen["meta"].items()}
     sampler = experiment.tasks.sampler("test", config.test.seed, experiment.device)
-    scores = evaluate(
-        experiment.problem, experiment.metagrad, meta, sampler, config.test.tasks
-    )
+    scores = evaluate(experiment.problem, experiment.metagrad, meta, sampler, config.test.tasks)
     times = sorted(step_times) or [0.0]
     return {
         "name": config.name,

@@ -42,7 +42,9 @@ class Raveler:
         for leaf in leaves:
             if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
                 what = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
-                raise ValueError(f"a leaf of the pytree is {what}; expected a floating-point tensor")
+                raise ValueError(
+                    f"a leaf of the pytree is {what}; expected a floating-point tensor"
+                )
         if not leaves:
             raise ValueError("the pytree is empty; expected at least one tensor")
         tasks = 1
@@ -139,6 +141,4 @@ def gradients(
         retain_graph=retain_graph,
         allow_unused=True,
     )
-    return [
-        torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)
-    ]
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]

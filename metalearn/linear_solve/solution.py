@@ -101,6 +101,5 @@ def finish(
         relative_residual=raveler.per_system(relative),
         iterations=raveler.per_system(iterations),
         status=raveler.per_system(status),
-        eigenvalue_bounds=bounds
-        and (raveler.per_system(bounds[0]), raveler.per_system(bounds[1])),
+        eigenvalue_bounds=bounds and (raveler.per_system(bounds[0]), raveler.per_system(bounds[1])),
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metalearn.errors import UsageError
-from metalearn.inner import InnerSolution, InnerSolver, value_and_grad
+from metalearn.inner import InnerSolution, InnerSolver
 from metalearn.linear_solve import CG, LinearSolver
 from metalearn.metagrad.base import (
     Certificate,

@@ -29,9 +29,7 @@ def unroll_with_higher(
     inner: InnerSolver, problem: BilevelProblem, meta: Meta, task: Any
 ) -> tuple[Tensor, dict[str, Tensor], Params, Tensor, list[Tensor]]:
     """Outer loss (T,), metrics, adapted params, steps (T,), and the gradient summed over tasks."""
-    results = [
-        _one_task(inner, problem, meta, task[i : i + 1]) for i in range(len(task))
-    ]
+    results = [_one_task(inner, problem, meta, task[i : i + 1]) for i in range(len(task))]
     losses, metrics, params, grads = zip(*results, strict=True)
     loss = torch.cat(losses)
     return (

@@ -99,6 +99,4 @@ class Implicit(MetaGradient):
     def _damped(self, curvature: Curvature) -> Any:
         if not self.damping:
             return curvature.matvec
-        return lambda v: [
-            a + self.damping * x for a, x in zip(curvature.matvec(v), v, strict=True)
-        ]
+        return lambda v: [a + self.damping * x for a, x in zip(curvature.matvec(v), v, strict=True)]

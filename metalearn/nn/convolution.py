@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 LARGE_IMAGE = 100
 """Pixels from which a CPU's grouped input gradient is slower than one kernel a group (2.4 times at
 14x14, 64 channels; below, the calls cost more than they save)."""

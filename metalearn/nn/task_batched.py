@@ -63,7 +63,5 @@ def _twin(module: nn.Module) -> nn.Module:
     if not entered:
         return TaskVmap(copy.deepcopy(module))
     twin = copy.copy(module)
-    twin._modules = {
-        name: child and _twin(child) for name, child in module._modules.items()
-    }
+    twin._modules = {name: child and _twin(child) for name, child in module._modules.items()}
     return twin

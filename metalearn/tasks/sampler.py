@@ -17,7 +17,7 @@ from metalearn.tasks.l2l import import_learn2learn
 class ImageTaskSampler:
     """Tasks of `ways` classes with `shots` support and `queries` query images each.
 
-    learn2learn's `MetaDataset`, `TaskDataset`, `NWays` and `KShots` decide which images make a task;
+    learn2learn's `MetaDataset`, `Taskset` (its task dataset), `NWays` and `KShots` decide which images make a task;
     the pixels stay where they are, one uint8 tensor on `device`, until `sample` gathers the whole
     batch and scales it to [0, 1]. Labels are 0 .. ways - 1; a task's images are ordered by label.
 
@@ -125,4 +125,4 @@ def _task_dataset(labels: list[int], ways: int, each: int) -> Any:
         _Labels(labels), indices_to_labels=dict(enumerate(labels)), labels_to_indices=by_label
     )
     steps = [transforms.NWays(dataset, ways), transforms.KShots(dataset, each)]
-    return data.TaskDataset(dataset, task_transforms=steps, num_tasks=-1)
+    return data.Taskset(dataset, task_transforms=steps, num_tasks=-1)

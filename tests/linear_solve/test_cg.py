@@ -79,7 +79,9 @@ def test_each_system_of_a_batch_stops_on_its_own_and_equals_its_single_solve():
     pairs = [system(np.linspace(1, k, 12), seed) for seed, k in enumerate((1, 1.5, 1000))]
     A, b = torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
     solver = CG(40, rtol=1e-8)
-    together = solver(lambda v: {"x": torch.einsum("tij,tj->ti", A, v["x"])}, {"x": b}, batched=True)
+    together = solver(
+        lambda v: {"x": torch.einsum("tij,tj->ti", A, v["x"])}, {"x": b}, batched=True
+    )
     for t, (a, right) in enumerate(pairs):
         alone = solver(lambda v, a=a: a @ v, right)
         assert together.iterations[t] == alone.iterations

@@ -24,7 +24,9 @@ def batch(tasks: int, ways: int, shots: int, queries: int, dtype=torch.float64) 
     return TaskBatch(*half(shots), *half(queries))
 
 
-@pytest.mark.parametrize("inner", [GradientDescent(5, 0.1), GradientDescent(5, 0.1, 0.9), Adam(5, 0.01)], ids=repr)
+@pytest.mark.parametrize(
+    "inner", [GradientDescent(5, 0.1), GradientDescent(5, 0.1, 0.9), Adam(5, 0.01)], ids=repr
+)
 @pytest.mark.parametrize(("norm", "tolerance"), [("none", 1e-10), ("batch", 1e-6)])
 def test_higher_and_batched_are_one_gradient(inner, norm, tolerance):
     torch.manual_seed(0)

@@ -67,10 +67,11 @@ def test_the_mean_over_tasks_is_the_mean_of_single_tasks(name):
     together = metagrad(problem, meta, task)
     alone = [metagrad(problem, meta, task[i : i + 1]) for i in range(len(task))]
     assert torch.allclose(together.outer_loss, torch.cat([r.outer_loss for r in alone]))
-    mean = torch.stack(
-        [torch.cat([g.flatten() for g in _leaves(r.grads)]) for r in alone]
-    ).mean(0)
-    assert relative_difference([torch.cat([g.flatten() for g in _leaves(together.grads)])], [mean]) < 1e-9
+    mean = torch.stack([torch.cat([g.flatten() for g in _leaves(r.grads)]) for r in alone]).mean(0)
+    assert (
+        relative_difference([torch.cat([g.flatten() for g in _leaves(together.grads)])], [mean])
+        < 1e-9
+    )
 
 
 def _leaves(tree):

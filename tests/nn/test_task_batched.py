@@ -105,7 +105,9 @@ def test_inductive_statistics_come_from_the_first_examples_alone():
     model = TaskBatched(module)
     full = model(params, x, statistics_from=4)
     for last in (4, 5, 6):
-        alone = model(params, torch.cat([x[:, :4], x[:, last : last + 1]], dim=1), statistics_from=4)
+        alone = model(
+            params, torch.cat([x[:, :4], x[:, last : last + 1]], dim=1), statistics_from=4
+        )
         assert torch.allclose(alone[:, 4], full[:, last])
     assert torch.allclose(full[:, :4], model(params, x[:, :4]))
     assert not torch.allclose(full[:, 4:], model(params, x[:, 4:]))
@@ -117,8 +119,14 @@ def test_what_cannot_be_task_batched_is_refused_in_a_sentence():
     with pytest.raises(UsageError, match="padding"):
         TaskBatched(nn.Conv2d(1, 1, 3, padding="same"))
     with pytest.raises(ValueError, match=r"0\.bias"):
-        TaskBatched(nn.Sequential(nn.Linear(2, 2)))({"0.weight": torch.ones(1, 2, 2)}, torch.ones(1, 1, 2))
-    for bad in ({"ways": 0}, {"ways": 5, "norm": "layer"}, {"ways": 5, "strided": False, "image_size": 8}):
+        TaskBatched(nn.Sequential(nn.Linear(2, 2)))(
+            {"0.weight": torch.ones(1, 2, 2)}, torch.ones(1, 1, 2)
+        )
+    for bad in (
+        {"ways": 0},
+        {"ways": 5, "norm": "layer"},
+        {"ways": 5, "strided": False, "image_size": 8},
+    ):
         with pytest.raises(UsageError):
             Conv4(**bad)
     with pytest.raises(UsageError, match="MLP"):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metalearn.errors import UsageError
-from metalearn.tasks import ImageTaskSampler, ImageTasks, LabelledImages, SinusoidTasks
+from metalearn.tasks import ImageTasks, ImageTaskSampler, LabelledImages, SinusoidTasks
 
 
 def numbered(classes: int, drawings: int) -> LabelledImages:
@@ -24,7 +24,11 @@ def ids(x: torch.Tensor) -> torch.Tensor:
 
 
 @given(
-    st.integers(1, 6), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(0, 10**6)
+    st.integers(1, 6),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.integers(0, 10**6),
 )
 @settings(max_examples=40, deadline=None)
 def test_a_task_is_ways_classes_with_disjoint_support_and_query(ways, shots, queries, tasks, seed):
@@ -83,7 +87,12 @@ def test_all_classes_and_drawings_come_up():
 
 @pytest.mark.parametrize(
     ("ways", "shots", "queries", "sentence"),
-    [(7, 1, 1, "7.*6 classes"), (2, 5, 2, "7 images"), (0, 1, 1, "at least 1"), (2, 1, 0, "at least 1")],
+    [
+        (7, 1, 1, "7.*6 classes"),
+        (2, 5, 2, "7 images"),
+        (0, 1, 1, "at least 1"),
+        (2, 1, 0, "at least 1"),
+    ],
 )
 def test_what_the_data_cannot_give_is_refused(ways, shots, queries, sentence):
     with pytest.raises(UsageError, match=sentence):
