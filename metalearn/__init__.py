@@ -1,3 +1,3 @@
-"""Differentiating through optimisation: unrolled and implicit meta-gradients on the same problems."""
+"""Differentiating through optimisation: unrolled and implicit meta-gradients, side by side."""
 
 __version__ = "0.1.0"

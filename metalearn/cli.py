@@ -81,7 +81,8 @@ def _one_run(cfg: object) -> int:
         if not saved.is_file():
             raise UsageError(f"resume={resume}: there is no run; give the folder of one in runs/")
         steps = cfg.steps
-        cfg = OmegaConf.load(saved)  # type: ignore[assignment]
+        cfg = OmegaConf.load(saved)
+        assert isinstance(cfg, DictConfig)
         cfg.steps = max(steps, cfg.steps)
     with open_dict(cfg):
         cfg.resume = None

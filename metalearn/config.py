@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -70,8 +71,7 @@ def multirun(verb: str, overrides: list[str], run: Callable[[DictConfig], int]) 
     statuses: list[int] = []
 
     def job(config: DictConfig) -> None:
-        choices = hydra.core.hydra_config.HydraConfig.get().runtime.choices
-        number = hydra.core.hydra_config.HydraConfig.get().job.num
+        choices, number = HydraConfig.get().runtime.choices, HydraConfig.get().job.num
         with open_dict(config):
             name = (
                 config.name or choices.get("experiment") or (f"{choices.tasks}_{choices.metagrad}")

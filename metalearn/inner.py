@@ -1,8 +1,8 @@
 """Inner-loop solvers: each minimises T separate objectives at once.
 
-`solver(objective, params)` gives an `InnerSolution`; `objective` maps params, a dict of (T, ...), to
-(T,) values, task by task. Where a tolerance is given, each task stops on its own as soon as the norm
-of its gradient is at most that.
+`solver(objective, params)` gives an `InnerSolution`; `objective` maps params, a dict of (T, ...),
+to (T,) values, task by task. Where a tolerance is given, each task stops on its own as soon as the
+norm of its gradient is at most that.
 """
 
 from __future__ import annotations

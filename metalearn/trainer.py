@@ -89,7 +89,8 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
                 if not run.last.exists():
                     checkpoint.save(run.last, state_at(step))
                 raise TrainingStopped(
-                    f"stopped at meta-step {step + 1}: {error}; the state before it is in {run.last}"
+                    f"stopped at meta-step {step + 1}: {error}; "
+                    f"the state before it is in {run.last}"
                 ) from error
             for name, p in meta.items():
                 p.grad = result.grads[name]

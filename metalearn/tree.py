@@ -52,8 +52,8 @@ class Raveler:
             axes = {leaf.shape[0] if leaf.dim() else 0 for leaf in leaves}
             if len(axes) != 1 or 0 in axes:
                 raise ValueError(
-                    f"leaves begin with axes of {sorted(axes)}; with batched=True every leaf begins "
-                    "with the same task axis, of length at least 1"
+                    f"leaves begin with axes of {sorted(axes)}; with batched=True every leaf "
+                    "begins with the same task axis, of length at least 1"
                 )
             tasks = axes.pop()
         dtypes = tuple(leaf.dtype for leaf in leaves)

@@ -63,9 +63,9 @@ def main(words: list[str]) -> int:
         table.add_row(*row)
     Console().print(table)
     print(
-        "Error: of one batch's meta-gradient against the exact one of the method's own problem, in\n"
-        "float64: for MAML the derivative of its inner steps, for iMAML that of the converged inner\n"
-        "problem. Chance is 20 %."
+        "Error: of one batch's meta-gradient against the exact one of the method's own problem,\n"
+        "in float64: for MAML the derivative of its inner steps, for iMAML that of the converged\n"
+        "inner problem. Chance is 20 %."
     )
     tracker = Tracker(Path("runs") / "demo", {"methods": list(METHODS)}, name="demo", warn=print)
     tracker.table("comparison", COLUMNS, rows)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -73,7 +75,7 @@ def test_newton_never_increases_a_non_convex_objective():
     values = [rosenbrock(params)]
     for steps in range(1, 40):
         values.append(NewtonCG(steps, cg_iters=5, tol=1e-9)(rosenbrock, params).objective)
-    assert all((b <= a + 1e-12).all() for a, b in zip(values, values[1:], strict=False))
+    assert all((b <= a + 1e-12).all() for a, b in itertools.pairwise(values))
     assert (values[-1] < 1e-10).all()
 
 

@@ -140,10 +140,10 @@ def problems() -> dict[str, tuple[Any, Meta, Any]]:
 def finite_differences(
     problem: Any, meta: Meta, task: Any, inner: InnerSolver, step: float = 1e-3
 ) -> Any:
-    """Fourth-order differences of the whole bilevel value: mean outer objective after the inner loop.
+    """Fourth-order differences of the bilevel value: mean outer objective after the inner loop.
 
-    The error is O(step^4) = 1e-12 of truncation and O(tol / step) = 1e-8 of the inner solve. (Second
-    order would want a step of 1e-5, which makes the inner solve's share 1e-6.)
+    The error is O(step^4) = 1e-12 of truncation and O(tol / step) = 1e-8 of the inner solve.
+    (Second order would want a step of 1e-5, which makes the inner solve's share 1e-6.)
     """
     leaves = [x.detach().clone() for x in leaves_of(meta)]
 

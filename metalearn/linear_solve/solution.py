@@ -62,7 +62,8 @@ class Solution:
 
         |x - A^-1 b| = |A^-1 r| <= |r| / eigenvalue_min. The least Ritz value takes the place of the
         least eigenvalue, which it approaches from above, so this is a bound only once the Krylov
-        space has found the lower end of the spectrum. Infinite where no positive curvature is known.
+        space has found the lower end of the spectrum. Infinite where no positive curvature is
+        known.
         """
         if self.eigenvalue_bounds is None:
             low = torch.zeros_like(self.residual_norm)

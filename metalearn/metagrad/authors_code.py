@@ -28,8 +28,8 @@ class IMAMLAuthorsCode(MetaGradient):
     """The inner loop and the meta-gradient of aravindr93/imaml_dev, as of its commit 6a2a669.
 
     K steps on the support loss alone, then one step on the proximal term alone,
-    phi <- phi - prox_lr * prox * (phi - theta). Then CG on (1 + damping) v + H v / (prox + 10), H the
-    Hessian of the support loss at that point, which is no stationary point of anything; the
+    phi <- phi - prox_lr * prox * (phi - theta). Then CG on (1 + damping) v + H v / (prox + 10), H
+    the Hessian of the support loss at that point, which is no stationary point of anything; the
     solution is the meta-gradient. The paper has I + H / prox in its place (`Implicit`).
 
     The problem's own inner objective must be the support loss alone: `FewShot(prox=0)`.

@@ -122,7 +122,7 @@ def outer_gradient(
 def through_init(
     problem: BilevelProblem, meta: Meta, task: Any, weights: list[Tensor]
 ) -> list[Tensor]:
-    """weights' d init / d meta, summed over tasks: what holds if the inner loop is a translation."""
+    """weights' d init / d meta, summed over tasks: right if the inner loop is a translation."""
     with torch.enable_grad():
         meta = live(meta)
         start = list(problem.init(meta, task).values())

@@ -64,9 +64,9 @@ class Implicit(MetaGradient):
 
     def __call__(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
         if self.linear_solver is None:
-            solution = self.adapt(problem, meta, task)
-            certificate = Certificate(solution.grad_norm)
-            return first_order_at(solution, problem, meta, task, certificate)
+            adapted = self.adapt(problem, meta, task)
+            certificate = Certificate(adapted.grad_norm)
+            return first_order_at(adapted, problem, meta, task, certificate)
 
         constant = fixed(meta)
         params, steps = self.inner.minimise(

@@ -2,13 +2,14 @@
 
 A convolution is bilinear in its input and its kernel, and so are its two gradients. The three maps
 
-    output(x, w),   input_grad(y, w) = (d output / d x)' y,   weight_grad(x, y) = (d output / d w)' y
+    output(x, w),   input_grad(y, w) = (d output / d x)' y,   weight_grad(x, y) = (d output / d w)'
+    y
 
 are closed under differentiation: the derivative of each is made of the other two. Written as three
-autograd functions, each one grouped kernel for all tasks, a Hessian product costs what the gradients
-it is made of cost. (Torch's own double backward of a grouped convolution loops over the groups.)
-Kernels of one channel, the first layer's for grey images, go by patches and a matrix product, which
-is several times faster than the grouped kernel there.
+autograd functions, each one grouped kernel for all tasks, a Hessian product costs what the
+gradients it is made of cost. (Torch's own double backward of a grouped convolution loops over the
+groups.) Kernels of one channel, the first layer's for grey images, go by patches and a matrix
+product, which is several times faster than the grouped kernel there.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def _patches(x: Tensor, weight: Tensor, g: Geometry) -> Tensor:
 def _backward(
     y: Tensor, x: Tensor, weight: Tensor, g: Geometry, of_input: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
+    return torch.ops.aten.convolution_backward(
         y, x, weight, None, g.stride, g.padding, g.dilation, False, (0, 0), g.groups,
         (of_input, not of_input, False),
     )  # fmt: skip

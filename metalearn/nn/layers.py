@@ -1,8 +1,8 @@
 """Layers whose parameters carry a task axis: each takes its module's place inside `TaskBatched`.
 
 Inside a task-batched network activations are (n, T, ...): examples first, then tasks. A convolution
-over T tasks is then one grouped convolution on (n, T * channels, ...), and folding the two axes is a
-view, never a copy. Every layer below maps (n, T, ...) to (n, T, ...) and holds parameters
+over T tasks is then one grouped convolution on (n, T * channels, ...), and folding the two axes is
+a view, never a copy. Every layer below maps (n, T, ...) to (n, T, ...) and holds parameters
 (T, ...) put there by `torch.func.functional_call`.
 """
 
@@ -23,6 +23,9 @@ class TaskLayer(nn.Module):
 
     The parameters registered here only reserve the names; calls bring their own.
     """
+
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import nn
@@ -21,6 +22,6 @@ class MLP(nn.Sequential):
         if len(sizes) < 2 or min(sizes) < 1:
             raise UsageError(f"MLP sizes {list(sizes)}; expected at least two, each at least 1")
         layers: list[nn.Module] = [nn.Flatten()]
-        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        for inputs, outputs in itertools.pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), activation()]
         super().__init__(*layers[:-1])

@@ -26,13 +26,13 @@ class TaskBatched:
     """`module` for many tasks at once, each with parameters of its own.
 
     Known layers become grouped convolutions and batched products (`metalearn.nn.layers.TWINS`);
-    `nn.Sequential` and modules that call themselves `task_batchable` are entered; every other module
-    goes through `torch.func.vmap`. Batch norm uses the statistics of the batch at hand, for each
-    task its own.
+    `nn.Sequential` and modules that call themselves `task_batchable` are entered; every other
+    module goes through `torch.func.vmap`. Batch norm uses the statistics of the batch at hand, for
+    each task its own.
 
-    `TaskBatched(module)(params, x)`: params maps the names of `module.named_parameters()` to tensors
-    (T, ...); x is (T, n, ...); the result is (T, n, ...). `statistics_from=k` normalises by the
-    first k examples of each task alone.
+    `TaskBatched(module)(params, x)`: params maps the names of `module.named_parameters()` to
+    tensors (T, ...); x is (T, n, ...); the result is (T, n, ...). `statistics_from=k` normalises by
+    the first k examples of each task alone.
 
     Raises:
         UsageError: a layer cannot be task-batched, for example a batch norm with running averages.

@@ -17,9 +17,10 @@ from metalearn.tasks.l2l import import_learn2learn
 class ImageTaskSampler:
     """Tasks of `ways` classes with `shots` support and `queries` query images each.
 
-    learn2learn's `MetaDataset`, `Taskset` (its task dataset), `NWays` and `KShots` decide which images make a task;
-    the pixels stay where they are, one uint8 tensor on `device`, until `sample` gathers the whole
-    batch and scales it to [0, 1]. Labels are 0 .. ways - 1; a task's images are ordered by label.
+    learn2learn's `MetaDataset`, `Taskset` (its task dataset), `NWays` and `KShots` decide which
+    images make a task; the pixels stay where they are, one uint8 tensor on `device`, until `sample`
+    gathers the whole batch and scales it to [0, 1]. Labels are 0 .. ways - 1; a task's images are
+    ordered by label.
 
     Support and query share no image. The stream depends on `seed` alone, and sampling leaves
     Python's global random state (which learn2learn draws from) as it was.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from zoo import Quadratic, few_shot, finite_differences, problems, relative_difference
@@ -48,7 +50,7 @@ def test_cg_goes_to_dense_as_iterations_grow():
         relative_difference(Implicit(CONVERGED, CG(k, rtol=0.0))(problem, meta, task).grads, exact)
         for k in (1, 3, 6, 12, 32)
     ]
-    assert all(b < a for a, b in zip(errors, errors[1:], strict=False))
+    assert all(b < a for a, b in itertools.pairwise(errors))
     assert errors[-1] < 1e-9
 
 

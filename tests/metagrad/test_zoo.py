@@ -1,4 +1,4 @@
-"""Every meta-gradient on every problem, against finite differences of the value it differentiates."""
+"""Every meta-gradient on every problem, against finite differences of what it differentiates."""
 
 from __future__ import annotations
 
