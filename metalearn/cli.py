@@ -116,7 +116,7 @@ def _evaluate(words: list[str]) -> int:
     if "-h" in words or "--help" in words:
         print(config.help_page("evaluate", "accuracy of a checkpoint on held-out classes"))
         return 0
-    cfg = config.compose("evaluate", words)
+    cfg = config.plain("evaluate", words)
 
     from omegaconf import OmegaConf
 

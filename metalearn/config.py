@@ -48,9 +48,19 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
     config = _composed(verb, overrides)
     choices = config.hydra.runtime.choices
     with open_dict(config):
-        if "name" in config and config.name is None:
-            config.name = choices.get("experiment") or f"{choices.tasks}_{choices.metagrad}"
+        config.name = _name(config, choices)
         del config["hydra"]
+    return config
+
+
+def plain(verb: str, overrides: list[str]) -> DictConfig:
+    """The config of a verb that has no groups to choose from; raises as `compose` does."""
+    config = OmegaConf.load(config_folder() / f"{verb}.yaml")
+    assert isinstance(config, DictConfig)
+    flat = _flatten(config)
+    for override in _parse(overrides):
+        _check_value(override, flat)
+        OmegaConf.update(config, override.key_or_group, override.value())
     return config
 
 
@@ -71,12 +81,9 @@ def multirun(verb: str, overrides: list[str], run: Callable[[DictConfig], int]) 
     statuses: list[int] = []
 
     def job(config: DictConfig) -> None:
-        choices, number = HydraConfig.get().runtime.choices, HydraConfig.get().job.num
-        with open_dict(config):
-            name = (
-                config.name or choices.get("experiment") or (f"{choices.tasks}_{choices.metagrad}")
-            )
-            config.name = f"{name}-{number}"
+        hydra_config = HydraConfig.get()
+        name = _name(config, hydra_config.runtime.choices)
+        config.name = f"{name}-{hydra_config.job.num}"
         try:
             statuses.append(run(config))
         except UsageError as error:
@@ -90,6 +97,11 @@ def multirun(verb: str, overrides: list[str], run: Callable[[DictConfig], int]) 
     finally:
         sys.argv = argv
     return max(statuses, default=0)
+
+
+def _name(config: DictConfig, choices: Any) -> str:
+    chosen = config.name or choices.get("experiment")
+    return str(chosen or f"{choices['tasks']}_{choices['metagrad']}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -150,7 +162,7 @@ def _is_group(override: Override) -> bool:
 
 
 def _text(override: Override) -> str:
-    return str(override.input_line)
+    return override.input_line or ""
 
 
 def _check_choice(override: Override) -> None:
@@ -165,7 +177,7 @@ def _flatten(config: DictConfig) -> dict[str, Any]:
 
     def walk(node: DictConfig, prefix: str) -> None:
         for key in node:
-            name = f"{prefix}{key}"
+            name = prefix + str(key)
             if name == "hydra":
                 continue
             child = node._get_node(key)
