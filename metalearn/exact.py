@@ -32,16 +32,16 @@ def meta_gradient_error(
         UsageError: another kind of meta-gradient.
         NotConverged: see `exact_implicit`.
     """
+    if not isinstance(metagrad, Unrolled | Implicit):
+        raise UsageError(f"{type(metagrad).__name__} has no exact gradient to be held to")
     found = metagrad(problem, meta, task).grads
     wide = like_tree(meta, [x.detach().double() for x in leaves_of(meta)])
     wide_task = task.to(torch.float64)
     if isinstance(metagrad, Unrolled):
         exact = replace(metagrad, backend="batched")(problem, wide, wide_task).grads
-    elif isinstance(metagrad, Implicit):
+    else:
         start = metagrad.adapt(problem, wide, wide_task).params
         exact = exact_implicit(problem, wide, wide_task, start)
-    else:
-        raise UsageError(f"{type(metagrad).__name__} has no exact gradient to be held to")
     flat = [torch.cat([x.flatten().double() for x in leaves_of(tree)]) for tree in (found, exact)]
     return float((flat[0] - flat[1]).norm() / flat[1].norm())
 
@@ -56,7 +56,9 @@ def exact_implicit(
     """The meta-gradient of the inner problem solved from `start` until its gradient is below `tol`,
     the linear system to a residual of 1e-10; float64.
 
-    Gradient descent brings the iterate near a minimum, Newton's method into it.
+    Gradient descent brings the iterate near a minimum, Newton's method into it. The network must
+    be smooth: with ReLU minima lie at kinks, where the gradient stays near 1e-2 and no exact one
+    exists (`Conv4(activation="silu")`).
 
     Raises:
         NotConverged: the inner gradient or the residual stays above its tolerance.

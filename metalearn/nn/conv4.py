@@ -9,6 +9,9 @@ from torch import nn
 from metalearn.errors import UsageError
 
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+
+
 class Conv4(nn.Sequential):
     """Four blocks of 3x3 convolution, batch norm and ReLU, then a linear layer.
 
@@ -20,6 +23,8 @@ class Conv4(nn.Sequential):
             pooling (Mini-ImageNet).
         image_size: height and width of the images; 28 -> 2x2, 84 -> 5x5 features where pooled.
         norm: "batch" (the statistics of the batch at hand), "group" (8 groups) or "none".
+        activation: "relu", or "silu", which is smooth: an inner problem with ReLU has its minima at
+            kinks, where the gradient is not 0 and the implicit function theorem says nothing.
 
     Weights are Xavier uniform with gain sqrt(3), biases zero. Maps (n, in_channels, image_size,
     image_size) to (n, ways).
@@ -33,12 +38,15 @@ class Conv4(nn.Sequential):
         strided: bool = True,
         image_size: int = 28,
         norm: str = "batch",
+        activation: str = "relu",
     ) -> None:
         if ways < 1 or channels < 1 or in_channels < 1:
             raise UsageError(
                 f"Conv4(ways={ways}, channels={channels}, in_channels={in_channels}); "
                 "each must be at least 1"
             )
+        if activation not in ACTIVATIONS:
+            raise UsageError(f"activation={activation!r} is unknown; expected 'relu' or 'silu'")
         layers: list[nn.Module] = []
         side = image_size
         for block in range(4):
@@ -47,7 +55,7 @@ class Conv4(nn.Sequential):
             layers += [
                 nn.Conv2d(inputs, channels, 3, stride, padding=1),
                 *_norm(norm, channels),
-                nn.ReLU(),
+                ACTIVATIONS[activation](),
             ]
             if not strided:
                 layers.append(nn.MaxPool2d(2))
