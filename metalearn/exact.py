@@ -74,11 +74,17 @@ def exact_implicit(
         def init(meta: Meta, task: TaskBatch) -> dict[str, torch.Tensor]:
             return start
 
-    near = GradientDescent(200, 0.1)(
-        lambda params: problem.inner_objective(params, meta, task), start
-    )
-    start = near.params
-    solver = Implicit(NewtonCG(200, cg_iters=100, tol=tol), CG(2000, rtol=1e-10))
+    def objective(params: dict[str, torch.Tensor]) -> torch.Tensor:
+        return problem.inner_objective(params, meta, task)
+
+    newton = NewtonCG(60, cg_iters=100, tol=tol, halvings=40)
+    for rate in (0.1, 0.05, 0.02, 0.01):
+        start = GradientDescent(300, rate, tol=tol)(objective, start).params
+        solution = newton(objective, start)
+        start = solution.params
+        if solution.grad_norm.max() <= tol:
+            break
+    solver = Implicit(GradientDescent(0, 1.0), CG(2000, rtol=1e-10))
     result = solver(From(), meta, task)
     certificate = result.certificate
     assert certificate is not None and certificate.relative_residual is not None

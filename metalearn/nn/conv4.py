@@ -8,7 +8,6 @@ from torch import nn
 
 from metalearn.errors import UsageError
 
-
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
