@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from tiny_run import TINY
 
 from metalearn.cli import main
-from runs import TINY, shared_cache  # noqa: F401  (a fixture)
 
 
 @pytest.mark.parametrize(

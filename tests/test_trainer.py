@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 import wandb_log
+from tiny_run import TINY, rows, run, timeless
 
 from metalearn import checkpoint
 from metalearn.cli import main
-from runs import rows, run, shared_cache, timeless  # noqa: F401  (a fixture)
 
 
 def test_a_run_leaves_what_it_promises(tmp_path, capsys):
@@ -148,8 +148,6 @@ def test_evaluation_repeats_the_runs_own_figure_and_says_its_mode(tmp_path, caps
 
 
 def test_a_sweep_gives_each_job_a_folder(tmp_path, monkeypatch):
-    from runs import TINY
-
     monkeypatch.chdir(tmp_path)
     words = [w for w in TINY if not w.startswith("steps")]
     assert main(["train", "-m", *words, "steps=3", "wandb=disabled", "seed=0,1"]) == 0

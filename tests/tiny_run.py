@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from metalearn.cli import main
 
 TINY = [
@@ -22,13 +20,6 @@ TINY = [
     "metagrad.inner.steps=3",
     "threads=1",
 ]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def shared_cache(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("METALEARN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def run(folder: Path, *words: str) -> int:
