@@ -33,7 +33,8 @@ def test_implicit_is_the_derivative_of_the_converged_problem(name, solver):
 def test_unrolled_is_the_derivative_of_the_loop_as_run(name, backend, inner):
     problem, meta, task = problems()[name]
     result = Unrolled(inner, backend)(problem, meta, task)
-    # Adam's first steps bend sharply where a gradient is small; no inner solve asks for a long step.
+    # Adam's first steps bend sharply where a gradient is small; with no inner solve to blur the
+    # value, a short step is right.
     exact = finite_differences(problem, meta, task, inner, step=1e-4)
     assert relative_difference(result.grads, exact) < 1e-6
 
