@@ -93,7 +93,10 @@ def test_convolution_and_its_derivatives(geometry, x, weight):
         x, weight, None, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
     )
     assert torch.allclose(grouped_conv2d(x, weight, geometry), expected)
-    function = lambda a, b: grouped_conv2d(a, b, geometry)  # noqa: E731
+
+    def function(a, b):
+        return grouped_conv2d(a, b, geometry)
+
     fast = x.numel() > 100
     assert torch.autograd.gradcheck(function, (x, weight), fast_mode=fast, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, (x, weight), fast_mode=fast)
