@@ -108,7 +108,10 @@ class _FirstOrder(InnerSolver):
 
     @abstractmethod
     def direction(self) -> Callable[[list[Tensor]], list[Tensor]]:
-        """A fresh map from gradients to the steps to take, which may remember earlier ones."""
+        """A fresh map from gradients to directions of descent, which may remember earlier ones.
+
+        A step is `lr` times the direction.
+        """
 
     def stopping(self) -> float | None:
         """The gradient norm at which a task stops, or None."""
@@ -134,7 +137,8 @@ class _FirstOrder(InnerSolver):
                         break
                     moves = [torch.where(_like(moving, m), m, 0.0) for m in moves]
                 params = {
-                    name: p - move for (name, p), move in zip(params.items(), moves, strict=True)
+                    name: torch.sub(p, move, alpha=self.lr)
+                    for (name, p), move in zip(params.items(), moves, strict=True)
                 }
             taken += moving
         return params, taken
@@ -172,8 +176,8 @@ class GradientDescent(_FirstOrder):
                     if velocity
                     else grads
                 )
-                grads = velocity
-            return [self.lr * g for g in grads]
+                return list(velocity)
+            return grads
 
         return step
 
@@ -215,7 +219,7 @@ class Adam(_FirstOrder):
             second[:] = [
                 beta2 * v + (1 - beta2) * g * g for v, g in zip(second, grads, strict=True)
             ]
-            rate = self.lr * math.sqrt(1 - beta2**count) / (1 - beta1**count)
+            rate = math.sqrt(1 - beta2**count) / (1 - beta1**count)
             return [
                 rate * m / (_safe_sqrt(v) + self.eps) for m, v in zip(first, second, strict=True)
             ]

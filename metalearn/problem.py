@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from metalearn.errors import UsageError
 from metalearn.nn import TaskBatched
 from metalearn.tasks.batch import TaskBatch
-from metalearn.tree import task_dot
+from metalearn.tree import task_half_square
 
 Params = dict[str, Tensor]
 """Adapted parameters by name, each tensor (T, ...)."""
@@ -99,8 +99,8 @@ class FewShot:
         loss = prediction_loss(outputs["predictions"], task.support_y)
         if not self.prox:
             return loss
-        away = [outputs["params"][name] - p for name, p in meta.items()]
-        return loss + 0.5 * self.prox * task_dot(away, away)
+        distance = sum(task_half_square(outputs["params"][name] - p) for name, p in meta.items())
+        return loss + self.prox * distance
 
     def outer_objective(
         self, params: Params, meta: Params, task: TaskBatch

@@ -103,6 +103,16 @@ def like_tree(tree: Tree, leaves: Sequence[Tensor]) -> Tree:
     return tree_unflatten(list(leaves), tree_flatten(tree)[1])
 
 
+def fixed(tree: Tree) -> Tree:
+    """The tree cut off from any graph."""
+    return like_tree(tree, [x.detach() for x in leaves_of(tree)])
+
+
+def live(tree: Tree) -> Tree:
+    """The tree as fresh leaves of a graph of its own."""
+    return like_tree(tree, [x.detach().requires_grad_() for x in leaves_of(tree)])
+
+
 def task_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     """Dot products of two lists of (T, ...) tensors over all axes but the first: (T,)."""
     return sum(
@@ -114,6 +124,37 @@ def task_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
 def task_norm(a: Sequence[Tensor]) -> Tensor:
     """Euclidean norms of a list of (T, ...) tensors over all axes but the first: (T,)."""
     return task_dot(a, a).sqrt()
+
+
+def task_half_square(x: Tensor) -> Tensor:
+    """Half the squared norm of a (T, ...) tensor over all axes but the first: (T,).
+
+    Its derivative is x itself, which takes one pass; the derivative of a product takes three.
+    """
+    return _HalfSquare.apply(x)
+
+
+class _HalfSquare(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.reshape(len(x), -1).norm(dim=1).square_().mul_(0.5)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, weights: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return x * weights.view(-1, *[1] * (x.dim() - 1))
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return (x * dx).reshape(len(x), -1).sum(1)
 
 
 def gradients(

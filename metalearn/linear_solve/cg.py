@@ -52,13 +52,13 @@ class CG:
         precondition = raveler.matvec(self.preconditioner) if self.preconditioner else None
 
         target = raveler.ravel(b)
-        finite = target.isfinite().all(dim=1)
-        target = torch.where(finite[:, None], target, 0.0)
+        finite = rows_finite(target)
+        target = rows(finite, target, 0.0)
         tolerance = (self.rtol * target.norm(dim=1)).clamp_min(self.atol)
         x = torch.zeros_like(target) if x0 is None else raveler.ravel(x0).clone()
         r = target if x0 is None else target - apply(x)
-        finite &= r.isfinite().all(dim=1)
-        r = torch.where(finite[:, None], r, 0.0)
+        finite &= rows_finite(r)
+        r = rows(finite, r, 0.0)
 
         status = torch.where(finite, Status.MAX_ITERS, Status.NON_FINITE)
         iterations = torch.zeros_like(status)
@@ -75,9 +75,9 @@ class CG:
                 left -= 1
                 iterations += running
                 ap = apply(p)
-                pp, pap = dot(p, p), dot(p, ap)
-                scale = scale.maximum((ap.norm(dim=1) / pp.sqrt()).nan_to_num(0.0, 0.0))
-                rounding = torch.finfo(pap.dtype).eps * scale * pp
+                p_norm, pap = p.norm(dim=1), dot(p, ap)
+                scale = scale.maximum((ap.norm(dim=1) / p_norm).nan_to_num(0.0, 0.0))
+                rounding = torch.finfo(pap.dtype).eps * scale * p_norm**2
                 defective = ~(pap.isfinite() & rz.isfinite())
                 inverse_alpha = pap / torch.where(rz > 0, rz, 1.0)
                 seen = running & ~defective & (rz > 0)
@@ -91,7 +91,7 @@ class CG:
                     running = running & ~condition
 
                 # Systems at rest take a step of zero, so that all move by the same few operations.
-                ap = ap if running.all() else torch.where(running[:, None], ap, 0.0)
+                ap = rows(running, ap, 0.0)
                 alpha = torch.where(running, rz / torch.where(running, pap, 1.0), 0.0)
                 x = torch.addcmul(x, alpha[:, None], p)
                 r = torch.addcmul(r, -alpha[:, None], ap)
@@ -121,16 +121,26 @@ class CG:
                 break
 
         # An iterate that overflowed is given up for zero.
-        overflow = finite & ~x.isfinite().all(dim=1)
+        overflow = finite & ~rows_finite(x)
         status = torch.where(overflow, Status.NON_FINITE, status)
-        x = torch.where(overflow[:, None], 0.0, x)
-        r = torch.where(overflow[:, None], target, torch.where(finite[:, None], r, torch.inf))
+        x = rows(~overflow, x, 0.0)
+        r = rows(~overflow, rows(finite, r, torch.inf), target)
         return finish(raveler, x, r, target, iterations, status, lanczos.bounds())
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Dot products of the rows of two (T, N) matrices: (T,)."""
-    return torch.bmm(a[:, None], b[:, :, None])[:, 0, 0]
+    return torch.linalg.vecdot(a, b)
+
+
+def rows(kept: Tensor, matrix: Tensor, other: Tensor | float) -> Tensor:
+    """The rows of a (T, N) matrix that are `kept`, (T,), and `other` in place of the rest."""
+    return matrix if kept.all() else torch.where(kept[:, None], matrix, other)
+
+
+def rows_finite(matrix: Tensor) -> Tensor:
+    """Whether each row of a (T, N) matrix is finite: (T,). A sum tells it in one pass."""
+    return matrix.sum(dim=1).isfinite()
 
 
 class _Lanczos:

@@ -12,7 +12,7 @@ from torch import Tensor
 from metalearn.inner import InnerSolution, InnerSolver
 from metalearn.linear_solve import Solution
 from metalearn.problem import BilevelProblem, Meta
-from metalearn.tree import gradients, leaves_of, like_tree
+from metalearn.tree import fixed, gradients, leaves_of, like_tree, live
 
 
 class NonFiniteGradient(ArithmeticError):
@@ -94,16 +94,6 @@ class MetaGradient(ABC):
         return self.inner(
             lambda params: problem.inner_objective(params, meta, task), problem.init(meta, task)
         )
-
-
-def fixed(meta: Meta) -> Meta:
-    """Meta cut off from any graph."""
-    return like_tree(meta, [x.detach() for x in leaves_of(meta)])
-
-
-def live(meta: Meta) -> Meta:
-    """Meta as fresh leaves of a graph of its own."""
-    return like_tree(meta, [x.detach().requires_grad_() for x in leaves_of(meta)])
 
 
 def outer_gradient(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metalearn.errors import UsageError
 from metalearn.problem import BilevelProblem, CompositeProblem, Meta, Params
-from metalearn.tree import gradients, leaves_of, like_tree
+from metalearn.tree import fixed, gradients, leaves_of, like_tree
 
 
 class Curvature(Protocol):
@@ -52,9 +52,10 @@ class Hessian:
 class GaussNewton:
     """J' (d2 loss / d outputs2) J: positive semi-definite wherever the loss is convex in outputs.
 
-    With dl = d loss / d outputs and g(w) = J' w, the inner gradient is g(dl). J v is the derivative
-    of g, which is linear, in w (double backward); Schraudolph 2002. The mixed partials are exact:
-    only the curvature is approximated.
+    J v is the derivative of w -> J' w, which is linear, in w (double backward; Schraudolph 2002).
+    `torch.func.vjp` keeps the parameters out of that map's graph, so that nothing but this
+    derivative is computed. Only the curvature is approximated: the mixed partials are exact, those
+    of the loss, of J and of the outputs, where the latter two depend on meta.
     """
 
     def __init__(self, problem: BilevelProblem, params: Params, meta: Meta, task: Any) -> None:
@@ -63,27 +64,41 @@ class GaussNewton:
                 f"{type(problem).__name__} does not split its inner objective into inner_outputs "
                 "and inner_loss, which curvature='gauss_newton' needs; use curvature='hessian'"
             )
-        self._params, self._meta = list(params.values()), leaves_of(meta)
+        self._meta = leaves_of(meta)
         with torch.enable_grad():
-            outputs = problem.inner_outputs(params, meta, task)
-            self._outputs = leaves_of(outputs)
-            self._points = [o.detach().requires_grad_() for o in self._outputs]
+            outputs, self._pull = torch.func.vjp(
+                lambda params: problem.inner_outputs(params, meta, task), fixed(params)
+            )
+            self._outputs = outputs
+            self._points = [o.detach().requires_grad_() for o in leaves_of(outputs)]
             loss = problem.inner_loss(like_tree(outputs, self._points), meta, task)
             self._dloss = gradients(loss.sum(), self._points, create_graph=True)
             self._weights = [w.detach().requires_grad_() for w in self._dloss]
-            self._pulled = gradients(self._outputs, self._params, self._weights, create_graph=True)
+            self._pulled = self._transposed(self._weights)
         self.objective = loss.detach()
         self.gradient = [g.detach() for g in self._pulled]
 
     def matvec(self, v: list[Tensor]) -> list[Tensor]:
-        pushed = self._jvp(v)
-        curved = gradients(self._dloss, self._points, pushed, retain_graph=True)
-        return gradients(self._outputs, self._params, curved, retain_graph=True)
+        with torch.no_grad():
+            return self._transposed(self._curved(self._pushed(v)))
 
     def mixed(self, x: list[Tensor]) -> list[Tensor]:
-        through_loss = gradients(self._dloss, self._meta, self._jvp(x), retain_graph=True)
-        through_outputs = gradients(self._pulled, self._meta, x)
-        return [a + b for a, b in zip(through_loss, through_outputs, strict=True)]
+        pushed = self._pushed(x)
+        parts = (
+            gradients(self._dloss, self._meta, pushed, retain_graph=True),
+            gradients(leaves_of(self._outputs), self._meta, self._curved(pushed)),
+            gradients(self._pulled, self._meta, x),
+        )
+        return [sum(part) for part in zip(*parts, strict=True)]
 
-    def _jvp(self, v: list[Tensor]) -> list[Tensor]:
+    def _pushed(self, v: list[Tensor]) -> list[Tensor]:
+        """J v"""
         return gradients(self._pulled, self._weights, v, retain_graph=True)
+
+    def _curved(self, pushed: list[Tensor]) -> list[Tensor]:
+        """The loss's Hessian in the outputs times `pushed`."""
+        return gradients(self._dloss, self._points, pushed, retain_graph=True)
+
+    def _transposed(self, w: list[Tensor]) -> list[Tensor]:
+        """J' w"""
+        return leaves_of(self._pull(like_tree(self._outputs, w)))

@@ -25,6 +25,7 @@ class Conv4(nn.Sequential):
         activation: "relu", or "silu", which is smooth: an inner problem with ReLU has its minima at
             kinks, where the gradient is not 0 and the implicit function theorem says nothing.
 
+    A convolution before batch norm has no bias, which the norm would take out again.
     Weights are Xavier uniform with gain sqrt(3), biases zero. Maps (n, in_channels, image_size,
     image_size) to (n, ways).
     """
@@ -52,7 +53,7 @@ class Conv4(nn.Sequential):
             inputs = channels if block else in_channels
             stride = 2 if strided else 1
             layers += [
-                nn.Conv2d(inputs, channels, 3, stride, padding=1),
+                nn.Conv2d(inputs, channels, 3, stride, padding=1, bias=norm != "batch"),
                 *_norm(norm, channels),
                 ACTIVATIONS[activation](),
             ]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from metalearn.errors import UsageError
 from metalearn.nn.convolution import Geometry, grouped_conv2d
+from metalearn.nn.normalisation import batch_norm, mean
 
 
 class TaskLayer(nn.Module):
@@ -88,20 +89,17 @@ class TaskBatchNorm(TaskLayer):
         self.eps = module.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = None if self.weight is None else self.weight.flatten()
-        bias = None if self.bias is None else self.bias.flatten()
         folded = x.flatten(1, 2)
+        shape = [1, folded.shape[1], *[1] * (folded.dim() - 2)]
+        gain = x.new_ones(shape) if self.weight is None else self.weight.reshape(shape)
+        shift = x.new_zeros(shape) if self.bias is None else self.bias.reshape(shape)
         if self.statistics_from is None:
-            y = F.batch_norm(folded, None, None, weight, bias, training=True, eps=self.eps)
+            y = batch_norm(folded, gain, shift, self.eps)
         else:
-            axes = [d for d in range(folded.dim()) if d != 1]
-            shape = [-1 if d == 1 else 1 for d in range(folded.dim())]
             source = folded[: self.statistics_from]
-            variance, mean = torch.var_mean(source, dim=axes, correction=0)
-            scale = (variance + self.eps).rsqrt()
-            y = (folded - mean.view(shape)) * scale.view(shape)
-            if weight is not None and bias is not None:
-                y = y * weight.view(shape) + bias.view(shape)
+            centre = mean(source)
+            variance = mean((source - centre).square())
+            y = (folded - centre) * (gain * (variance + self.eps).rsqrt()) + shift
         return y.unflatten(1, x.shape[1:3])
 
 

@@ -94,15 +94,27 @@ def test_gauss_newton_is_the_generalised_gauss_newton_matrix(regression):
         assert torch.allclose(product, exact @ v, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["quadratic", "ridge", "regression"])
+@pytest.mark.parametrize("name", ["quadratic", "ridge", "regression", "scaled"])
 def test_both_curvatures_agree_on_gradients_and_mixed_partials(name):
-    problem, meta, task = problems()[name]
+    problem, meta, task = (problems() | {"scaled": scaled_ridge()})[name]
     params = live({k: v + torch.randn_like(v) for k, v in problem.init(meta, task).items()})
     at = live(meta)
     hessian, gauss = Hessian(problem, params, at, task), GaussNewton(problem, params, at, task)
     assert relative_difference(gauss.gradient, hessian.gradient) < 1e-12
     x = [torch.randn_like(p) for p in params.values()]
     assert relative_difference(gauss.mixed(x), hessian.mixed(x)) < 1e-12
+
+
+def scaled_ridge():
+    """Ridge regression whose outputs, and their Jacobian, depend on meta."""
+
+    class ScaledRidge(LearnedRidge):
+        def inner_outputs(self, params, meta, task):
+            fit, w = super().inner_outputs(params, meta, task)
+            return fit * meta["penalty"]["log"].sum().exp(), w
+
+    _, meta, task = problems()["ridge"]
+    return ScaledRidge(tasks=len(task), n=8, size=4), meta, task
 
 
 def test_gauss_newton_is_exact_where_the_model_is_linear():

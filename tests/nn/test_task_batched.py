@@ -137,5 +137,5 @@ def test_what_cannot_be_task_batched_is_refused_in_a_sentence():
 
 
 def test_conv4_is_the_papers_size():
-    assert sum(p.numel() for p in Conv4(5, 64).parameters()) == 640 + 3 * 36928 + 4 * 128 + 1285
+    assert sum(p.numel() for p in Conv4(5, 64).parameters()) == 576 + 3 * 36864 + 4 * 128 + 1285
     assert Conv4(5, 32, 3, strided=False, image_size=84)[-1].in_features == 800

@@ -1,0 +1,148 @@
+"""Batch normalisation by a batch's own statistics, differentiable at full speed.
+
+For a channel of m values, u = s (x - mean x) with s = (var x + eps)^(-1/2) has the Jacobian
+
+    P y = s (y - mean y - u mean(u y)),
+
+which is symmetric: one map serves forward and reverse mode. It yields the means of y and of u y on
+the way, which are the gradients of the shift and of the gain, and its own derivatives are made of
+it again. So a gradient takes two sums and three passes over the activations, and a Hessian product
+a few more; torch's own double backward takes four times as long.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def batch_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """gain (x - mean) / sqrt(var + eps) + shift, the statistics over all axes of x but the second.
+
+    x is (n, C, ...), gain and shift are (1, C, 1, ...). Reverse mode of any order, forward mode,
+    and `torch.func.vmap`.
+    """
+    return _BatchNorm.apply(x, gain, shift, eps)[0]
+
+
+def mean(x: Tensor) -> Tensor:
+    """The mean of each channel, shaped so that it broadcasts: (1, C, 1, ...)."""
+    return x.mean([0, *range(2, x.dim())], keepdim=True)
+
+
+class _BatchNorm(torch.autograd.Function):
+    """The result, and u and s, which backward saves and differentiates again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor, gain: Tensor, shift: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        centred = x - mean(x)
+        scale = mean(centred * centred).add_(eps).rsqrt_()
+        unit = centred.mul_(scale)
+        return (unit * gain).add_(shift), unit, scale
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, gain, _, _ = inputs
+        _, unit, scale = output
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(gain, unit, scale)
+        ctx.save_for_forward(gain, unit, scale)
+
+    @staticmethod
+    def backward(ctx: Any, y: Tensor | None, by_unit: Tensor | None, by_scale: Tensor | None) -> Any:
+        gain, unit, scale = ctx.saved_tensors
+        values = unit.numel() // scale.numel()
+        by_x = by_gain = by_shift = None
+        if y is not None:
+            by_x, mean_y, mean_uy = _Project.apply(y, unit, scale * gain)
+            by_gain, by_shift = values * mean_uy, values * mean_y
+        if by_unit is not None:
+            by_x = _sum(by_x, _Project.apply(by_unit, unit, scale)[0])
+        if by_scale is not None:
+            by_x = _sum(by_x, unit * (-(scale**2) * by_scale / values))
+        return by_x, by_gain, by_shift, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any, dx: Tensor | None, dgain: Tensor | None, dshift: Tensor | None, _: None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        gain, unit, scale = ctx.saved_tensors
+        if dx is None:
+            dunit, dscale = torch.zeros_like(unit), torch.zeros_like(scale)
+        else:
+            dunit, _, along = _Project.apply(dx, unit, scale)
+            dscale = -(scale**2) * along
+        dy = gain * dunit
+        if dgain is not None:
+            dy = dy + dgain * unit
+        if dshift is not None:
+            dy = dy + dshift
+        return dy, dunit, dscale
+
+
+class _Project(torch.autograd.Function):
+    """scale (y - mean y - u mean(u y)), mean y and mean(u y)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, unit: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean_y, mean_uy = mean(y), mean(unit * y)
+        return (y - unit * mean_uy).sub_(mean_y).mul_(scale), mean_y, mean_uy
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        y, unit, scale = inputs
+        _, mean_y, mean_uy = output
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(y, unit, scale, mean_y, mean_uy)
+        ctx.save_for_forward(y, unit, scale, mean_y, mean_uy)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None, by_mean: Tensor | None, by_along: Tensor | None) -> Any:
+        y, unit, scale, mean_y, mean_uy = ctx.saved_tensors
+        need_y, need_unit, need_scale = ctx.needs_input_grad
+        values = y.numel() // scale.numel()
+        by_y = by_unit = by_scale = along_y = None
+        if g is not None:
+            by_y, mean_g, mean_ug = _Project.apply(g, unit, scale)
+            along_y = -scale * mean_ug
+            if need_unit:
+                by_unit = g * (-scale * mean_uy)
+            if need_scale:
+                by_scale = values * (mean(g * y) - mean_g * mean_y - mean_ug * mean_uy)
+        if by_mean is not None and need_y:
+            by_y = _sum(by_y, (by_mean / values).expand_as(y))
+        if by_along is not None:
+            along_y = _sum(along_y, by_along / values)
+            if need_y:
+                by_y = _sum(by_y, unit * (by_along / values))
+        if need_unit and along_y is not None:
+            by_unit = _sum(by_unit, y * along_y)
+        return by_y if need_y else None, by_unit, by_scale
+
+    @staticmethod
+    def jvp(
+        ctx: Any, dy: Tensor | None, dunit: Tensor | None, dscale: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, unit, scale, mean_y, mean_uy = ctx.saved_tensors
+        if dy is None:
+            moved, dmean, dalong = torch.zeros_like(y), torch.zeros_like(scale), torch.zeros_like(scale)
+        else:
+            moved, dmean, dalong = _Project.apply(dy, unit, scale)
+        if dunit is not None:
+            turned = mean(dunit * y)
+            moved, dalong = moved - scale * (dunit * mean_uy + unit * turned), dalong + turned
+        if dscale is not None:
+            moved = moved + dscale * (y - mean_y - unit * mean_uy)
+        return moved, dmean, dalong
+
+
+def _sum(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else a + b
