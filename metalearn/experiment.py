@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from metalearn.errors import UsageError
+from metalearn.memory import keep_freed_memory
 from metalearn.metagrad import MetaGradient
 from metalearn.problem import FewShot
 from metalearn.tasks import Tasks
@@ -32,10 +33,13 @@ class Experiment:
     def of(cls, config: DictConfig | Mapping[str, Any]) -> Experiment:
         """Builds the run that a config describes; the model's weights follow `config.seed`.
 
+        Sets what holds for the whole process: threads, and that freed memory is kept.
+
         Raises:
             UsageError: a constructor refuses a value, or the device is not there.
         """
         config = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
+        keep_freed_memory()
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         device = _device(config.device)

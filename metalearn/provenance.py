@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ import metalearn
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """What a result needs beside it to be made again; no host or user name."""
+    program, *words = sys.argv
     return {
+        "command": shlex.join([Path(program).name, *words]),
         "versions": {
             "metalearn": metalearn.__version__,
             "python": platform.python_version(),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metalearn.errors import UsageError
-from metalearn.inner import Adam, GradientDescent, NewtonCG
+from metalearn.inner import LBFGS, Adam, GradientDescent, NewtonCG
 
 CURVATURE = torch.tensor([[1.0, 4.0], [2.0, 0.5], [10.0, 10.0]], dtype=torch.float64)
 TARGET = torch.tensor([[1.0, -1.0], [0.5, 3.0], [-2.0, 0.0]], dtype=torch.float64)
@@ -48,7 +48,12 @@ def test_adam_is_torchs_own_but_for_where_eps_is_corrected():
 
 @pytest.mark.parametrize(
     "solver",
-    [GradientDescent(3000, 0.05, tol=1e-6), Adam(3000, 0.05, tol=1e-6), NewtonCG(20, tol=1e-6)],
+    [
+        GradientDescent(3000, 0.05, tol=1e-6),
+        Adam(3000, 0.05, tol=1e-6),
+        NewtonCG(20, tol=1e-6),
+        LBFGS(50, tol=1e-6),
+    ],
     ids=lambda s: type(s).__name__,
 )
 def test_each_task_stops_on_its_own(solver):
@@ -107,3 +112,30 @@ def test_bad_objectives_are_refused():
 def test_bad_options_are_refused(make):
     with pytest.raises(UsageError):
         make()
+
+
+def test_lbfgs_takes_few_steps_and_never_increases_an_objective():
+    def rosenbrock(params):
+        x, y = params["x"].unbind(1)
+        return (1 - x) ** 2 + 100 * (y - x * x) ** 2
+
+    params = {"x": torch.tensor([[-1.2, 1.0], [0.0, -3.0], [2.0, 2.0]], dtype=torch.float64)}
+    values = [rosenbrock(params)]
+    for steps in range(1, 60):
+        values.append(LBFGS(steps, tol=1e-9)(rosenbrock, params).objective)
+    assert all((b <= a + 1e-12).all() for a, b in itertools.pairwise(values))
+    assert (values[-1] < 1e-10).all()
+
+
+def test_lbfgs_solves_an_ill_conditioned_quadratic():
+    g = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(3, 8, 8, generator=g, dtype=torch.float64)).Q
+    spectrum = torch.logspace(0, 3, 8, dtype=torch.float64)
+    A = basis @ torch.diag(spectrum) @ basis.mT
+    b = torch.randn(3, 8, generator=g, dtype=torch.float64)
+    solution = LBFGS(200, tol=1e-8)(
+        lambda p: 0.5 * torch.einsum("ti,tij,tj->t", p["x"], A, p["x"]) - (b * p["x"]).sum(1),
+        {"x": torch.zeros(3, 8, dtype=torch.float64)},
+    )
+    assert torch.allclose(solution.params["x"], torch.linalg.solve(A, b), atol=1e-6)
+    assert (solution.steps < 100).all()  # gradient descent would need thousands

@@ -12,15 +12,13 @@ from metalearn.metagrad.base import (
     Certificate,
     MetaGradient,
     MetaGradientResult,
-    fixed,
-    live,
     mean_over_tasks,
     outer_gradient,
     through_init,
 )
 from metalearn.metagrad.curvature import Hessian
 from metalearn.problem import BilevelProblem, Meta, Params
-from metalearn.tree import task_norm
+from metalearn.tree import fixed, live, task_norm
 
 
 @dataclass(frozen=True)

@@ -66,10 +66,10 @@ class GaussNewton:
             )
         self._meta = leaves_of(meta)
         with torch.enable_grad():
-            outputs, self._pull = torch.func.vjp(
+            linearised: Any = torch.func.vjp(
                 lambda params: problem.inner_outputs(params, meta, task), fixed(params)
             )
-            self._outputs = outputs
+            self._outputs, self._pull = outputs, _ = linearised
             self._points = [o.detach().requires_grad_() for o in leaves_of(outputs)]
             loss = problem.inner_loss(like_tree(outputs, self._points), meta, task)
             self._dloss = gradients(loss.sum(), self._points, create_graph=True)
@@ -86,10 +86,12 @@ class GaussNewton:
         pushed = self._pushed(x)
         parts = (
             gradients(self._dloss, self._meta, pushed, retain_graph=True),
-            gradients(leaves_of(self._outputs), self._meta, self._curved(pushed)),
+            gradients(
+                leaves_of(self._outputs), self._meta, self._curved(pushed), retain_graph=True
+            ),
             gradients(self._pulled, self._meta, x),
         )
-        return [sum(part) for part in zip(*parts, strict=True)]
+        return [a + b + c for a, b, c in zip(*parts, strict=True)]
 
     def _pushed(self, v: list[Tensor]) -> list[Tensor]:
         """J v"""

@@ -10,13 +10,12 @@ from metalearn.metagrad.base import (
     Certificate,
     MetaGradient,
     MetaGradientResult,
-    fixed,
-    live,
     mean_over_tasks,
     outer_gradient,
     through_init,
 )
 from metalearn.problem import BilevelProblem, Meta
+from metalearn.tree import fixed, live
 
 
 @dataclass(frozen=True)

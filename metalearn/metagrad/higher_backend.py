@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from metalearn.errors import UsageError
 from metalearn.inner import Adam, GradientDescent, InnerSolver
-from metalearn.metagrad.base import live
 from metalearn.problem import BilevelProblem, Meta, Params
-from metalearn.tree import gradients, leaves_of
+from metalearn.tree import gradients, leaves_of, live
 
 
 class _Holder(nn.Module):

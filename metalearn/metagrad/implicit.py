@@ -12,15 +12,13 @@ from metalearn.metagrad.base import (
     Certificate,
     MetaGradient,
     MetaGradientResult,
-    fixed,
-    live,
     mean_over_tasks,
     outer_gradient,
 )
 from metalearn.metagrad.curvature import Curvature, GaussNewton, Hessian
 from metalearn.metagrad.first_order import first_order_at
 from metalearn.problem import BilevelProblem, Meta
-from metalearn.tree import task_norm
+from metalearn.tree import fixed, live, task_norm
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,10 @@ from torch import Tensor
 
 from metalearn.errors import UsageError
 from metalearn.inner import InnerSolution, InnerSolver, value_and_grad
-from metalearn.metagrad.base import (
-    MetaGradient,
-    MetaGradientResult,
-    fixed,
-    live,
-    mean_over_tasks,
-)
+from metalearn.metagrad.base import MetaGradient, MetaGradientResult, mean_over_tasks
 from metalearn.metagrad.higher_backend import unroll_with_higher
 from metalearn.problem import BilevelProblem, Meta, Params
-from metalearn.tree import gradients, leaves_of, task_norm
+from metalearn.tree import fixed, gradients, leaves_of, live, task_norm
 
 
 @dataclass(frozen=True)

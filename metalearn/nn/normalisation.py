@@ -55,7 +55,9 @@ class _BatchNorm(torch.autograd.Function):
         ctx.save_for_forward(gain, unit, scale)
 
     @staticmethod
-    def backward(ctx: Any, y: Tensor | None, by_unit: Tensor | None, by_scale: Tensor | None) -> Any:
+    def backward(
+        ctx: Any, y: Tensor | None, by_unit: Tensor | None, by_scale: Tensor | None
+    ) -> Any:
         gain, unit, scale = ctx.saved_tensors
         values = unit.numel() // scale.numel()
         by_x = by_gain = by_shift = None
@@ -105,7 +107,9 @@ class _Project(torch.autograd.Function):
         ctx.save_for_forward(y, unit, scale, mean_y, mean_uy)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, by_mean: Tensor | None, by_along: Tensor | None) -> Any:
+    def backward(
+        ctx: Any, g: Tensor | None, by_mean: Tensor | None, by_along: Tensor | None
+    ) -> Any:
         y, unit, scale, mean_y, mean_uy = ctx.saved_tensors
         need_y, need_unit, need_scale = ctx.needs_input_grad
         values = y.numel() // scale.numel()
@@ -133,7 +137,11 @@ class _Project(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         y, unit, scale, mean_y, mean_uy = ctx.saved_tensors
         if dy is None:
-            moved, dmean, dalong = torch.zeros_like(y), torch.zeros_like(scale), torch.zeros_like(scale)
+            moved, dmean, dalong = (
+                torch.zeros_like(y),
+                torch.zeros_like(scale),
+                torch.zeros_like(scale),
+            )
         else:
             moved, dmean, dalong = _Project.apply(dy, unit, scale)
         if dunit is not None:

@@ -4,14 +4,14 @@ import itertools
 
 import pytest
 import torch
-from zoo import Quadratic, few_shot, finite_differences, problems, relative_difference
+from zoo import LearnedRidge, Quadratic, few_shot, finite_differences, problems, relative_difference
 
 from metalearn.errors import UsageError
 from metalearn.inner import GradientDescent, NewtonCG
 from metalearn.linear_solve import CG, Dense, Status
 from metalearn.metagrad import Implicit, NonFiniteGradient, Unrolled
-from metalearn.metagrad.base import live
 from metalearn.metagrad.curvature import GaussNewton, Hessian
+from metalearn.tree import live
 
 CONVERGED = NewtonCG(60, cg_iters=40, tol=1e-11)
 

@@ -7,6 +7,7 @@ from torch import nn
 from metalearn.errors import UsageError
 from metalearn.nn import MLP, Conv4, ResNet12, TaskBatched
 from metalearn.nn.convolution import Geometry, grouped_conv2d
+from metalearn.nn.normalisation import batch_norm
 
 
 class Scaled(nn.Module):
@@ -100,6 +101,49 @@ def test_convolution_and_its_derivatives(geometry, x, weight):
     fast = x.numel() > 100
     assert torch.autograd.gradcheck(function, (x, weight), fast_mode=fast, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, (x, weight), fast_mode=fast)
+
+
+def channels(*shape):
+    g = torch.Generator().manual_seed(len(shape))
+    x = torch.randn(*shape, generator=g, dtype=torch.float64, requires_grad=True)
+    gain, shift = torch.rand(
+        2, 1, shape[1], *[1] * (len(shape) - 2), generator=g, dtype=torch.float64
+    )
+    return x, gain.requires_grad_(), shift.requires_grad_()
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 2, 2), (6, 2)], ids=str)
+def test_batch_norm_and_its_derivatives(shape):
+    x, gain, shift = channels(*shape)
+
+    def function(x, gain, shift):
+        return batch_norm(x, gain, shift, 1e-2)
+
+    expected = torch.nn.functional.batch_norm(
+        x, None, None, gain.flatten(), shift.flatten(), training=True, eps=1e-2
+    )
+    assert torch.allclose(function(x, gain, shift), expected)
+
+    def gradient(*inputs):
+        return torch.autograd.grad((function(*inputs) ** 3).sum(), inputs, create_graph=True)
+
+    inputs = x, gain, shift
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, inputs, check_fwd_over_rev=True)
+    assert torch.autograd.gradgradcheck(gradient, inputs, fast_mode=True)  # fourth derivatives
+
+
+def test_batch_norm_under_vmap_is_one_call_after_another():
+    x, gain, shift = channels(4, 3, 2, 2)
+    many = torch.stack([x, 2 * x + 1, x**2]).detach().requires_grad_()
+
+    def function(x):
+        return batch_norm(x, gain, shift, 1e-2)
+
+    mapped = torch.func.vmap(function)
+    assert torch.allclose(mapped(many), torch.stack([function(x) for x in many]))
+    assert torch.autograd.gradcheck(mapped, many, fast_mode=True)
+    assert torch.autograd.gradgradcheck(mapped, many, fast_mode=True)
 
 
 def test_inductive_statistics_come_from_the_first_examples_alone():

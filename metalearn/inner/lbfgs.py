@@ -1,0 +1,113 @@
+"""Limited-memory BFGS for many tasks at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metalearn.errors import UsageError
+from metalearn.inner.line_search import backtrack
+from metalearn.inner.solver import InnerSolver, Objective, Params, value_and_grad
+from metalearn.tree import Raveler
+
+
+@dataclass(frozen=True)
+class LBFGS(InnerSolver):
+    """Limited-memory BFGS with a backtracking line search; Nocedal & Wright 2006, algorithm 7.5.
+
+    Every task keeps its own history. A pair of steps whose curvature s'y is not clearly positive
+    (which Armijo's rule alone does not ensure) is left out, so that every direction descends. It
+    never increases a task's objective; a task that finds no decrease stops.
+
+    Args:
+        steps: most steps of a task.
+        memory: pairs kept.
+        tol: gradient norm at which a task stops; None: never.
+        halvings: most halvings of a step.
+    """
+
+    steps: int
+    memory: int = 10
+    tol: float | None = None
+    halvings: int = 12
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.memory < 1 or self.halvings < 0:
+            raise UsageError(
+                f"LBFGS(steps={self.steps}, memory={self.memory}, halvings={self.halvings}); "
+                "steps and halvings must be at least 0, memory at least 1"
+            )
+
+    def minimise(
+        self, objective: Objective, params: Params, create_graph: bool = False
+    ) -> tuple[Params, Tensor]:
+        if create_graph:
+            raise UsageError(
+                "LBFGS has no unrolled derivative; use an implicit or first-order meta-gradient"
+            )
+        raveler = Raveler.of({name: p.detach() for name, p in params.items()}, batched=True)
+
+        def value_and_slopes(x: Tensor) -> tuple[Tensor, Tensor]:
+            value, grads = value_and_grad(objective, raveler.unravel(x))
+            return value.detach(), torch.cat([g.flatten(1) for g in grads], dim=1)
+
+        x = raveler.ravel({name: p.detach() for name, p in params.items()})
+        taken = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        moving = torch.ones_like(taken, dtype=torch.bool)
+        history = _History(self.memory)
+        if not self.steps:
+            return raveler.unravel(x), taken
+        value, g = value_and_slopes(x)
+        for _ in range(self.steps):
+            if self.tol is not None:
+                moving = moving & (g.norm(dim=1) > self.tol)
+            if not moving.any():
+                break
+            step = history.direction(g)
+            (reached,), moving = backtrack(
+                lambda leaves: objective(raveler.unravel(leaves[0])),
+                [x],
+                value,
+                [step],
+                torch.linalg.vecdot(g, step),
+                moving,
+                self.halvings,
+            )
+            before, x = x, reached
+            g_before = g
+            value, g = value_and_slopes(x)
+            history.add(x - before, g - g_before)
+            taken += moving
+        return raveler.unravel(x), taken
+
+
+class _History:
+    """The last pairs (s, y) of each task; a pair with s'y <= 0 has weight 0, which omits it."""
+
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.scale: Tensor | None = None
+
+    def add(self, s: Tensor, y: Tensor) -> None:
+        sy, yy = torch.linalg.vecdot(s, y), torch.linalg.vecdot(y, y)
+        sound = sy > torch.finfo(s.dtype).eps * yy
+        weight = torch.where(sound, 1 / torch.where(sound, sy, 1.0), 0.0)
+        self.pairs = [*self.pairs, (s, y, weight)][-self.memory :]
+        assert self.scale is not None
+        self.scale = torch.where(sound, sy / torch.where(sound, yy, 1.0), self.scale)
+
+    def direction(self, g: Tensor) -> Tensor:
+        """-H g by the two-loop recursion; before any pair, a step of length at most 1 along -g."""
+        if self.scale is None:
+            self.scale = 1 / g.norm(dim=1).clamp_min(1.0)
+        q, alphas = g, []
+        for s, y, weight in reversed(self.pairs):
+            alphas.append(weight * torch.linalg.vecdot(s, q))
+            q = q - alphas[-1][:, None] * y
+        q = self.scale[:, None] * q
+        for (s, y, weight), alpha in zip(self.pairs, reversed(alphas), strict=True):
+            q = q + (alpha - weight * torch.linalg.vecdot(y, q))[:, None] * s
+        return -q

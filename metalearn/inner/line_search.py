@@ -1,0 +1,48 @@
+"""Backtracking line search for many tasks at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from metalearn.inner.solver import broadcast
+
+
+@torch.no_grad()
+def backtrack(
+    objective: Callable[[list[Tensor]], Tensor],
+    start: list[Tensor],
+    value: Tensor,
+    step: list[Tensor],
+    slope: Tensor,
+    moving: Tensor,
+    halvings: int,
+) -> tuple[list[Tensor], Tensor]:
+    """Halves each task's step until its objective falls by Armijo's rule (c = 1e-4).
+
+    Args:
+        objective: maps leaves, each (T, ...), to (T,).
+        start: the leaves to start from; `value` (T,) is the objective there.
+        step: the full step, a list like `start`; `slope` (T,) is the derivative along it, below 0.
+        moving: (T,) bool; the other tasks stay where they are.
+        halvings: most halvings.
+
+    Returns the leaves reached and which tasks moved; a task that finds no decrease stays.
+    """
+    size = torch.ones_like(value)
+    accepted = ~moving
+    reached = start
+    for _ in range(halvings + 1):
+        trial = [x + broadcast(size, x) * s for x, s in zip(start, step, strict=True)]
+        falls = objective(trial) <= value + 1e-4 * size * slope
+        now = falls & ~accepted
+        reached = [
+            torch.where(broadcast(now, y), x, y) for x, y in zip(trial, reached, strict=True)
+        ]
+        accepted = accepted | falls
+        if accepted.all():
+            break
+        size = torch.where(accepted, size, size / 2)
+    return reached, moving & accepted

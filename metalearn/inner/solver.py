@@ -1,0 +1,89 @@
+"""What every inner-loop solver is, and what it gives back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metalearn.tree import task_norm
+
+Params = dict[str, Tensor]
+Objective = Callable[[Params], Tensor]
+
+
+@dataclass(frozen=True)
+class InnerSolution:
+    """Adapted parameters and how well they solve the inner problem.
+
+    Args:
+        params: dict of (T, ...).
+        objective: (T,), the inner objective at params.
+        grad_norm: (T,), the norm of its gradient at params; 0 at an exact solution.
+        steps: (T,) int64, the steps that each task took.
+    """
+
+    params: Params
+    objective: Tensor
+    grad_norm: Tensor
+    steps: Tensor
+
+
+class InnerSolver(ABC):
+    """A frozen dataclass whose fields are its options."""
+
+    @abstractmethod
+    def minimise(
+        self, objective: Objective, params: Params, create_graph: bool = False
+    ) -> tuple[Params, Tensor]:
+        """The params reached and the steps taken, (T,).
+
+        With `create_graph` they are differentiable in what `params` and `objective` depend on; else
+        they carry no graph.
+        """
+
+    def __call__(self, objective: Objective, params: Params) -> InnerSolution:
+        params, steps = self.minimise(objective, params)
+        value, grads = value_and_grad(objective, params)
+        return InnerSolution(params, value.detach(), task_norm(grads), steps)
+
+
+def value_and_grad(
+    objective: Objective, params: Params, create_graph: bool = False
+) -> tuple[Tensor, list[Tensor]]:
+    """The objective, (T,), and its gradient in params, a list in their order.
+
+    Without `create_graph`, params are cut off from any graph first.
+
+    Raises:
+        ValueError: the objective is no (T,) tensor, or does not depend on one of the params.
+    """
+    if not create_graph:
+        params = {name: p.detach().requires_grad_() for name, p in params.items()}
+    with torch.enable_grad():
+        value = objective(params)
+        tasks = len(next(iter(params.values())))
+        if value.shape != (tasks,):
+            raise ValueError(
+                f"the inner objective has shape {tuple(value.shape)}; expected ({tasks},), a value "
+                "for each task"
+            )
+        grads = torch.autograd.grad(
+            value.sum(), list(params.values()), create_graph=create_graph, allow_unused=True
+        )
+    found = []
+    for name, grad in zip(params, grads, strict=True):
+        if grad is None:
+            raise ValueError(
+                f"the inner objective does not depend on params[{name!r}]; leave it out of params"
+            )
+        found.append(grad)
+    return value, found
+
+
+def broadcast(per_task: Tensor, other: Tensor) -> Tensor:
+    """(T,) shaped so that it broadcasts against (T, ...)."""
+    return per_task.view(-1, *[1] * (other.dim() - 1))

@@ -1,0 +1,63 @@
+"""What a run tells of itself: a row for each meta-step, and the lines on the screen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from metalearn.evaluation import Estimate
+from metalearn.linear_solve import Status
+from metalearn.memory import format_bytes
+from metalearn.metagrad import MetaGradientResult
+
+
+def figures(result: MetaGradientResult) -> dict[str, Any]:
+    """A meta-step's figures: means over the tasks; extremes of what must not be averaged."""
+    row: dict[str, Any] = {"query_loss": result.outer_loss.mean().item()}
+    row |= {f"query_{name}": value.mean().item() for name, value in result.metrics.items()}
+    row["inner_grad_norm"] = result.inner.grad_norm.mean().item()
+    certificate = result.certificate
+    if certificate is None or certificate.status is None:
+        return row
+    assert certificate.relative_residual is not None and certificate.iterations is not None
+    row["solve_relative_residual"] = certificate.relative_residual.mean().item()
+    row["solve_iterations"] = certificate.iterations.double().mean().item()
+    counts = torch.bincount(certificate.status.flatten(), minlength=len(Status)).tolist()
+    row |= {f"solve_{s.name.lower()}": counts[s] for s in Status}
+    if certificate.eigenvalue_bounds is not None:
+        low, high = certificate.eigenvalue_bounds
+        known = low.isfinite()
+        if known.any():
+            row |= {"ritz_low": low[known].min().item(), "ritz_high": high[known].max().item()}
+    return row
+
+
+def named(prefix: str, scores: dict[str, Estimate]) -> dict[str, float]:
+    return {f"{prefix}_{name}": e.mean for name, e in scores.items()} | {
+        f"{prefix}_{name}_interval": e.interval for name, e in scores.items()
+    }
+
+
+def progress_line(row: dict[str, Any], tasks: int, peak: int) -> str:
+    accuracy = f"  accuracy {row['query_accuracy']:.3f}" if "query_accuracy" in row else ""
+    rate = tasks / row["step_s"]
+    return f"loss {row['query_loss']:.4f}{accuracy}  {format_bytes(peak)}  {rate:.1f} tasks/s"
+
+
+def closing(summary: dict[str, Any], folder: str, written: list[str]) -> list[str]:
+    mode = "transductive" if summary["transductive"] else "inductive"
+    lines = []
+    if "test_accuracy" in summary:
+        accuracy = Estimate(summary["test_accuracy"], summary["test_accuracy_interval"])
+        lines.append(
+            f"test accuracy {accuracy.percent()} over {summary['test_tasks']} tasks ({mode}), "
+            f"by the checkpoint of meta-step {summary['chosen_step']}"
+        )
+    else:
+        lines.append(f"test loss {summary['test_loss']:.4f} ± {summary['test_loss_interval']:.4f}")
+    lines.append(
+        f"peak memory {format_bytes(summary['peak_memory_bytes'])}, "
+        f"{summary['step_s']:.3f} s a meta-step"
+    )
+    return [*lines, f"wrote {folder}/: {', '.join(written)}"]
