@@ -46,6 +46,8 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
     optimiser = build(config.optimiser)(meta.values())
     schedule = _schedule(config, optimiser)
 
+    origin = provenance(device)  # of the code that trains, whatever the checkout becomes meanwhile
+
     run = RunFolder(run_dir, config, resume)
     step, best = 0, -float("inf")
     if resume:
@@ -125,7 +127,7 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
             progress.update(step, progress_line(row, config.meta_batch, peak))
 
         checkpoint.save(run.last, state_at(step))
-        summary = _summary(config, experiment, run, peak, step_times)
+        summary = _summary(config, experiment, run, peak, step_times) | origin
         run.finish(summary)
         for line in closing(summary, str(run_dir), run.written()):
             progress.say(line)
@@ -188,5 +190,4 @@ def _summary(
         "train_s": sum(step_times),
         "threads": torch.get_num_threads(),
         "seed": config.seed,
-        **provenance(experiment.device),
     }

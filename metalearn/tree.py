@@ -139,7 +139,8 @@ class _HalfSquare(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return x.reshape(len(x), -1).norm(dim=1).square_().mul_(0.5)
+        norm = x.reshape(len(x), -1).norm(dim=1)
+        return 0.5 * norm * norm
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

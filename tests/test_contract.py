@@ -8,7 +8,7 @@ import sys
 import torch
 
 from metalearn import linear_solve, metagrad, nn, tasks
-from metalearn.inner import Adam, GradientDescent, NewtonCG
+from metalearn.inner import LBFGS, Adam, GradientDescent, NewtonCG
 from metalearn.linear_solve import CG, Dense
 from metalearn.metagrad import FirstOrder, Implicit, Unrolled
 from metalearn.problem import BilevelProblem, FewShot
@@ -45,6 +45,7 @@ def test_meta_gradients_on_a_model():
         FirstOrder(inner),
         Implicit(inner, linear_solver=CG(), damping=0.0, curvature="hessian"),
         Implicit(NewtonCG(2, cg_iters=5), CG(2), curvature="gauss_newton"),
+        Implicit(LBFGS(3), CG(2)),
         Implicit(inner, linear_solver=None),
     ):
         result = way(problem, meta, task)
