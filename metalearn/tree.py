@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from metalearn.forward_mode import first_order
 
 Tree = Any
 """A nest of dicts, lists, tuples and dataclasses of tensors."""
@@ -85,8 +87,17 @@ class Raveler:
         return tree_unflatten(leaves, self.spec)
 
     def matvec(self, function: Callable[[Tree], Tree]) -> Callable[[Tensor], Tensor]:
-        """A map between trees as a map between (T, N) matrices."""
-        return lambda matrix: self.ravel(function(self.unravel(matrix)))
+        """A map between trees as a map between (T, N) matrices.
+
+        The map may use autograd, whatever the mode of the caller; its result is cut off from it.
+        """
+
+        def on_matrices(matrix: Tensor) -> Tensor:
+            with torch.enable_grad():
+                image = function(self.unravel(matrix))
+            return self.ravel(fixed(image))
+
+        return on_matrices
 
     def per_system(self, values: Tensor) -> Tensor:
         """A figure for each system, (T,), as the caller sees it: 0-d without a task axis."""
@@ -153,6 +164,7 @@ class _HalfSquare(torch.autograd.Function):
         return x * weights.view(-1, *[1] * (x.dim() - 1))
 
     @staticmethod
+    @first_order
     def jvp(ctx: Any, dx: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return (x * dx).reshape(len(x), -1).sum(1)
@@ -166,16 +178,31 @@ def gradients(
     create_graph: bool = False,
     retain_graph: bool | None = None,
 ) -> list[Tensor]:
-    """`torch.autograd.grad` where an input that the outputs do not depend on has gradient zero.
+    """`torch.autograd.grad` where an input that the outputs do not depend on has gradient zero."""
+    found = partials(
+        outputs, inputs, grad_outputs, create_graph=create_graph, retain_graph=retain_graph
+    )
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
 
-    Outputs that carry no graph at all are left out: their derivative is zero.
+
+def partials(
+    outputs: Sequence[Tensor] | Tensor,
+    inputs: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor] | None = None,
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> list[Tensor | None]:
+    """`torch.autograd.grad` where an input that the outputs do not depend on has None.
+
+    Outputs that carry no graph at all are left out.
     """
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     weights = list(grad_outputs) if grad_outputs is not None else [None] * len(outputs)
     pairs = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
     if not pairs or not inputs:
-        return [torch.zeros_like(x) for x in inputs]
-    found = torch.autograd.grad(
+        return [None] * len(inputs)
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(
         [o for o, _ in pairs],
         list(inputs),
         [w for _, w in pairs],
@@ -183,4 +210,15 @@ def gradients(
         retain_graph=retain_graph,
         allow_unused=True,
     )
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+    return list(found)
+
+
+@overload
+def add(a: Tensor, b: Tensor | None) -> Tensor: ...
+@overload
+def add(a: Tensor | None, b: Tensor) -> Tensor: ...
+@overload
+def add(a: Tensor | None, b: Tensor | None) -> Tensor | None: ...
+def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """a + b, where None is nothing at all."""
+    return b if a is None else a if b is None else a + b

@@ -139,3 +139,23 @@ def test_lbfgs_solves_an_ill_conditioned_quadratic():
     )
     assert torch.allclose(solution.params["x"], torch.linalg.solve(A, b), atol=1e-6)
     assert (solution.steps < 100).all()  # gradient descent would need thousands
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [GradientDescent(200, 0.5), Adam(500, 0.1), NewtonCG(3), LBFGS(10)],
+    ids=lambda s: type(s).__name__,
+)
+def test_parameters_without_axes_but_the_tasks(solver):
+    target = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+    solution = solver(
+        lambda p: 0.5 * (p["x"] - target) ** 2, {"x": torch.zeros(3, dtype=torch.float64)}
+    )
+    assert torch.allclose(solution.params["x"], target, atol=1e-3)
+
+
+@pytest.mark.parametrize("solver", [NewtonCG(60, cg_iters=9, tol=1e-12), LBFGS(300, tol=1e-12)])
+def test_the_line_search_goes_on_below_the_roundoff_of_the_objective(solver):
+    # The gradient at a minimum of value 1e3 must not stop at sqrt(1e-16 * 1e3).
+    solution = solver(lambda p: quadratic(p) + 1e3, start())
+    assert (solution.grad_norm <= 1e-12).all()

@@ -19,7 +19,7 @@ class LBFGS(InnerSolver):
 
     Every task keeps its own history. A pair of steps whose curvature s'y is not clearly positive
     (which Armijo's rule alone does not ensure) is left out, so that every direction descends. It
-    never increases a task's objective; a task that finds no decrease stops.
+    never increases a task's objective beyond rounding; a task that finds no decrease stops.
 
     Args:
         steps: most steps of a task.
@@ -51,7 +51,7 @@ class LBFGS(InnerSolver):
 
         def value_and_slopes(x: Tensor) -> tuple[Tensor, Tensor]:
             value, grads = value_and_grad(objective, raveler.unravel(x))
-            return value.detach(), torch.cat([g.flatten(1) for g in grads], dim=1)
+            return value.detach(), raveler.ravel(dict(zip(params, grads, strict=True)))
 
         x = raveler.ravel({name: p.detach() for name, p in params.items()})
         taken = torch.zeros(len(x), dtype=torch.int64, device=x.device)

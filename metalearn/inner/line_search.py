@@ -20,7 +20,7 @@ def backtrack(
     moving: Tensor,
     halvings: int,
 ) -> tuple[list[Tensor], Tensor]:
-    """Halves each task's step until its objective falls by Armijo's rule (c = 1e-4).
+    """Halves each task's step until its objective falls by Armijo's rule (c = 1e-4), or rounding.
 
     Args:
         objective: maps leaves, each (T, ...), to (T,).
@@ -31,12 +31,15 @@ def backtrack(
 
     Returns the leaves reached and which tasks moved; a task that finds no decrease stays.
     """
+    # A decrease below the objective's own rounding cannot be seen; a step that promises less would
+    # be refused for ever, with the gradient still at the square root of the precision.
+    rounding = 4 * torch.finfo(value.dtype).eps * value.abs()
     size = torch.ones_like(value)
     accepted = ~moving
     reached = start
     for _ in range(halvings + 1):
         trial = [x + broadcast(size, x) * s for x, s in zip(start, step, strict=True)]
-        falls = objective(trial) <= value + 1e-4 * size * slope
+        falls = objective(trial) <= value + 1e-4 * size * slope + rounding
         now = falls & ~accepted
         reached = [
             torch.where(broadcast(now, y), x, y) for x, y in zip(trial, reached, strict=True)

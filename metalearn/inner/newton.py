@@ -20,7 +20,8 @@ class NewtonCG(InnerSolver):
 
     Each step solves H d = -g by CG, cut short at negative curvature (then along -g if that is met
     at once), and halves the step until the objective falls by Armijo's rule (Nocedal & Wright 2006,
-    algorithm 7.1). It never increases a task's objective; a task that finds no decrease stops.
+    algorithm 7.1). It never increases a task's objective beyond rounding; a task that finds
+    no decrease stops.
 
     Args:
         steps: most Newton steps of a task.

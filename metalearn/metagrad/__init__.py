@@ -2,11 +2,11 @@
 
 from metalearn.metagrad.authors_code import IMAMLAuthorsCode
 from metalearn.metagrad.base import (
-    Certificate,
     MetaGradient,
     MetaGradientResult,
     NonFiniteGradient,
 )
+from metalearn.metagrad.certificate import Certificate
 from metalearn.metagrad.first_order import FirstOrder
 from metalearn.metagrad.implicit import Implicit
 from metalearn.metagrad.unrolled import Unrolled

@@ -9,13 +9,13 @@ from metalearn.errors import UsageError
 from metalearn.inner import InnerSolution, InnerSolver
 from metalearn.linear_solve import CG, LinearSolver
 from metalearn.metagrad.base import (
-    Certificate,
     MetaGradient,
     MetaGradientResult,
     mean_over_tasks,
     outer_gradient,
     through_init,
 )
+from metalearn.metagrad.certificate import Certificate
 from metalearn.metagrad.curvature import Hessian
 from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.tree import fixed, live, task_norm
@@ -68,7 +68,12 @@ class IMAMLAuthorsCode(MetaGradient):
                 for name, p in adapted.params.items()
             }
         )
-        loss, metrics, by_params, _ = outer_gradient(problem, params, live(meta), task)
+        loss, metrics, by_params, direct = outer_gradient(problem, params, live(meta), task)
+        if any(d is not None for d in direct):
+            raise UsageError(
+                "the outer objective depends on meta directly, for which the authors' code has no "
+                "term; use Implicit"
+            )
         hessian = Hessian(problem, params, fixed(meta), task)
 
         def operator(v: list[Any]) -> list[Any]:

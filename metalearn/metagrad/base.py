@@ -3,50 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
+from metalearn.errors import UsageError
 from metalearn.inner import InnerSolution, InnerSolver
-from metalearn.linear_solve import Solution
+from metalearn.metagrad.certificate import Certificate
 from metalearn.problem import BilevelProblem, Meta
-from metalearn.tree import fixed, gradients, leaves_of, like_tree, live
+from metalearn.tree import fixed, leaves_of, like_tree, live, partials
 
 
 class NonFiniteGradient(ArithmeticError):
     """A meta-gradient or an outer loss is not finite; it is never handed on."""
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """How far an implicit gradient can be trusted, per task, all fields (T,).
-
-    Args:
-        inner_grad_norm: norm of the inner objective's gradient where it was linearised; the theorem
-            wants 0.
-        relative_residual, iterations, status, eigenvalue_bounds, solve_error: of the linear solve
-            (`Solution`'s fields and its error estimate); None where nothing was solved.
-    """
-
-    inner_grad_norm: Tensor
-    relative_residual: Tensor | None = None
-    iterations: Tensor | None = None
-    status: Tensor | None = None
-    eigenvalue_bounds: tuple[Tensor, Tensor] | None = None
-    solve_error: Tensor | None = None
-
-    @classmethod
-    def of(cls, inner_grad_norm: Tensor, solution: Solution) -> Certificate:
-        return cls(
-            inner_grad_norm,
-            solution.relative_residual,
-            solution.iterations,
-            solution.status,
-            solution.eigenvalue_bounds,
-            solution.error_estimate,
-        )
 
 
 @dataclass(frozen=True)
@@ -98,26 +71,45 @@ class MetaGradient(ABC):
 
 def outer_gradient(
     problem: BilevelProblem, params: dict[str, Tensor], meta: Meta, task: Any
-) -> tuple[Tensor, dict[str, Tensor], list[Tensor], list[Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor], list[Tensor], list[Tensor | None]]:
     """The outer loss (T,), metrics, d outer / d params (each task's own) and the direct
-    d outer / d meta (summed over tasks), at params and meta that are leaves."""
+    d outer / d meta (summed over tasks, None where there is none), at params and meta that are
+    leaves."""
     with torch.enable_grad():
         loss, metrics = problem.outer_objective(params, meta, task)
         leaves = list(params.values())
-        found = gradients(loss.sum(), leaves + leaves_of(meta))
+        found = partials(loss.sum(), leaves + leaves_of(meta))
+    by_params = [
+        torch.zeros_like(x) if g is None else g
+        for x, g in zip(leaves, found[: len(leaves)], strict=True)
+    ]
     detached = {name: value.detach() for name, value in metrics.items()}
-    return loss.detach(), detached, found[: len(leaves)], found[len(leaves) :]
+    return loss.detach(), detached, by_params, found[len(leaves) :]
 
 
 def through_init(
     problem: BilevelProblem, meta: Meta, task: Any, weights: list[Tensor]
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     """weights' d init / d meta, summed over tasks: right if the inner loop is a translation."""
     with torch.enable_grad():
         meta = live(meta)
         start = list(problem.init(meta, task).values())
-        return gradients(start, leaves_of(meta), weights)
+        return partials(start, leaves_of(meta), weights)
 
 
-def mean_over_tasks(meta: Meta, summed: list[Tensor], tasks: int) -> Any:
-    return like_tree(meta, [g / tasks for g in summed])
+def mean_over_tasks(meta: Meta, summed: Sequence[Tensor | None], tasks: int) -> Any:
+    """The meta-gradient, a pytree like meta, from its sum over tasks.
+
+    Raises:
+        UsageError: a leaf of meta has none: this way of differentiating does not reach it, and a
+            zero would train it in silence to nothing.
+    """
+    missing = [i for i, g in enumerate(summed) if g is None]
+    if missing:
+        paths = [keystr(path) or "meta" for path, _ in tree_flatten_with_path(meta)[0]]
+        raise UsageError(
+            f"no gradient reaches meta{', meta'.join(paths[i] for i in missing)}: neither the "
+            "outer objective nor what this method differentiates depends on it; leave it out of "
+            "meta, or use another meta-gradient"
+        )
+    return like_tree(meta, [g / tasks for g in summed if g is not None])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metalearn.errors import UsageError
 from metalearn.problem import BilevelProblem, CompositeProblem, Meta, Params
-from metalearn.tree import fixed, gradients, leaves_of, like_tree
+from metalearn.tree import add, fixed, gradients, leaves_of, like_tree, partials
 
 
 class Curvature(Protocol):
@@ -26,8 +26,9 @@ class Curvature(Protocol):
         """Each task's curvature matrix times its v."""
         ...
 
-    def mixed(self, x: list[Tensor]) -> list[Tensor]:
-        """x' d2 inner / (d params d meta), summed over tasks, one tensor for each leaf of meta."""
+    def mixed(self, x: list[Tensor]) -> list[Tensor | None]:
+        """x' d2 inner / (d params d meta), summed over tasks, for each leaf of meta; None where the
+        inner gradient does not depend on it."""
         ...
 
 
@@ -45,8 +46,8 @@ class Hessian:
     def matvec(self, v: list[Tensor]) -> list[Tensor]:
         return gradients(self._graph, self._params, v, retain_graph=True)
 
-    def mixed(self, x: list[Tensor]) -> list[Tensor]:
-        return gradients(self._graph, self._meta, x)
+    def mixed(self, x: list[Tensor]) -> list[Tensor | None]:
+        return partials(self._graph, self._meta, x)
 
 
 class GaussNewton:
@@ -82,16 +83,14 @@ class GaussNewton:
         with torch.no_grad():
             return self._transposed(self._curved(self._pushed(v)))
 
-    def mixed(self, x: list[Tensor]) -> list[Tensor]:
+    def mixed(self, x: list[Tensor]) -> list[Tensor | None]:
         pushed = self._pushed(x)
         parts = (
-            gradients(self._dloss, self._meta, pushed, retain_graph=True),
-            gradients(
-                leaves_of(self._outputs), self._meta, self._curved(pushed), retain_graph=True
-            ),
-            gradients(self._pulled, self._meta, x),
+            partials(self._dloss, self._meta, pushed, retain_graph=True),
+            partials(leaves_of(self._outputs), self._meta, self._curved(pushed), retain_graph=True),
+            partials(self._pulled, self._meta, x),
         )
-        return [a + b + c for a, b, c in zip(*parts, strict=True)]
+        return [add(add(a, b), c) for a, b, c in zip(*parts, strict=True)]
 
     def _pushed(self, v: list[Tensor]) -> list[Tensor]:
         """J v"""

@@ -7,15 +7,15 @@ from typing import Any
 
 from metalearn.inner import InnerSolution, InnerSolver
 from metalearn.metagrad.base import (
-    Certificate,
     MetaGradient,
     MetaGradientResult,
     mean_over_tasks,
     outer_gradient,
     through_init,
 )
+from metalearn.metagrad.certificate import Certificate
 from metalearn.problem import BilevelProblem, Meta
-from metalearn.tree import fixed, live
+from metalearn.tree import add, fixed, live
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,6 @@ def first_order_at(
         problem, live(solution.params), live(meta), task
     )
     carried = through_init(problem, fixed(meta), task, by_params)
-    summed = [a + b for a, b in zip(direct, carried, strict=True)]
+    summed = [add(a, b) for a, b in zip(direct, carried, strict=True)]
     grads = mean_over_tasks(meta, summed, len(loss))
     return MetaGradientResult(grads, loss, metrics, solution, certificate)

@@ -5,6 +5,7 @@ It is slower than the batched back end and says the same; it stands as the indep
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from metalearn.errors import UsageError
 from metalearn.inner import Adam, GradientDescent, InnerSolver
 from metalearn.problem import BilevelProblem, Meta, Params
-from metalearn.tree import gradients, leaves_of, live
+from metalearn.tree import add, gradients, leaves_of, live, partials
 
 
 class _Holder(nn.Module):
@@ -26,7 +27,7 @@ class _Holder(nn.Module):
 
 def unroll_with_higher(
     inner: InnerSolver, problem: BilevelProblem, meta: Meta, task: Any
-) -> tuple[Tensor, dict[str, Tensor], Params, Tensor, list[Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor], Params, Tensor, list[Tensor | None]]:
     """Outer loss (T,), metrics, adapted params, steps (T,), and the gradient summed over tasks."""
     results = [_one_task(inner, problem, meta, task[i : i + 1]) for i in range(len(task))]
     losses, metrics, params, grads = zip(*results, strict=True)
@@ -36,13 +37,13 @@ def unroll_with_higher(
         {name: torch.cat([m[name] for m in metrics]) for name in metrics[0]},
         {name: torch.cat([p[name] for p in params]) for name in params[0]},
         torch.full(loss.shape, inner.steps, dtype=torch.int64, device=loss.device),  # type: ignore[attr-defined]
-        [torch.stack(parts).sum(0) for parts in zip(*grads, strict=True)],
+        [reduce(add, parts) for parts in zip(*grads, strict=True)],
     )
 
 
 def _one_task(
     inner: InnerSolver, problem: BilevelProblem, meta: Meta, task: Any
-) -> tuple[Tensor, dict[str, Tensor], Params, list[Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor], Params, list[Tensor | None]]:
     import higher
 
     meta = live(meta)
@@ -62,14 +63,14 @@ def _one_task(
             adapted = current()
             loss, metrics = problem.outer_objective(adapted, meta, task)
             leaves = leaves_of(meta)
-            found = gradients(loss.sum(), [*holder.values, *leaves])
-        by_start, direct = found[: len(start)], found[len(start) :]
-        carried = gradients(list(start.values()), leaves, by_start)
+            by_start = gradients(loss.sum(), list(holder.values), retain_graph=True)
+            direct = partials(loss.sum(), leaves)
+        carried = partials(list(start.values()), leaves, by_start)
     return (
         loss.detach(),
         {name: value.detach() for name, value in metrics.items()},
         {name: p.detach() for name, p in adapted.items()},
-        [a + b for a, b in zip(direct, carried, strict=True)],
+        [add(a, b) for a, b in zip(direct, carried, strict=True)],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,16 +10,16 @@ from metalearn.errors import UsageError
 from metalearn.inner import InnerSolution, InnerSolver
 from metalearn.linear_solve import CG, LinearSolver
 from metalearn.metagrad.base import (
-    Certificate,
     MetaGradient,
     MetaGradientResult,
     mean_over_tasks,
     outer_gradient,
 )
+from metalearn.metagrad.certificate import Certificate
 from metalearn.metagrad.curvature import Curvature, GaussNewton, Hessian
 from metalearn.metagrad.first_order import first_order_at
 from metalearn.problem import BilevelProblem, Meta
-from metalearn.tree import fixed, live, task_norm
+from metalearn.tree import add, fixed, live, task_norm
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Implicit(MetaGradient):
         curvature: "hessian", or "gauss_newton" (positive semi-definite, so that A is positive
             definite wherever lambda + damping > 0).
 
+    A task whose first product meets negative curvature has no solution to add: x stays 0 there, and
+    its status says so.
+
     Raises:
         UsageError: the inner objective does not depend on meta (`FewShot(prox=0)`), so that the
             implicit gradient is identically zero.
@@ -57,7 +61,12 @@ class Implicit(MetaGradient):
             raise UsageError(
                 f"curvature={self.curvature!r} is unknown; expected 'hessian' or 'gauss_newton'"
             )
-        if not self.damping >= 0:
+        if getattr(self.linear_solver, "max_iters", 1) < 1:
+            raise UsageError(
+                f"linear_solver={self.linear_solver} makes no iteration, which would leave the "
+                "gradient zero; use linear_solver=None for the first-order gradient"
+            )
+        if not 0 <= self.damping < math.inf:
             raise UsageError(f"damping={self.damping}; expected a number of at least 0")
 
     def __call__(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
@@ -80,18 +89,21 @@ class Implicit(MetaGradient):
         curvature: Curvature = make(problem, params, meta, task)
         solution = self.linear_solver(self._damped(curvature), by_params, batched=True)
         mixed = curvature.mixed(solution.value)
-        if not any(m.any() for m in mixed) and any(x.any() for x in solution.value):
+        if all(m is None for m in mixed):
             raise UsageError(
                 "the inner objective does not depend on the meta-parameters, so that its implicit "
                 "gradient is zero; give it a term that does (FewShot: prox above 0) or unroll"
             )
+        summed = [add(d, None if m is None else -m) for d, m in zip(direct, mixed, strict=True)]
         grad_norm = task_norm(curvature.gradient)
         return MetaGradientResult(
-            mean_over_tasks(meta, [d - m for d, m in zip(direct, mixed, strict=True)], len(loss)),
+            mean_over_tasks(meta, summed, len(loss)),
             loss,
             metrics,
             InnerSolution(fixed(params), curvature.objective, grad_norm, steps),
-            Certificate.of(grad_norm, solution),
+            Certificate.of(
+                grad_norm, solution, self.damping, exact_curvature=self.curvature == "hessian"
+            ),
         )
 
     def _damped(self, curvature: Curvature) -> Any:

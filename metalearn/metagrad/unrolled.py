@@ -13,7 +13,7 @@ from metalearn.inner import InnerSolution, InnerSolver, value_and_grad
 from metalearn.metagrad.base import MetaGradient, MetaGradientResult, mean_over_tasks
 from metalearn.metagrad.higher_backend import unroll_with_higher
 from metalearn.problem import BilevelProblem, Meta, Params
-from metalearn.tree import fixed, gradients, leaves_of, live, task_norm
+from metalearn.tree import fixed, leaves_of, live, partials, task_norm
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Unrolled(MetaGradient):
 
     def _batched(
         self, problem: BilevelProblem, meta: Meta, task: Any
-    ) -> tuple[Tensor, dict[str, Tensor], Params, Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, dict[str, Tensor], Params, Tensor, list[Tensor | None]]:
         meta = live(meta)
         with torch.enable_grad():
             # The meta-parameters may not reach every tensor of init, which must be in the graph.
@@ -71,6 +71,6 @@ class Unrolled(MetaGradient):
                 lambda params: problem.inner_objective(params, meta, task), start, create_graph=True
             )
             loss, metrics = problem.outer_objective(params, meta, task)
-            grads = gradients(loss.sum(), leaves_of(meta))
+            grads = partials(loss.sum(), leaves_of(meta))
         detached = {name: value.detach() for name, value in metrics.items()}
         return loss.detach(), detached, fixed(params), steps, grads

@@ -20,6 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metalearn.forward_mode import first_order
+from metalearn.tree import add
+
 LARGE_IMAGE = 100
 """Pixels from which a CPU's grouped input gradient is slower than one kernel a group (2.4 times at
 14x14, 64 channels; below, the calls cost more than they save)."""
@@ -118,9 +121,10 @@ class _Output(torch.autograd.Function):
         )
 
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, _: None) -> Tensor:
+    @first_order
+    def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, _: None) -> Tensor | None:
         x, weight = ctx.saved_tensors
-        return _sum(
+        return add(
             None if dx is None else _Output.apply(dx, weight, ctx.geometry),
             None if dw is None else _Output.apply(x, dw, ctx.geometry),
         )
@@ -148,9 +152,10 @@ class _InputGrad(_Gradient):
         )
 
     @staticmethod
-    def jvp(ctx: Any, dy: Tensor | None, dw: Tensor | None, *_: None) -> Tensor:
+    @first_order
+    def jvp(ctx: Any, dy: Tensor | None, dw: Tensor | None, *_: None) -> Tensor | None:
         y, weight = ctx.saved_tensors
-        return _sum(
+        return add(
             None if dy is None else _InputGrad.apply(dy, weight, ctx.shape, ctx.geometry),
             None if dw is None else _InputGrad.apply(y, dw, ctx.shape, ctx.geometry),
         )
@@ -177,13 +182,10 @@ class _WeightGrad(_Gradient):
         )
 
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, *_: None) -> Tensor:
+    @first_order
+    def jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, *_: None) -> Tensor | None:
         x, y = ctx.saved_tensors
-        return _sum(
+        return add(
             None if dx is None else _WeightGrad.apply(dx, y, ctx.shape, ctx.geometry),
             None if dy is None else _WeightGrad.apply(x, dy, ctx.shape, ctx.geometry),
         )
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Any:
-    return b if a is None else a if b is None else a + b

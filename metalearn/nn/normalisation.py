@@ -17,6 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.forward_mode import first_order
+from metalearn.tree import add
+
 
 def batch_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
     """gain (x - mean) / sqrt(var + eps) + shift, the statistics over all axes of x but the second.
@@ -65,12 +68,13 @@ class _BatchNorm(torch.autograd.Function):
             by_x, mean_y, mean_uy = _Project.apply(y, unit, scale * gain)
             by_gain, by_shift = values * mean_uy, values * mean_y
         if by_unit is not None:
-            by_x = _sum(by_x, _Project.apply(by_unit, unit, scale)[0])
+            by_x = add(by_x, _Project.apply(by_unit, unit, scale)[0])
         if by_scale is not None:
-            by_x = _sum(by_x, unit * (-(scale**2) * by_scale / values))
+            by_x = add(by_x, unit * (-(scale**2) * by_scale / values))
         return by_x, by_gain, by_shift, None
 
     @staticmethod
+    @first_order
     def jvp(
         ctx: Any, dx: Tensor | None, dgain: Tensor | None, dshift: Tensor | None, _: None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,16 +126,17 @@ class _Project(torch.autograd.Function):
             if need_scale:
                 by_scale = values * (mean(g * y) - mean_g * mean_y - mean_ug * mean_uy)
         if by_mean is not None and need_y:
-            by_y = _sum(by_y, (by_mean / values).expand_as(y))
+            by_y = add(by_y, (by_mean / values).expand_as(y))
         if by_along is not None:
-            along_y = _sum(along_y, by_along / values)
+            along_y = add(along_y, by_along / values)
             if need_y:
-                by_y = _sum(by_y, unit * (by_along / values))
+                by_y = add(by_y, unit * (by_along / values))
         if need_unit and along_y is not None:
-            by_unit = _sum(by_unit, y * along_y)
+            by_unit = add(by_unit, y * along_y)
         return by_y if need_y else None, by_unit, by_scale
 
     @staticmethod
+    @first_order
     def jvp(
         ctx: Any, dy: Tensor | None, dunit: Tensor | None, dscale: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,7 +155,3 @@ class _Project(torch.autograd.Function):
         if dscale is not None:
             moved = moved + dscale * (y - mean_y - unit * mean_uy)
         return moved, dmean, dalong
-
-
-def _sum(a: Tensor | None, b: Tensor) -> Tensor:
-    return b if a is None else a + b

@@ -9,7 +9,7 @@ from zoo import LearnedRidge, Quadratic, few_shot, finite_differences, problems,
 from metalearn.errors import UsageError
 from metalearn.inner import GradientDescent, NewtonCG
 from metalearn.linear_solve import CG, Dense, Status
-from metalearn.metagrad import Implicit, NonFiniteGradient, Unrolled
+from metalearn.metagrad import FirstOrder, Implicit, NonFiniteGradient, Unrolled
 from metalearn.metagrad.curvature import GaussNewton, Hessian
 from metalearn.tree import live
 
@@ -165,3 +165,32 @@ def test_divergence_is_an_error_and_not_a_nan(metagrad):
     problem, meta, task = few_shot(regression=True, prox=0.5)
     with pytest.raises(NonFiniteGradient, match="not finite"):
         metagrad(problem, meta, task)
+
+
+def test_a_zero_gradient_is_no_error_where_meta_is_reached():
+    # With no inner step w = 0, at which a ridge penalty has no mixed partial: the value 0 is right.
+    problem, meta, task = problems()["ridge"]
+    result = Implicit(GradientDescent(0, 0.1), CG(5))(problem, meta, task)
+    direct = 0.02 * meta["penalty"]["log"]
+    assert relative_difference(result.grads["penalty"]["log"], direct) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        Implicit(GradientDescent(2, 0.1), CG(5)),
+        Unrolled(GradientDescent(2, 0.1), backend="batched"),
+        Unrolled(GradientDescent(2, 0.1), backend="higher"),
+        FirstOrder(GradientDescent(2, 0.1)),
+    ],
+    ids=lambda w: f"{type(w).__name__}-{getattr(w, 'backend', '')}",
+)
+def test_a_leaf_of_meta_that_no_gradient_reaches_is_an_error(way):
+    problem, meta, task = problems()["quadratic"]
+    with pytest.raises(UsageError, match=r"no gradient reaches meta.*stray"):
+        way(problem, {**meta, "stray": torch.ones(2, dtype=torch.float64)}, task)
+
+
+def test_no_iterations_are_no_solver():
+    with pytest.raises(UsageError, match="linear_solver=None"):
+        Implicit(GradientDescent(2, 0.1), CG(0))

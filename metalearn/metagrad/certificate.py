@@ -1,0 +1,139 @@
+"""How far an implicit gradient can be trusted: what was measured, and the bound it implies.
+
+For one task let phi* minimise inner(., theta), v(phi) = d outer / d params, A(phi) = d2 inner /
+d params2, M(phi) = d2 inner / (d meta d params), and d(phi) the direct d outer / d meta. The exact
+gradient is g* = d* - M* x* with A* x* = v*; what was computed is g = d - M x at a phi with
+
+    |grad inner(phi)| = gamma,    |v - (A + rho I) x| = r    (rho: the damping).
+
+Assume, on the segment from phi to phi*, that inner is m-strongly convex in params and that v, A, M
+and d are Lipschitz with the constants L_v, L_A, L_M and L_d. Then
+
+    |phi - phi*| <= gamma / m =: delta                        (strong convexity)
+    |x - A^-1 v| <= (r + rho |x|) / m =: epsilon              (v - A x = residual + rho x)
+    A*^-1 v* - A^-1 v = A*^-1 [(v* - v) - (A* - A) A^-1 v],   so
+    |x* - x| <= epsilon + delta / m (L_v + L_A (|x| + epsilon)) =: eta
+    g - g* = (d - d*) - M (x - x*) - (M - M*) x*,             so
+    |g - g*| <= L_d delta + |M| eta + L_M delta (|x| + eta).
+
+That is a bound where the constants are bounds. With a Ritz value in place of m (it approaches the
+least eigenvalue from above), or Lipschitz constants measured at a point, it is an estimate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metalearn.linear_solve import Solution
+from metalearn.tree import task_norm
+
+Constant = float | Tensor
+
+
+@dataclass(frozen=True)
+class Smoothness:
+    """The constants of a bilevel problem that the bound needs, each a number or (T,).
+
+    Args:
+        strong_convexity: m, of the inner objective in params; above 0. For `FewShot` with a convex
+            support loss it is prox.
+        mixed_norm: |M|, the spectral norm of the inner objective's mixed partials; prox there.
+        outer_lipschitz: L_v, of the outer gradient in params.
+        curvature_lipschitz: L_A, of the inner Hessian; 0 for a quadratic inner objective.
+        mixed_lipschitz: L_M, of the mixed partials; 0 for `FewShot`.
+        direct_lipschitz: L_d, of d outer / d meta in params; 0 for `FewShot`.
+    """
+
+    strong_convexity: Constant
+    mixed_norm: Constant
+    outer_lipschitz: Constant
+    curvature_lipschitz: Constant = 0.0
+    mixed_lipschitz: Constant = 0.0
+    direct_lipschitz: Constant = 0.0
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far an implicit gradient can be trusted, per task, all fields (T,) but `damping`.
+
+    Args:
+        inner_grad_norm: norm of the inner objective's gradient where it was linearised; the theorem
+            wants 0.
+        relative_residual, residual_norm, iterations, status, eigenvalue_bounds, solve_error: of the
+            linear solve (`Solution`'s fields and its error estimate); None where nothing was
+            solved.
+        solution_norm: |x|.
+        damping: what was added to the curvature's diagonal.
+        exact_curvature: whether the system was the inner Hessian's (not Gauss-Newton's).
+    """
+
+    inner_grad_norm: Tensor
+    relative_residual: Tensor | None = None
+    residual_norm: Tensor | None = None
+    iterations: Tensor | None = None
+    status: Tensor | None = None
+    eigenvalue_bounds: tuple[Tensor, Tensor] | None = None
+    solve_error: Tensor | None = None
+    solution_norm: Tensor | None = None
+    damping: float = 0.0
+    exact_curvature: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        inner_grad_norm: Tensor,
+        solution: Solution,
+        damping: float = 0.0,
+        exact_curvature: bool = True,
+    ) -> Certificate:
+        """Of a gradient whose linear solve, on a list of (T, ...) tensors, ended in `solution`."""
+        return cls(
+            inner_grad_norm,
+            solution.relative_residual,
+            solution.residual_norm,
+            solution.iterations,
+            solution.status,
+            solution.eigenvalue_bounds,
+            solution.error_estimate,
+            task_norm(solution.value),
+            damping,
+            exact_curvature,
+        )
+
+    def bound(self, constants: Smoothness) -> Tensor:
+        """The bound on |g - g*| derived above, each task's own, (T,).
+
+        The mean gradient's error is at most the mean of it. An estimate where the constants are.
+
+        Raises:
+            ValueError: no system was solved, or one with Gauss-Newton curvature, whose distance
+                from the Hessian is not known; or the strong convexity is not above 0.
+        """
+        if self.residual_norm is None or self.solution_norm is None:
+            raise ValueError(
+                "no linear system was solved for this gradient, so that nothing is known of its "
+                "error; give Implicit a linear_solver"
+            )
+        if not self.exact_curvature:
+            raise ValueError(
+                "the system was solved with Gauss-Newton curvature, whose distance from the "
+                "Hessian is not known; use curvature='hessian'"
+            )
+        m = torch.as_tensor(constants.strong_convexity)
+        if not (m > 0).all():
+            raise ValueError(
+                f"strong_convexity={constants.strong_convexity}; the bound needs it above 0"
+            )
+        x = self.solution_norm
+        delta = self.inner_grad_norm / m
+        epsilon = (self.residual_norm + self.damping * x) / m
+        moved = constants.outer_lipschitz + constants.curvature_lipschitz * (x + epsilon)
+        eta = epsilon + delta / m * moved
+        return (
+            constants.direct_lipschitz * delta
+            + constants.mixed_norm * eta
+            + constants.mixed_lipschitz * delta * (x + eta)
+        )
