@@ -28,31 +28,8 @@ import torch
 from torch import Tensor
 
 from metalearn.linear_solve import Solution
+from metalearn.metagrad.smoothness import Smoothness
 from metalearn.tree import task_norm
-
-Constant = float | Tensor
-
-
-@dataclass(frozen=True)
-class Smoothness:
-    """The constants of a bilevel problem that the bound needs, each a number or (T,).
-
-    Args:
-        strong_convexity: m, of the inner objective in params; above 0. For `FewShot` with a convex
-            support loss it is prox.
-        mixed_norm: |M|, the spectral norm of the inner objective's mixed partials; prox there.
-        outer_lipschitz: L_v, of the outer gradient in params.
-        curvature_lipschitz: L_A, of the inner Hessian; 0 for a quadratic inner objective.
-        mixed_lipschitz: L_M, of the mixed partials; 0 for `FewShot`.
-        direct_lipschitz: L_d, of d outer / d meta in params; 0 for `FewShot`.
-    """
-
-    strong_convexity: Constant
-    mixed_norm: Constant
-    outer_lipschitz: Constant
-    curvature_lipschitz: Constant = 0.0
-    mixed_lipschitz: Constant = 0.0
-    direct_lipschitz: Constant = 0.0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from torch.nn.functional import softplus
 from metalearn.inner import GradientDescent, NewtonCG
 from metalearn.linear_solve import CG
 from metalearn.metagrad import FirstOrder, Implicit
-from metalearn.metagrad.certificate import Certificate, Smoothness
+from metalearn.metagrad.certificate import Certificate
+from metalearn.metagrad.smoothness import Smoothness, local_smoothness
 
 TASKS, SIZE, ROWS = 40, 6, 12
 
@@ -130,3 +131,13 @@ def test_no_bound_is_given_where_none_is_known():
     gauss = Certificate(**{**certificate.__dict__, "exact_curvature": False})
     with pytest.raises(ValueError, match="Gauss-Newton"):
         gauss.bound(constants)
+
+
+def test_constants_measured_at_a_point_are_below_the_true_ones_and_exact_for_a_quadratic():
+    problem = Logistic(0, 0.3, 1.0)
+    params = {"phi": problem.theta + 1.0}
+    measured = local_smoothness(problem, params, problem.theta, range(TASKS), 1.0, 1.0)
+    known = problem.constants()
+    assert torch.allclose(measured.outer_lipschitz, torch.ones(TASKS, dtype=torch.float64))
+    assert (measured.curvature_lipschitz > 0).all()
+    assert (measured.curvature_lipschitz <= known.curvature_lipschitz).all()
