@@ -6,6 +6,7 @@ where               params*(meta) minimises inner(params, meta), or K steps from
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -78,8 +79,8 @@ class FewShot:
     """
 
     def __init__(self, model: nn.Module, prox: float = 0.0, transductive: bool = True) -> None:
-        if not prox >= 0:
-            raise UsageError(f"prox={prox}; the proximal strength must be at least 0")
+        if not 0 <= prox < math.inf:
+            raise UsageError(f"prox={prox}; the proximal strength must be at least 0, and finite")
         self.model = TaskBatched(model)
         self.prox = prox
         self.transductive = transductive

@@ -107,6 +107,12 @@ def test_bad_objectives_are_refused():
         lambda: GradientDescent(1, 0.1, 1.0),
         lambda: Adam(1, float("nan")),
         lambda: NewtonCG(1, 0),
+        lambda: Adam(3, 0.1, betas=(1.0, 0.9)),
+        lambda: Adam(3, 0.1, eps=0.0),
+        lambda: GradientDescent(3, float("inf")),
+        lambda: GradientDescent(3, 0.1, tol=float("nan")),
+        lambda: NewtonCG(3, tol=-1.0),
+        lambda: LBFGS(3, memory=0),
     ],
 )
 def test_bad_options_are_refused(make):

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import UsageError
-from metalearn.inner.solver import InnerSolver, Objective, Params, broadcast, value_and_grad
+from metalearn.inner.solver import (
+    InnerSolver,
+    Objective,
+    Params,
+    broadcast,
+    check_tol,
+    value_and_grad,
+)
 from metalearn.tree import task_norm
 
 
@@ -23,11 +30,12 @@ class GradientMethod(InnerSolver):
     lr: float
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or not self.lr > 0:
+        if self.steps < 0 or not 0 < self.lr < math.inf:
             raise UsageError(
                 f"{type(self).__name__}(steps={self.steps}, lr={self.lr}); "
                 "steps must be at least 0 and lr above 0"
             )
+        check_tol(self.stopping())
 
     @abstractmethod
     def direction(self) -> Callable[[list[Tensor]], list[Tensor]]:
@@ -122,6 +130,14 @@ class Adam(GradientMethod):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     tol: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(0 <= beta < 1 for beta in self.betas) or not 0 < self.eps < math.inf:
+            raise UsageError(
+                f"Adam(betas={tuple(self.betas)}, eps={self.eps}); each beta must be in [0, 1) and "
+                "eps above 0"
+            )
 
     def stopping(self) -> float | None:
         return self.tol

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metalearn.errors import UsageError
 from metalearn.inner.line_search import backtrack
-from metalearn.inner.solver import InnerSolver, Objective, Params, value_and_grad
+from metalearn.inner.solver import InnerSolver, Objective, Params, check_tol, value_and_grad
 from metalearn.tree import Raveler
 
 
@@ -39,6 +39,7 @@ class LBFGS(InnerSolver):
                 f"LBFGS(steps={self.steps}, memory={self.memory}, halvings={self.halvings}); "
                 "steps and halvings must be at least 0, memory at least 1"
             )
+        check_tol(self.tol)
 
     def minimise(
         self, objective: Objective, params: Params, create_graph: bool = False

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from metalearn.errors import UsageError
 from metalearn.inner.line_search import backtrack
-from metalearn.inner.solver import InnerSolver, Objective, Params, broadcast, value_and_grad
+from metalearn.inner.solver import (
+    InnerSolver,
+    Objective,
+    Params,
+    broadcast,
+    check_tol,
+    value_and_grad,
+)
 from metalearn.linear_solve import CG
 from metalearn.tree import gradients, task_dot, task_norm
 
@@ -41,6 +48,7 @@ class NewtonCG(InnerSolver):
                 f"NewtonCG(steps={self.steps}, cg_iters={self.cg_iters}, halvings={self.halvings});"
                 " steps and halvings must be at least 0, cg_iters at least 1"
             )
+        check_tol(self.tol)
 
     def minimise(
         self, objective: Objective, params: Params, create_graph: bool = False

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metalearn.errors import UsageError
 from metalearn.tree import task_norm
 
 Params = dict[str, Tensor]
@@ -49,6 +50,12 @@ class InnerSolver(ABC):
         params, steps = self.minimise(objective, params)
         value, grads = value_and_grad(objective, params)
         return InnerSolution(params, value.detach(), task_norm(grads), steps)
+
+
+def check_tol(tol: float | None) -> None:
+    """Raises UsageError unless tol is None or a number of at least 0."""
+    if tol is not None and not tol >= 0:
+        raise UsageError(f"tol={tol}; expected a gradient norm of at least 0, or None")
 
 
 def value_and_grad(

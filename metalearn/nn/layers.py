@@ -90,6 +90,11 @@ class TaskBatchNorm(TaskLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         folded = x.flatten(1, 2)
+        if folded[: self.statistics_from].numel() <= folded.shape[1]:
+            raise UsageError(
+                "batch norm has one value a channel to take its statistics from, which would "
+                "normalise it to zero; expected at least 2 (more examples, or larger images)"
+            )
         shape = [1, folded.shape[1], *[1] * (folded.dim() - 2)]
         gain = x.new_ones(shape) if self.weight is None else self.weight.reshape(shape)
         shift = x.new_zeros(shape) if self.bias is None else self.bias.reshape(shape)

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from metalearn.errors import UsageError
 from metalearn.nn.layers import TWINS, TaskBatchNorm, TaskVmap
 
 
@@ -35,11 +36,18 @@ class TaskBatched:
     the first k examples of each task alone.
 
     Raises:
-        UsageError: a layer cannot be task-batched, for example a batch norm with running averages.
+        UsageError: a layer cannot be task-batched, for example a batch norm with running averages,
+            or two layers share a parameter.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.names = frozenset(name for name, _ in module.named_parameters())
+        shared = {name for name, _ in module.named_parameters(remove_duplicate=False)} - self.names
+        if shared:
+            raise UsageError(
+                f"parameters {sorted(shared)} are other names of parameters that the module has "
+                "already; a task-batched module holds each parameter in one place"
+            )
         self._twin = _twin(module)
         self._norms = [m for m in self._twin.modules() if isinstance(m, TaskBatchNorm)]
 

@@ -183,3 +183,16 @@ def test_what_cannot_be_task_batched_is_refused_in_a_sentence():
 def test_conv4_is_the_papers_size():
     assert sum(p.numel() for p in Conv4(5, 64).parameters()) == 576 + 3 * 36864 + 4 * 128 + 1285
     assert Conv4(5, 32, 3, strided=False, image_size=84)[-1].in_features == 800
+
+
+def test_what_would_be_silently_wrong_is_refused():
+    norm = nn.BatchNorm2d(3, track_running_stats=False)
+    with pytest.raises(UsageError, match="other names of parameters"):
+        TaskBatched(nn.Sequential(norm, nn.ReLU(), norm))
+    tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(UsageError, match=r"1\.weight"):
+        TaskBatched(tied)
+    params = {k: p[None] for k, p in norm.named_parameters()}
+    with pytest.raises(UsageError, match="one value a channel"):
+        TaskBatched(norm)(params, torch.ones(1, 1, 3, 1, 1))
