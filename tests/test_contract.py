@@ -9,7 +9,16 @@ import torch
 
 from metalearn import linear_solve, metagrad, nn, tasks
 from metalearn.inner import LBFGS, Adam, GradientDescent, NewtonCG
-from metalearn.linear_solve import CG, Dense
+from metalearn.linear_solve import (
+    CG,
+    GMRES,
+    BiCGStab,
+    Dense,
+    Jacobi,
+    Neumann,
+    NormalCG,
+    Nystrom,
+)
 from metalearn.metagrad import FirstOrder, Implicit, Unrolled
 from metalearn.problem import BilevelProblem, FewShot
 
@@ -32,6 +41,24 @@ def test_solutions():
     assert many.converged.shape == (4,)
 
 
+def test_every_linear_solver():
+    for solver in (
+        CG(max_iters=10, rtol=1e-6, atol=0.0, preconditioner=None),
+        CG(preconditioner=Nystrom(3, 1e-3)),
+        CG(preconditioner=Jacobi(samples=4)),
+        Neumann(max_iters=10, step_size=None, rtol=1e-6),
+        GMRES(max_iters=20, restart=20, rtol=1e-6),
+        BiCGStab(max_iters=20, rtol=1e-6),
+        NormalCG(max_iters=20, rtol=1e-6),
+        Dense(),
+        Nystrom(rank=3, damping=1e-9, seed=0),
+    ):
+        b = torch.ones(2, 3, dtype=torch.float64)
+        solution = solver(lambda v: [2 * v[0]], [b], x0=[0.4 * b], batched=True)
+        assert torch.allclose(solution.value[0], 0.5 * b, rtol=1e-5)
+        assert solution.converged.tolist() == [True, True]
+
+
 def test_meta_gradients_on_a_model():
     model = nn.Conv4(5, channels=4, in_channels=1, strided=True)
     meta = dict(model.named_parameters())
@@ -46,6 +73,8 @@ def test_meta_gradients_on_a_model():
         Implicit(inner, linear_solver=CG(), damping=0.0, curvature="hessian"),
         Implicit(NewtonCG(2, cg_iters=5), CG(2), curvature="gauss_newton"),
         Implicit(LBFGS(3), CG(2)),
+        Implicit(inner, CG(2, preconditioner=Nystrom(2, 1e-3))),
+        Implicit(inner, GMRES(2)),
         Implicit(inner, linear_solver=None),
     ):
         result = way(problem, meta, task)
@@ -61,7 +90,8 @@ def test_meta_gradients_on_a_model():
 
 
 def test_public_names():
-    assert set(linear_solve.__all__) >= {"CG", "Dense", "Solution", "Status"}
+    assert set(linear_solve.__all__) >= {"CG", "Neumann", "GMRES", "BiCGStab", "NormalCG"}
+    assert set(linear_solve.__all__) >= {"Dense", "Nystrom", "Jacobi", "Solution", "Status"}
     assert set(metagrad.__all__) >= {"Unrolled", "FirstOrder", "Implicit"}
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from metalearn.linear_solve.solution import MatVec, Solution, Status, finish
-from metalearn.tree import Raveler, Tree
+from metalearn.linear_solve.solution import MatVec, Preconditioner, Solution, Status
+from metalearn.linear_solve.system import System, dot, require, rows
+from metalearn.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -17,15 +17,19 @@ class CG:
     """(Preconditioned) conjugate gradients; Hestenes & Stiefel 1952, Saad 2003, algorithm 9.1.
 
     A system stops when |b - A x| <= max(rtol |b|, atol), after `max_iters` applications of A, or
-    where the Krylov space meets a direction of curvature <= 0, and then keeps its last iterate.
-    Convergence is claimed by the recomputed residual alone: where the recurrence's has drifted from
-    it, the iteration starts again from the recomputed one.
+    where the Krylov space meets a direction of curvature <= 0 or the iteration breaks down. It then
+    keeps its last finite iterate, the best by what CG minimises: every step was along positive
+    curvature and lowered x'Ax/2 - b'x, as in truncated Newton methods (Steihaug 1983). Its
+    residual may be above |b|. Convergence is claimed by the recomputed residual alone: where the
+    recurrence's has drifted from it, the iteration starts again from the recomputed one.
 
     Args:
         max_iters: most applications of A in the iteration; the final residual takes one more.
         rtol, atol: tolerances on the residual's norm.
         preconditioner: a symmetric positive definite map close to the inverse of A, on pytrees like
-            b. The Ritz values are then those of the preconditioned operator.
+            b; or a `Preconditioner`, such as `Nystrom` or `Jacobi`, that makes one of A at the
+            start of every solve (its products are not among `iterations`). The Ritz values are
+            then those of the preconditioned operator.
 
     Raises:
         ValueError: max_iters or a tolerance is negative.
@@ -34,45 +38,33 @@ class CG:
     max_iters: int = 10
     rtol: float = 1e-6
     atol: float = 0.0
-    preconditioner: Callable[[Tree], Tree] | None = None
+    preconditioner: MatVec | Preconditioner | None = None
 
     def __post_init__(self) -> None:
-        if self.max_iters < 0 or self.rtol < 0 or self.atol < 0:
-            raise ValueError(
-                f"CG(max_iters={self.max_iters}, rtol={self.rtol}, atol={self.atol}); "
-                "none of them may be negative"
-            )
+        require(self, 0, "max_iters", "rtol", "atol")
 
     @torch.no_grad()
     def __call__(
         self, matvec: MatVec, b: Tree, x0: Tree | None = None, batched: bool = False
     ) -> Solution:
-        raveler = Raveler.of(b, batched)
-        apply = raveler.matvec(matvec)
-        precondition = raveler.matvec(self.preconditioner) if self.preconditioner else None
+        system = System.of(matvec, b, x0, batched, self.rtol, self.atol)
+        apply, tolerance, status = system.apply, system.tolerance, system.status
+        x, r = system.x, system.r
+        running = (status == Status.MAX_ITERS) & (self.max_iters > 0)
+        inverse = self.preconditioner
+        # Nystrom is a solver too, and so callable: `of` is asked for first.
+        if isinstance(inverse, Preconditioner):
+            inverse = inverse.of(matvec, b, batched) if running.any() else None
+        precondition = system.raveler.matvec(inverse) if inverse else None
 
-        target = raveler.ravel(b)
-        finite = rows_finite(target)
-        target = rows(finite, target, 0.0)
-        tolerance = (self.rtol * target.norm(dim=1)).clamp_min(self.atol)
-        x = torch.zeros_like(target) if x0 is None else raveler.ravel(x0).clone()
-        r = target if x0 is None else target - apply(x)
-        finite &= rows_finite(r)
-        r = rows(finite, r, 0.0)
-
-        status = torch.where(finite, Status.MAX_ITERS, Status.NON_FINITE)
         iterations = torch.zeros_like(status)
-        lanczos = _Lanczos(target)
+        lanczos = _Lanczos(r)
         verified = torch.full_like(tolerance, torch.inf)
-        running = finite & (r.norm(dim=1) > tolerance)
-        status = torch.where(finite & ~running, Status.CONVERGED, status)
-        left = self.max_iters
-        while True:
+        while running.any():
             z = precondition(r) if precondition else r
             p, rz = z, dot(r, z)
             scale = torch.zeros_like(tolerance)
-            while left and running.any():
-                left -= 1
+            while running.any():
                 iterations += running
                 ap = apply(p)
                 p_norm, pap = p.norm(dim=1), dot(p, ap)
@@ -93,9 +85,12 @@ class CG:
                 # Systems at rest take a step of zero, so that all move by the same few operations.
                 ap = rows(running, ap, 0.0)
                 alpha = torch.where(running, rz / torch.where(running, pap, 1.0), 0.0)
-                x = torch.addcmul(x, alpha[:, None], p)
                 r = torch.addcmul(r, -alpha[:, None], ap)
                 r_norm = r.norm(dim=1)
+                usable = r_norm.isfinite() & ~defective
+                x = rows(usable, torch.addcmul(x, alpha[:, None], p), x)
+                status = torch.where(running & ~usable, Status.NON_FINITE, status)
+                running = running & usable
                 met = running & (r_norm <= tolerance)
                 status = torch.where(met, Status.CONVERGED, status)
                 running = running & ~met
@@ -106,41 +101,14 @@ class CG:
                 lanczos.add(inverse_alpha, beta, seen)
                 p = torch.addcmul(z, beta[:, None], p)
                 rz = rz_next
+                running = running & (iterations < self.max_iters)
 
-            if x0 is not None or iterations.any():
-                r = target - apply(x)
-            r_norm = r.norm(dim=1)
-            drifted = (status == Status.CONVERGED) & ~(r_norm <= tolerance)
-            again = drifted & (r_norm < 0.5 * verified) & (left > 0)
-            # A recomputed residual that no longer falls is the floor of this precision.
-            status = torch.where(
-                drifted & ~again, Status.BREAKDOWN if left else Status.MAX_ITERS, status
+            r, verified, status, running = system.verify(
+                x, status, verified, iterations < self.max_iters
             )
-            verified, running = r_norm, again
-            if not running.any():
-                break
-
-        # An iterate that overflowed is given up for zero.
-        overflow = finite & ~rows_finite(x)
-        status = torch.where(overflow, Status.NON_FINITE, status)
-        x = rows(~overflow, x, 0.0)
-        r = rows(~overflow, rows(finite, r, torch.inf), target)
-        return finish(raveler, x, r, target, iterations, status, lanczos.bounds())
-
-
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Dot products of the rows of two (T, N) matrices: (T,)."""
-    return torch.linalg.vecdot(a, b)
-
-
-def rows(kept: Tensor, matrix: Tensor, other: Tensor | float) -> Tensor:
-    """The rows of a (T, N) matrix that are `kept`, (T,), and `other` in place of the rest."""
-    return matrix if kept.all() else torch.where(kept[:, None], matrix, other)
-
-
-def rows_finite(matrix: Tensor) -> Tensor:
-    """Whether each row of a (T, N) matrix is finite: (T,). A sum tells it in one pass."""
-    return matrix.sum(dim=1).isfinite()
+        return system.finish(
+            x, r, iterations, status, lanczos.bounds(), preconditioned=precondition is not None
+        )
 
 
 class _Lanczos:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metalearn.linear_solve.solution import MatVec, Solution, Status, finish
-from metalearn.tree import Raveler, Tree
+from metalearn.linear_solve.solution import MatVec, Solution, Status
+from metalearn.linear_solve.system import System, rows
+from metalearn.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Dense:
 
     Cholesky where A is symmetric positive definite, else LU. A singular A (least singular value at
     rounding level) gives the least-squares solution of least norm and the status `SINGULAR`. The
-    eigenvalue bounds are exact, and given where A is symmetric in every system.
+    eigenvalue bounds are exact, and given where A is symmetric in every system. x0 is not needed.
 
     Takes memory of T N^2 and N applications of A.
     """
@@ -26,15 +27,17 @@ class Dense:
     def __call__(
         self, matvec: MatVec, b: Tree, x0: Tree | None = None, batched: bool = False
     ) -> Solution:
-        raveler = Raveler.of(b, batched)
-        target = raveler.ravel(b)
-        matrix = self._form(raveler, matvec, target)
-        size, eps = target.shape[1], torch.finfo(target.dtype).eps
+        system = System.of(matvec, b, None, batched, rtol=0.0)
+        iterations = torch.zeros_like(system.status)
+        size, eps = system.b.shape[1], torch.finfo(system.b.dtype).eps
+        if size == 0:
+            return system.finish(system.x, system.r, iterations, system.status)
+        matrix = self._form(system)
 
-        finite = matrix.isfinite().flatten(1).all(1) & target.isfinite().all(1)
+        finite = matrix.flatten(1).norm(dim=1).isfinite() & system.finite
+        target = rows(finite, system.b, 0.0)
         identity = torch.eye(size, dtype=target.dtype, device=target.device)
         matrix = torch.where(finite[:, None, None], matrix, identity)
-        target = torch.where(finite[:, None], target, 0.0)
 
         singular_values = torch.linalg.svdvals(matrix)
         singular = singular_values[:, -1] <= size * eps * singular_values[:, 0]
@@ -55,25 +58,23 @@ class Dense:
             x[singular] = torch.linalg.pinv(matrix[singular]) @ column[singular]
 
         residual = (column - matrix @ x).squeeze(2)
-        residual = torch.where(finite[:, None], residual, torch.inf)
+        residual = rows(finite, residual, torch.inf)
         status = torch.where(singular, Status.SINGULAR, Status.CONVERGED)
         status = torch.where(finite, status, Status.NON_FINITE)
         bounds = None
         if symmetric.all():
             eigenvalues = torch.linalg.eigvalsh(matrix)
-            bounds = (eigenvalues[:, 0], eigenvalues[:, -1])
-        return finish(
-            raveler, x.squeeze(2), residual, target, torch.zeros_like(status), status, bounds
-        )
+            low = torch.where(finite, eigenvalues[:, 0], torch.inf)
+            bounds = (low, torch.where(finite, eigenvalues[:, -1], -torch.inf))
+        return system.finish(x.squeeze(2), residual, iterations, status, bounds)
 
     @staticmethod
-    def _form(raveler: Raveler, matvec: MatVec, like: Tensor) -> Tensor:
-        apply = raveler.matvec(matvec)
-        tasks, size = like.shape
-        matrix = like.new_empty((tasks, size, size))
-        unit = torch.zeros_like(like)
+    def _form(system: System) -> Tensor:
+        tasks, size = system.b.shape
+        matrix = system.b.new_empty((tasks, size, size))
+        unit = torch.zeros_like(system.b)
         for i in range(size):
             unit[:, i] = 1.0
-            matrix[:, :, i] = apply(unit)
+            matrix[:, :, i] = system.apply(unit)
             unit[:, i] = 0.0
         return matrix

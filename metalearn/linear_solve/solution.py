@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -36,13 +36,16 @@ class Solution:
         value: x, a pytree like b; always finite.
         residual_norm: |b - A x|, recomputed from x, not the solver's own recurrence.
         relative_residual: the same over |b|; 0 where b is 0 and solved by 0.
-        iterations: applications of A that the solver's iteration made (0 for a direct solve).
+        iterations: iterations of the solver (0 for a direct solve): one application of A each,
+            two in `BiCGStab`, one of A and one of its transpose in `NormalCG`.
         status: `Status` as int64.
         eigenvalue_bounds: (low, high), the least and the largest Ritz value: both lie inside A's
             spectrum, so `low` is never below the least eigenvalue. (inf, -inf), the empty range,
             where no iteration was made; None where the solver has none.
+        preconditioned: the Ritz values are those of the preconditioned operator, and say nothing of
+            A's own spectrum.
 
-    All but `value` have shape (T,) if the solve was batched, else ().
+    All but `value` and `preconditioned` have shape (T,) if the solve was batched, else ().
     """
 
     value: Any
@@ -51,6 +54,7 @@ class Solution:
     iterations: Tensor
     status: Tensor
     eigenvalue_bounds: tuple[Tensor, Tensor] | None
+    preconditioned: bool = False
 
     @property
     def converged(self) -> Tensor:
@@ -62,10 +66,10 @@ class Solution:
 
         |x - A^-1 b| = |A^-1 r| <= |r| / eigenvalue_min. The least Ritz value takes the place of the
         least eigenvalue, which it approaches from above, so this is a bound only once the Krylov
-        space has found the lower end of the spectrum. Infinite where no positive curvature is
-        known.
+        space has found the lower end of the spectrum. Infinite where no positive curvature of A
+        itself is known.
         """
-        if self.eigenvalue_bounds is None:
+        if self.eigenvalue_bounds is None or self.preconditioned:
             low = torch.zeros_like(self.residual_norm)
         else:
             low = self.eigenvalue_bounds[0].to(self.residual_norm)
@@ -82,6 +86,15 @@ class LinearSolver(Protocol):
     ) -> Solution: ...
 
 
+@runtime_checkable
+class Preconditioner(Protocol):
+    """Options of a preconditioner that is made for each solve."""
+
+    def of(self, matvec: MatVec, like: Tree, batched: bool) -> MatVec:
+        """A symmetric positive definite map close to the inverse of A, on pytrees like `like`."""
+        ...
+
+
 def finish(
     raveler: Raveler,
     x: Tensor,
@@ -93,7 +106,7 @@ def finish(
 ) -> Solution:
     """The `Solution` of a solve on (T, N) matrices."""
     residual_norm, b_norm = residual.norm(dim=1), b.norm(dim=1)
-    residual_norm = residual_norm.nan_to_num(nan=torch.inf)
+    residual_norm = torch.where(residual_norm.isnan(), torch.inf, residual_norm)
     relative = residual_norm / torch.where(b_norm > 0, b_norm, 1.0)
     bounds = eigenvalue_bounds
     return Solution(

@@ -1,0 +1,162 @@
+"""GMRES for many general systems at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metalearn.linear_solve.solution import MatVec, Solution, Status
+from metalearn.linear_solve.system import System, divide, dot, require, rows
+from metalearn.tree import Tree
+
+
+@dataclass(frozen=True)
+class GMRES:
+    """Restarted GMRES: the least residual in each Krylov space; A need not be symmetric.
+
+    Saad & Schultz 1986; Saad 2003, algorithm 6.11. The basis is made by modified Gram-Schmidt, run
+    twice (Giraud, Langou & Rozloznik 2005: twice is enough for orthogonality to rounding), and the
+    small least-squares problems are kept solved by Givens rotations.
+
+    A system stops at |b - A x| <= rtol |b|, by the recomputed residual; after `max_iters` Arnoldi
+    steps; as `SINGULAR` where the Krylov space is exhausted and the residual cannot reach 0 in it;
+    as `BREAKDOWN` where a whole cycle no longer lowers the residual: stagnation, or the floor of
+    this precision.
+
+    Takes memory of (restart + 1) T N.
+
+    Args:
+        max_iters: most Arnoldi steps, of one product each; every cycle's end takes one more.
+        restart: steps of a cycle, whose basis is kept.
+        rtol: tolerance on the residual's norm over |b|.
+
+    Raises:
+        ValueError: max_iters or rtol is negative, or restart below 1.
+    """
+
+    max_iters: int = 20
+    restart: int = 20
+    rtol: float = 1e-6
+
+    def __post_init__(self) -> None:
+        require(self, 0, "max_iters", "rtol")
+        require(self, 1, "restart")
+
+    @torch.no_grad()
+    def __call__(
+        self, matvec: MatVec, b: Tree, x0: Tree | None = None, batched: bool = False
+    ) -> Solution:
+        system = System.of(matvec, b, x0, batched, self.rtol)
+        x, r, status, tolerance = system.x, system.r, system.status, system.tolerance
+        iterations = torch.zeros_like(status)
+        scale = torch.zeros_like(tolerance)
+        eps = torch.finfo(r.dtype).eps
+        running = (status == Status.MAX_ITERS) & (self.max_iters > 0)
+        while running.any():
+            cycle = _Cycle(rows(running, r, 0.0), scale)
+            extending = running
+            for _ in range(min(self.restart, r.shape[1])):
+                w = system.apply(cycle.basis[-1])
+                iterations += extending
+                defective = extending & ~w.norm(dim=1).isfinite()
+                extending = extending & ~defective
+                residual, exhausted = cycle.extend(rows(extending, w, 0.0))
+                status = torch.where(defective, Status.NON_FINITE, status)
+                status = torch.where(extending & exhausted, Status.SINGULAR, status)
+                extending = extending & ~exhausted & (residual > tolerance)
+                extending = extending & (iterations < self.max_iters)
+                if not extending.any():
+                    break
+            scale = cycle.scale
+
+            # The residual never grows but by rounding; where it does, the start was the best.
+            trial = x + cycle.step()
+            trial_r = system.b - system.apply(trial)
+            before, after = r.norm(dim=1), trial_r.norm(dim=1)
+            lower = running & (after <= before)
+            x, r = rows(lower, trial, x), rows(lower, trial_r, r)
+            status = torch.where(lower & (after <= tolerance), Status.CONVERGED, status)
+
+            running = running & (status == Status.MAX_ITERS) & (iterations < self.max_iters)
+            stuck = running & ~(after < (1 - 10 * eps) * before)
+            # |r| is level to rounding when it is within its root of a least-squares solution's, and
+            # so is then A r, where that is 0.
+            null = cycle.first_product <= eps**0.5 * scale
+            why = torch.where(null, Status.SINGULAR, Status.BREAKDOWN)
+            status = torch.where(stuck, why, status)
+            running = running & ~stuck
+        return system.finish(x, r, iterations, status)
+
+
+class _Cycle:
+    """Arnoldi's basis V with A V = V H, and H = Q R by Givens rotations, as they grow.
+
+    Args:
+        r: the residuals that the cycle starts from, (T, N); 0 for a system at rest.
+        scale: the largest |A v| seen so far, (T,), against which rounding is measured.
+    """
+
+    def __init__(self, r: Tensor, scale: Tensor) -> None:
+        norm = r.norm(dim=1)
+        self.basis = [divide(r, norm[:, None])]
+        self.scale = scale
+        self.first_product = torch.zeros_like(norm)
+        self._rounding = 10 * r.shape[1] ** 0.5 * torch.finfo(r.dtype).eps
+        self._columns: list[list[Tensor]] = []  # of R, without the zeros below its diagonal
+        self._rotations: list[tuple[Tensor, Tensor]] = []
+        self._right = [norm]  # Q' |r| e1; its last is the least-squares residual
+
+    def extend(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes in w = A v of the last v, 0 where there is none.
+
+        Returns:
+            the least residual in the new space, and whether the space is exhausted by a direction
+            whose image lies in that of the earlier ones: A is singular on it. Each (T,).
+        """
+        length = w.norm(dim=1)
+        if not self._columns:
+            self.first_product = length
+        self.scale = self.scale.maximum(length)
+        column = [torch.zeros_like(length) for _ in self.basis]
+        for _ in range(2):
+            for i, v in enumerate(self.basis):
+                along = dot(v, w)
+                w = torch.addcmul(w, -along[:, None], v)
+                column[i] = column[i] + along
+        tiny = self._rounding * self.scale
+        beyond = w.norm(dim=1)
+        beyond = torch.where(beyond <= tiny, 0.0, beyond)  # the happy breakdown
+        self.basis.append(divide(rows(beyond > 0, w, 0.0), beyond[:, None]))
+
+        for i, (c, s) in enumerate(self._rotations):
+            column[i], column[i + 1] = (
+                c * column[i] + s * column[i + 1],
+                c * column[i + 1] - s * column[i],
+            )
+        diagonal = torch.hypot(column[-1], beyond)
+        exhausted = diagonal <= tiny
+        # A direction that gives nothing is passed over: its coefficient comes out as 0.
+        c = torch.where(exhausted, 0.0, divide(column[-1], diagonal))
+        s = torch.where(exhausted, 1.0, divide(beyond, diagonal))
+        column[-1] = torch.where(exhausted, 1.0, diagonal)
+        self._columns.append(column)
+        self._rotations.append((c, s))
+        last = self._right.pop()
+        self._right += [c * last, -s * last]
+        return self._right[-1].abs(), exhausted
+
+    def step(self) -> Tensor:
+        """V y of the least residual: R y = Q' |r| e1 by back substitution, (T, N)."""
+        size = len(self._columns)
+        y: list[Tensor] = [torch.empty(0)] * size
+        for i in reversed(range(size)):
+            known = self._right[i]
+            for j in range(i + 1, size):
+                known = known - self._columns[j][i] * y[j]
+            y[i] = known / self._columns[i][i]
+        step = torch.zeros_like(self.basis[0])
+        for coefficient, v in zip(y, self.basis, strict=False):
+            step = torch.addcmul(step, coefficient[:, None], v)
+        return step

@@ -1,0 +1,166 @@
+"""A x = b on (T, N) matrices: where every iteration starts, and what it may claim at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from metalearn.linear_solve.solution import MatVec, Solution, Status, finish
+from metalearn.tree import Raveler, Tree
+
+
+@dataclass(frozen=True)
+class System:
+    """T systems of N unknowns, each a row; those that are not finite are 0 and never run.
+
+    Every system is scaled by a power of two, so that |b|'s largest number is near 1: squares of
+    numbers of 1e-30 or 1e30 leave the range of float32, and a norm of 0 or infinity would make a
+    tolerance that anything meets. `finish` scales back.
+
+    Args:
+        apply: A on (T, N) matrices.
+        b, x, r: right-hand sides, starts and b - A x, (T, N), all finite.
+        scale: what b, x and r were divided by, (T,).
+        tolerance: max(rtol |b|, atol), (T,).
+        finite: whether b, the start and its residual are; the norms too, so that an overflow of
+            |b|^2 does not pass for a tolerance of infinity, (T,).
+        status: `CONVERGED` where the start meets the tolerance, `NON_FINITE`, else `MAX_ITERS`.
+    """
+
+    raveler: Raveler
+    apply: Callable[[Tensor], Tensor]
+    b: Tensor
+    x: Tensor
+    r: Tensor
+    scale: Tensor
+    tolerance: Tensor
+    finite: Tensor
+    status: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        matvec: MatVec,
+        b: Tree,
+        x0: Tree | None,
+        batched: bool,
+        rtol: float,
+        atol: float = 0.0,
+    ) -> System:
+        raveler = Raveler.of(b, batched)
+        apply = raveler.matvec(matvec)
+        target = raveler.ravel(b)
+        scale = power_of_two(target)
+        target = target / scale[:, None]
+        norm = target.norm(dim=1)
+        finite = norm.isfinite()
+        target = rows(finite, target, 0.0)
+        tolerance = (rtol * torch.where(finite, norm, 0.0)).maximum(atol / scale)
+        if x0 is None:
+            x, r, r_norm = torch.zeros_like(target), target, torch.where(finite, norm, 0.0)
+        else:
+            x = raveler.ravel(x0) / scale[:, None]
+            usable = rows_finite(x)
+            x = rows(usable, x, 0.0)
+            r = target - apply(x)
+            r_norm = r.norm(dim=1)
+            finite = finite & usable & r_norm.isfinite()
+            r = rows(finite, r, 0.0)
+        status = torch.where(r_norm <= tolerance, Status.CONVERGED, Status.MAX_ITERS)
+        status = torch.where(finite, status, Status.NON_FINITE)
+        return cls(raveler, apply, target, x, r, scale, tolerance, finite, status)
+
+    def verify(
+        self, x: Tensor, status: Tensor, verified: Tensor, left: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Recomputes the residual, by which alone convergence is claimed.
+
+        Where a recurrence's residual has drifted below the true one, the iteration starts again,
+        as long as it has iterations `left` and each start is from half the residual `verified` at
+        the one before; a residual that no longer falls is the floor of this precision.
+
+        Returns:
+            the residual, its norm, the status and which systems run again.
+        """
+        r = self.b - self.apply(x)
+        r_norm = r.norm(dim=1)
+        met = r_norm <= self.tolerance
+        drifted = (status == Status.CONVERGED) & ~met
+        again = drifted & (r_norm < 0.5 * verified) & left
+        status = torch.where(
+            drifted, torch.where(again | ~left, Status.MAX_ITERS, Status.BREAKDOWN), status
+        )
+        status = torch.where(met & self.finite, Status.CONVERGED, status)
+        return r, r_norm, status, again
+
+    def finish(
+        self,
+        x: Tensor,
+        r: Tensor,
+        iterations: Tensor,
+        status: Tensor,
+        eigenvalue_bounds: tuple[Tensor, Tensor] | None = None,
+        preconditioned: bool = False,
+    ) -> Solution:
+        """The `Solution`; an x that overflowed is given up for zero."""
+        x = x * self.scale[:, None]
+        overflow = ~rows_finite(x)
+        status = torch.where(overflow, Status.NON_FINITE, status)
+        x = rows(~overflow, x, 0.0)
+        r = rows(~overflow, r, self.b)
+        r = rows(self.finite, r, torch.inf)
+        solution = finish(self.raveler, x, r, self.b, iterations, status, eigenvalue_bounds)
+        norm = solution.residual_norm * self.raveler.per_system(self.scale)
+        return replace(solution, residual_norm=norm, preconditioned=preconditioned)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Dot products of the rows of two (T, N) matrices: (T,)."""
+    return torch.linalg.vecdot(a, b)
+
+
+def rows(kept: Tensor, matrix: Tensor, other: Tensor | float) -> Tensor:
+    """The rows of a (T, N) matrix that are `kept`, (T,), and `other` in place of the rest."""
+    return matrix if kept.all() else torch.where(kept[:, None], matrix, other)
+
+
+def rows_finite(matrix: Tensor) -> Tensor:
+    """Whether each row of a (T, N) matrix is finite: (T,). A sum tells it in one pass."""
+    return matrix.sum(dim=1).isfinite()
+
+
+def power_of_two(matrix: Tensor) -> Tensor:
+    """For each row the power of two at or below its largest absolute value, 1 where there is none:
+    (T,)."""
+    if not matrix.shape[1]:
+        return matrix.new_ones(len(matrix))
+    largest = matrix.abs().amax(dim=1)
+    usable = largest.isfinite() & (largest > 0)
+    exponent = torch.where(usable, largest, 1.0).frexp().exponent
+    return torch.where(usable, torch.ldexp(torch.ones_like(largest), exponent - 1), 1.0)
+
+
+def divide(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is 0."""
+    zero = b == 0
+    return torch.where(zero, 0.0, a / torch.where(zero, 1.0, b))
+
+
+def seeded(shape: tuple[int, ...], seed: int, like: Tensor) -> Tensor:
+    """Standard normal numbers that depend on the seed and the shape alone, not on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(like)
+
+
+def require(options: object, least: float, *names: str) -> None:
+    """Refuses options below `least`, and NaN."""
+    for name in names:
+        value = getattr(options, name)
+        if not value >= least:
+            raise ValueError(
+                f"{type(options).__name__}({name}={value}); expected at least {least}"
+                + (", not a negative number" if least == 0 else "")
+            )
