@@ -36,4 +36,4 @@ def test_the_error_is_of_a_batch_and_may_not_converge(demo, tmp_path, monkeypatc
     monkeypatch.setattr(demo, "meta_gradient_error", measured)
     assert demo._error(config, tmp_path / "r") == "12 %"
     assert demo._error(config, tmp_path / "r") == "not converged"
-    assert seen == [4, 4]
+    assert seen == [2, 2]
