@@ -11,6 +11,7 @@ import torch
 from metalearn.errors import UsageError
 
 FORMAT = 1
+KEYS = frozenset({"step", "best", "meta", "optimiser", "schedule", "sampler", "config"})
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -27,7 +28,7 @@ def load(path: Path) -> dict[str, Any]:
     """The state that `save` was given.
 
     Raises:
-        UsageError: there is no such file, or it is no checkpoint of this format.
+        UsageError: there is no such file, or it is no checkpoint of this format, or not whole.
     """
     if not path.is_file():
         raise UsageError(f"there is no checkpoint {path}; give the path of a best.pt or last.pt")
@@ -37,4 +38,6 @@ def load(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be read as a checkpoint; it may be damaged") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UsageError(f"{path} is no checkpoint of format {FORMAT}; train it again")
+    if missing := sorted(KEYS - state.keys()):
+        raise UsageError(f"{path} is a checkpoint without {', '.join(missing)}; train it again")
     return state

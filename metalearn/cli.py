@@ -6,8 +6,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from metalearn.errors import UsageError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig  # slow: `metalearn --help` needs none of it
 
 USAGE = """\
 metalearn VERB [key=value ...]      differentiating through optimisation
@@ -18,6 +22,9 @@ metalearn VERB [key=value ...]      differentiating through optimisation
 
 metalearn VERB --help explains each; metalearn --version prints the version.
 """
+
+# What may be given beside resume=: how long the run goes on, where, and who is told.
+WITH_RESUME = ("resume", "steps", "wandb", "threads", "device")
 
 DATASETS = ("glyphs", "omniglot", "mini_imagenet", "tiered_imagenet", "cifar_fs", "fc100")
 
@@ -61,38 +68,61 @@ def _train(words: list[str]) -> int:
         return 0
     sweep = [w for w in words if w in ("-m", "--multirun")]
     overrides = [w for w in words if w not in sweep]
+    resumed = "resume" in config.keys(overrides)
     if sweep:
+        if resumed:
+            raise UsageError("resume= goes on with one run; leave -m out")
         for job in config.jobs(overrides):
             config.compose("train", job)  # every job is sound before the first one starts
         return config.multirun("train", overrides, _one_run)
+    if resumed:
+        cfg, folder = _resumed(overrides)
+        return _train_into(cfg, folder, resume=True)
     return _one_run(config.compose("train", overrides))
 
 
-def _one_run(cfg: object) -> int:
-    from omegaconf import DictConfig, OmegaConf, open_dict
-
-    from metalearn.trainer import TrainingStopped, train
-
-    assert isinstance(cfg, DictConfig)
-    folder, resume = cfg.run_dir, cfg.resume
-    if resume is not None:
-        folder = resume
-        saved = Path(resume) / "config.yaml"
-        if not saved.is_file():
-            raise UsageError(f"resume={resume}: there is no run; give the folder of one in runs/")
-        steps = cfg.steps
-        cfg = OmegaConf.load(saved)
-        assert isinstance(cfg, DictConfig)
-        cfg.steps = max(steps, cfg.steps)
-    with open_dict(cfg):
-        cfg.resume = None
-    folder = Path(folder) if folder else _fresh(Path("runs"), cfg.name)
-    if resume is None and (folder / "metrics.jsonl").exists():
+def _one_run(cfg: DictConfig) -> int:
+    if not cfg.run_dir:
+        return _train_into(cfg, _fresh(Path("runs"), cfg.name), resume=False)
+    folder = Path(cfg.run_dir)
+    if os.path.exists(folder / "metrics.jsonl"):
         raise UsageError(
             f"run_dir={folder} holds a run already; choose another, or resume={folder}"
         )
+    return _train_into(cfg, folder, resume=False)
+
+
+def _resumed(overrides: list[str]) -> tuple[DictConfig, Path]:
+    """The config of the run that resume= names, with what the user gave beside it; its folder."""
+    from metalearn import config
+
+    given = config.keys(overrides)
+    if odd := sorted(given.difference(WITH_RESUME)):
+        raise UsageError(
+            f"{odd[0]}= cannot be given beside resume=, which keeps the run's own config; only "
+            f"{', '.join(WITH_RESUME[1:])} can"
+        )
+    asked = config.compose("train", overrides)
+    folder = Path(asked.resume or "")
+    if asked.resume is None or not os.path.isfile(folder / "config.yaml"):
+        raise UsageError(f"resume={asked.resume}: there is no run; give the folder of one in runs/")
+    cfg = config.saved(folder / "config.yaml", "train")
+    if cfg.schedule == "cosine" and "steps" in given and asked.steps != cfg.steps:
+        raise UsageError(
+            f"steps={asked.steps}, but schedule=cosine brings the rate to 0 at this run's "
+            f"{cfg.steps} meta-steps; leave steps= out, or train anew with steps={asked.steps}"
+        )
+    for key in given.difference(("resume",)):
+        cfg[key] = asked[key]
+    return cfg, folder
+
+
+def _train_into(cfg: DictConfig, folder: Path, resume: bool) -> int:
+    from metalearn.trainer import TrainingStopped, train
+
+    cfg.resume = None
     try:
-        train(cfg, folder, resume=resume is not None)
+        train(cfg, folder, resume)
     except TrainingStopped as error:
         print(f"metalearn: {error}", file=sys.stderr)
         return 1
@@ -118,13 +148,13 @@ def _evaluate(words: list[str]) -> int:
         return 0
     cfg = config.plain("evaluate", words)
 
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     from metalearn import checkpoint
     from metalearn.evaluation import evaluate
     from metalearn.experiment import Experiment
 
-    if OmegaConf.is_missing(cfg, "checkpoint"):
+    if OmegaConf.is_missing(cfg, "checkpoint") or not cfg.checkpoint:
         raise UsageError("evaluate needs checkpoint=PATH, the best.pt or last.pt of a run")
     if not isinstance(cfg.tasks, int) or cfg.tasks < 2:
         raise UsageError(f"tasks={cfg.tasks}; expected a whole number of at least 2")
@@ -132,6 +162,8 @@ def _evaluate(words: list[str]) -> int:
         raise UsageError(f"split={cfg.split}; expected 'validation' or 'test'")
     state = checkpoint.load(Path(cfg.checkpoint))
     run = OmegaConf.create(state["config"])
+    if not isinstance(run, DictConfig):
+        raise UsageError(f"{cfg.checkpoint} holds no config of a run; train it again")
     run.device, run.threads = cfg.device, cfg.threads
     if cfg.transductive is not None:
         run.transductive = cfg.transductive
@@ -140,9 +172,10 @@ def _evaluate(words: list[str]) -> int:
     if cfg.steps is not None:
         run.metagrad.inner.steps = cfg.steps
     experiment = Experiment.of(run)
-    meta = {name: value.to(experiment.device) for name, value in state["meta"].items()}
+    experiment.load(state["meta"])
+    experiment.check(experiment.tasks.sampler(cfg.split, cfg.seed, experiment.device).sample(1))
     sampler = experiment.tasks.sampler(cfg.split, cfg.seed, experiment.device)
-    scores = evaluate(experiment.problem, experiment.metagrad, meta, sampler, cfg.tasks)
+    scores = evaluate(experiment.problem, experiment.metagrad, experiment.meta, sampler, cfg.tasks)
     mode = "transductive" if run.transductive else "inductive"
     print(f"{cfg.checkpoint}: {cfg.tasks} tasks of the {cfg.split} split, {mode}")
     for name, estimate in scores.items():
@@ -161,7 +194,8 @@ def _data(words: list[str]) -> int:
         f"  NAME    {', '.join(DATASETS)}\n"
         "  source  where its files lie; glyphs needs none, omniglot is downloaded without one\n"
     )
-    if not words or "-h" in words or "--help" in words:
+    asks = [w for w in words if w in ("-h", "--help")]
+    if not words or words == asks or (words[0] == "prepare" and asks):
         print(page, end="")
         return 0
     from metalearn.config import nearest
@@ -174,8 +208,12 @@ def _data(words: list[str]) -> int:
     source: str | None = None
     for option in options:
         key, _, value = option.partition("=")
-        if key != "source" or not value or name == "glyphs":
-            raise UsageError(f"{option!r} is no option of {name}; expected source=PATH, not glyphs")
+        if name == "glyphs":
+            raise UsageError(f"{option!r} is no option of glyphs, which takes none")
+        if key != "source":
+            raise UsageError(f"{option!r} is no option of {name}; expected source=PATH")
+        if not os.path.isdir(os.path.expanduser(value)):
+            raise UsageError(f"source={value} is no folder; give the one that holds {name}")
         source = value
 
     from metalearn.tasks import glyphs, omniglot, vision
@@ -190,7 +228,11 @@ def _data(words: list[str]) -> int:
     for split, data in splits.items():
         shape = "x".join(map(str, data.images.shape[1:]))
         print(f"{name} {split}: {len(data.classes)} classes, {len(data.images)} images of {shape}")
-    print(f"cached in {cache_folder()}")
+    if name in ("glyphs", "omniglot"):
+        print(f"cached in {cache_folder()}")
+    else:
+        where = f" tasks.dataset.source={source}" if source else ""
+        print(f"checked; nothing is cached, each run reads the files: tasks={name}{where}")
     return 0
 
 

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, get_args, get_type_hints
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from metalearn.errors import UsageError
 
 PACKAGE = Path(__file__).resolve().parent
+
+# What an option takes whose default is null, by the last part of its name.
+_NULLABLE: dict[str, type] = {
+    **dict.fromkeys(("threads", "queries", "steps"), int),
+    **dict.fromkeys(("clip_norm", "tol"), float),
+    **dict.fromkeys(("name", "run_dir", "resume", "source", "checkpoint"), str),
+    "transductive": bool,
+}
+_SEEDS = 2**32  # NumPy takes no larger one
 
 
 def config_folder() -> Path:
@@ -40,11 +51,12 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
     groups = [o for o in parsed if _is_group(o)]
     for override in groups:
         _check_choice(override)
-    base = _composed(verb, [_text(o) for o in groups])
-    flat = _flatten(base)
+    base = _composed(verb, [_text(o) for o in groups if not o.is_sweep_override()])
     for override in parsed:
-        if not _is_group(override):
-            _check_value(override, flat)
+        if override.is_sweep_override():
+            raise UsageError(f"{_text(override)}; a sweep needs -m, and a list is key=[a,b]")
+        if not _is_group(override) and not override.key_or_group.startswith("hydra."):
+            _check_value(override, base)
     config = _composed(verb, overrides)
     choices = config.hydra.runtime.choices
     with open_dict(config):
@@ -57,10 +69,48 @@ def plain(verb: str, overrides: list[str]) -> DictConfig:
     """The config of a verb that has no groups to choose from; raises as `compose` does."""
     config = OmegaConf.load(config_folder() / f"{verb}.yaml")
     assert isinstance(config, DictConfig)
-    flat = _flatten(config)
     for override in _parse(overrides):
-        _check_value(override, flat)
+        if override.is_sweep_override():
+            raise UsageError(f"{_text(override)}; {verb} takes one value at a time")
+        _check_value(override, config)
         OmegaConf.update(config, override.key_or_group, override.value())
+    return config
+
+
+def keys(overrides: list[str]) -> set[str]:
+    """The names of the options and choices that a user gave."""
+    return {override.key_or_group for override in _parse(overrides)}
+
+
+def saved(path: Path, verb: str) -> DictConfig:
+    """The config that a run of `verb` left in a file.
+
+    Raises:
+        UsageError: the file is absent or damaged, or an option of the verb is not in it or is of
+            another type.
+    """
+    mend = "put back the run's own, or train anew"
+    try:
+        config = OmegaConf.load(path)
+        OmegaConf.to_container(config, resolve=True)
+    except Exception as error:  # YAML's, OmegaConf's and the file system's errors share no class
+        raise UsageError(f"{path} is absent or cannot be read as a config; {mend}") from error
+    if not isinstance(config, DictConfig):
+        raise UsageError(f"{path} holds no options; {mend}")
+    expected = OmegaConf.load(config_folder() / f"{verb}.yaml")
+    assert isinstance(expected, DictConfig)
+    groups = [p.name for p in config_folder().iterdir() if p.is_dir() and p.name != "experiment"]
+    for key in groups:
+        if not isinstance(config.get(key), DictConfig):
+            raise UsageError(f"{path} lacks {key}; {mend}")
+    for key, default in _flatten(expected).items():
+        if key == "defaults" or default is ...:
+            continue
+        value = OmegaConf.select(config, key)
+        try:
+            _check_type(f"{key}={value}", key, value, default)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}; {mend}") from error
     return config
 
 
@@ -68,7 +118,7 @@ def jobs(overrides: list[str]) -> Iterable[list[str]]:
     """The overrides of each job of a sweep, `seed=0,1` giving two."""
     parsed = _parse(overrides)
     options = [
-        [f"{o.key_or_group}={v}" for v in o.sweep_string_iterator()]
+        [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()]
         if o.is_sweep_override()
         else [_text(o)]
         for o in parsed
@@ -79,6 +129,7 @@ def jobs(overrides: list[str]) -> Iterable[list[str]]:
 def multirun(verb: str, overrides: list[str], run: Callable[[DictConfig], int]) -> int:
     """Runs a sweep by Hydra's own launcher; the worst exit status of its jobs."""
     statuses: list[int] = []
+    said: set[str] = set()
 
     def job(config: DictConfig) -> None:
         hydra_config = HydraConfig.get()
@@ -87,15 +138,19 @@ def multirun(verb: str, overrides: list[str], run: Callable[[DictConfig], int]) 
         try:
             statuses.append(run(config))
         except UsageError as error:
-            print(f"metalearn: {error}", file=sys.stderr)
+            if str(error) not in said:
+                print(f"metalearn: {error}", file=sys.stderr)
+            said.add(str(error))
             statuses.append(2)
 
     argv = sys.argv
-    sys.argv = ["metalearn", "--multirun", *overrides]
-    try:
-        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(job)()
-    finally:
-        sys.argv = argv
+    with TemporaryDirectory() as scratch:  # for Hydra's own file of the sweep; runs have theirs
+        sys.argv = ["metalearn", "--multirun", f"hydra.sweep.dir={scratch}", *overrides]
+        try:
+            folder = str(config_folder())
+            hydra.main(version_base="1.3", config_path=folder, config_name=verb)(job)()
+        finally:
+            sys.argv = argv
     return max(statuses, default=0)
 
 
@@ -140,25 +195,47 @@ def _composed(verb: str, overrides: list[str]) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
             config = hydra.compose(verb, overrides, return_hydra_config=True)
-        for key in list(config):
-            if key != "hydra":
-                OmegaConf.to_container(OmegaConf.create({"x": config._get_node(key)}))
+        own = [str(key) for key in config if key != "hydra"]
+        OmegaConf.to_container(OmegaConf.masked_copy(config, own), resolve=True)
         return config
+    except InterpolationKeyError as error:
+        raise UsageError(_does_not_fit(error, config.hydra.runtime.choices)) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(" ".join(str(error).split())) from error
 
 
+def _does_not_fit(error: InterpolationKeyError, choices: Any) -> str:
+    """One choice takes a value of another's that has none: model.ways of tasks=sinusoid."""
+    group = str(error.full_key).partition(".")[0]
+    found = re.search(r"'(.+?)'", str(error))
+    wanted = found[1] if found else ""
+    giver = wanted.partition(".")[0]
+    if group not in choices or giver not in choices:
+        return f"{error.full_key} refers to {wanted}, which is no option"
+    return (
+        f"{group}={choices[group]} needs {wanted}, which {giver}={choices[giver]} has not; choose "
+        f"another {group}" + (" (model=mlp_sinusoid)" if choices[giver] == "sinusoid" else "")
+    )
+
+
 def _parse(overrides: list[str]) -> list[Override]:
-    try:
-        return OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise UsageError(
-            f"{' '.join(overrides)!r} cannot be read; expected words of the form key=value"
-        ) from error
+    parsed = []
+    for word in overrides:
+        try:
+            (override,) = OverridesParser.create().parse_overrides([word])
+        except HydraException as error:
+            raise UsageError(f"{word!r} cannot be read; expected key=value") from error
+        if not override.key_or_group:
+            raise UsageError(f"{word!r} names no option; expected key=value")
+        if override.is_delete():
+            raise UsageError(f"{word!r} takes an option away; give it a value, key=value")
+        parsed.append(override)
+    return parsed
 
 
 def _is_group(override: Override) -> bool:
-    return (config_folder() / override.key_or_group).is_dir()
+    key = override.key_or_group
+    return key.isidentifier() and (config_folder() / key).is_dir()
 
 
 def _text(override: Override) -> str:
@@ -168,11 +245,15 @@ def _text(override: Override) -> str:
 def _check_choice(override: Override) -> None:
     group, value = override.key_or_group, override.value()
     known = [f.stem for f in (config_folder() / group).glob("*.yaml")]
-    if value is not None and value not in known:
-        raise UsageError(f"{group}={value} is unknown{nearest(str(value), known)}")
+    if override.is_sweep_override() or (value is None and group == "experiment"):
+        return
+    if override.is_add() or value not in known:
+        shown = "null" if value is None else _shown(value)
+        raise UsageError(f"{group}={shown} is unknown{nearest(shown, known)}")
 
 
 def _flatten(config: DictConfig) -> dict[str, Any]:
+    """Every option's default by its name: None where it has none, ... where it has options."""
     found: dict[str, Any] = {}
 
     def walk(node: DictConfig, prefix: str) -> None:
@@ -185,32 +266,70 @@ def _flatten(config: DictConfig) -> dict[str, Any]:
                 found[name] = ...
                 walk(child, f"{name}.")
             else:
-                found[name] = ... if OmegaConf.is_missing(node, key) else node[key]
+                found[name] = None if OmegaConf.is_missing(node, key) else node[key]
 
     walk(config, "")
     return found
 
 
-def _check_value(override: Override, flat: dict[str, Any]) -> None:
-    key = override.key_or_group
-    if override.is_delete() or override.is_add() or key.startswith("hydra"):
+def _check_value(override: Override, config: DictConfig) -> None:
+    flat = _flatten(config)
+    key, value, word = override.key_or_group, override.value(), _text(override)
+    if override.is_add():
+        if f"{key.rpartition('.')[0]}._target_" not in flat:
+            raise UsageError(
+                f"{word} adds an option, and nothing takes it; write key=value, and + only for a "
+                "further argument of a class, as in +optimiser.weight_decay=0.1"
+            )
         return
     if key not in flat:
         raise UsageError(f"{key} is no option{nearest(key, flat)}")
-    default, value = flat[key], override.value()
     if override.is_sweep_override() or (isinstance(value, str) and value.startswith("${")):
         return
-    wanted = {
+    if flat[key] is ...:
+        if value is not None or not _may_be_null(config, key):
+            own = next(k for k in flat if k.startswith(f"{key}.") and "._" not in k)
+            raise UsageError(f"{word}; {key} has options of its own: give them one by one ({own}=)")
+        return
+    _check_type(word, key, value, flat[key])
+
+
+def _may_be_null(config: DictConfig, key: str) -> bool:
+    """Whether the class that takes a group of options can do without."""
+    parent, _, name = key.rpartition(".")
+    target = OmegaConf.select(config, f"{parent}._target_") if parent else None
+    if target is None:
+        return False
+    return type(None) in get_args(get_type_hints(hydra.utils.get_object(target)).get(name))
+
+
+def _check_type(word: str, key: str, value: Any, default: Any) -> None:
+    """Refuses a value, written as `word`, that is not of its option's type."""
+    name = key.rpartition(".")[2]
+    wanted = type(default) if default is not None else _NULLABLE.get(name)
+    if wanted is None or (default is None and value is None):
+        return
+    if wanted is ListConfig:
+        if not isinstance(value, list | ListConfig):
+            raise UsageError(f"{word}; expected a list, such as {default}")
+        for item in value:
+            _check_type(word, key, item, default[0])
+        return
+    types, described = {
         bool: ((bool,), "true or false"),
         int: ((int,), "a whole number"),
         float: ((int, float), "a number"),
-        str: ((str,), "a word"),
-    }.get(type(default))
-    if wanted is None:
-        return
-    types, described = wanted
-    if not isinstance(value, types) or (
-        isinstance(value, bool) and default is not True and default is not False
-    ):
-        shown = getattr(value, "text", value)
-        raise UsageError(f"{key}={shown}; expected {described}, such as {default}")
+        str: ((str,), "text (a number in quotes: \"'1'\")"),
+    }[wanted]
+    if not isinstance(value, types) or (wanted is not bool and isinstance(value, bool)):
+        example = ", or null" if default is None else f", such as {default}"
+        raise UsageError(f"{word}; expected {described}{example}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{word}; expected a finite number")
+    if name == "seed" and isinstance(value, int) and not 0 <= value < _SEEDS:
+        raise UsageError(f"{word}; expected a whole number from 0 to {_SEEDS - 1}")
+
+
+def _shown(value: Any) -> str:
+    """A value as the user wrote it, without the quotes."""
+    return str(getattr(value, "text", value))

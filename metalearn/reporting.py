@@ -33,6 +33,32 @@ def figures(result: MetaGradientResult) -> dict[str, Any]:
     return row
 
 
+_ENDED_BADLY = (
+    Status.NEGATIVE_CURVATURE,
+    Status.BREAKDOWN,
+    Status.DIVERGED,
+    Status.SINGULAR,
+    Status.NON_FINITE,
+)
+
+
+def solve_warning(result: MetaGradientResult) -> str | None:
+    """What to do where most tasks' linear solve ended without a solution to be had."""
+    certificate = result.certificate
+    if certificate is None or certificate.status is None:
+        return None
+    statuses = certificate.status.flatten().tolist()
+    counts = {s: n for s in _ENDED_BADLY if (n := statuses.count(s))}
+    if 2 * sum(counts.values()) <= len(statuses):
+        return None
+    how = ", ".join(f"{s.name.lower()} {n}" for s, n in counts.items())
+    return (
+        f"warning: the linear solve of {sum(counts.values())} of {len(statuses)} tasks broke off "
+        f"({how}); metagrad=imaml_gn (Gauss-Newton curvature), a larger prox or a larger "
+        "metagrad.damping makes its system definite"
+    )
+
+
 def named(prefix: str, scores: dict[str, Estimate]) -> dict[str, float]:
     return {f"{prefix}_{name}": e.mean for name, e in scores.items()} | {
         f"{prefix}_{name}_interval": e.interval for name, e in scores.items()

@@ -20,7 +20,8 @@ class Tracker:
     mode:    "offline" writes files that `wandb sync` can send later, whatever WANDB_MODE says;
              "online" sends as it goes, and asks a terminal for a W&B key if there is none;
              "disabled" does nothing at all and does not import W&B.
-    run_id:  the id of an earlier run, which "online" then carries on with.
+    run_id:  the id of an earlier run, which "online" then carries on with; "offline" writes a
+             further folder under the same id, for `wandb sync` to put into the one run.
     warn:    told of a failure of W&B's. Training never stops for one: it is said once, in one
              sentence, and the tracker does nothing from then on.
 
@@ -48,7 +49,7 @@ class Tracker:
 
     @property
     def run_id(self) -> str | None:
-        """W&B's id of the run, to hand to the tracker that resumes it; kept after `finish`."""
+        """W&B's id of the run, which checkpoints keep for the tracker that resumes it."""
         return self._run_id
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -12,18 +14,18 @@ from omegaconf import DictConfig, OmegaConf
 from metalearn import checkpoint
 from metalearn.errors import UsageError
 from metalearn.evaluation import Estimate, evaluate
-from metalearn.experiment import Experiment, build
+from metalearn.experiment import Experiment, build_optimiser
 from metalearn.memory import peak_bytes
 from metalearn.metagrad import NonFiniteGradient
 from metalearn.progress import RunProgress
 from metalearn.provenance import provenance
-from metalearn.reporting import closing, figures, named, progress_line
+from metalearn.reporting import closing, figures, named, progress_line, solve_warning
 from metalearn.run_folder import RunFolder
 from metalearn.tasks import TaskBatch
 
 
 class TrainingStopped(RuntimeError):
-    """Training met a loss or a gradient that is not finite; the last good state is kept."""
+    """Training met what is not finite; last.pt holds the last good state."""
 
 
 def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, Any]:
@@ -33,7 +35,8 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
 
     Raises:
         UsageError: the config asks for what can't be had; nothing is written then.
-        TrainingStopped: a non-finite loss or gradient; last.pt holds the state before it.
+        TrainingStopped: a loss, a gradient or meta-parameters that are not finite; last.pt holds
+            the state before that meta-step (after it, if only the validation loss is not).
     """
     _check(config)
     experiment = Experiment.of(config)
@@ -43,33 +46,41 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
     held_out = experiment.tasks.sampler("validation", config.validation.seed, device)
     episodes = held_out.state_dict()  # every validation sees the same tasks
     experiment.tasks.sampler("test", config.test.seed, device)  # a split that is short fails now
-    optimiser = build(config.optimiser)(meta.values())
+    optimiser = build_optimiser(config.optimiser, meta.values())
     schedule = _schedule(config, optimiser)
+
+    drawn = sampler.state_dict()
+    experiment.check(sampler.sample(1))
+    sampler.load_state_dict(drawn)
 
     origin = provenance(device)  # of the code that trains, whatever the checkout becomes meanwhile
 
     run = RunFolder(run_dir, config, resume)
-    step, best = 0, -float("inf")
+    step, best, wandb_id = 0, -math.inf, None
     if resume:
         state = checkpoint.load(run.last)
-        with torch.no_grad():
-            for name, value in state["meta"].items():
-                meta[name].copy_(value)
+        step, best, wandb_id = state["step"], state["best"], state.get("wandb_id")
+        if config.steps < step:
+            raise UsageError(f"steps={config.steps}; this run has taken {step} meta-steps already")
+        if best > -math.inf:
+            checkpoint.load(run.best)  # the summary needs it
+        experiment.load(state["meta"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
         sampler.load_state_dict(state["sampler"])
-        step, best = state["step"], state["best"]
         run.cut(step)
+    plain = OmegaConf.to_container(config, resolve=True)
 
     def state_at(step: int) -> dict[str, Any]:
         return {
             "step": step,
             "best": best,
-            "meta": {name: p.detach().cpu() for name, p in meta.items()},
+            "meta": {name: p.detach() for name, p in meta.items()},
             "optimiser": optimiser.state_dict(),
             "schedule": schedule.state_dict(),
             "sampler": sampler.state_dict(),
-            "config": OmegaConf.to_container(config, resolve=True),
+            "wandb_id": run.wandb_id,
+            "config": plain,
         }
 
     def validate() -> dict[str, Estimate]:
@@ -79,37 +90,52 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
     drawn = sampler.state_dict()
     peak = _peak(experiment, sampler.sample(config.meta_batch))
     sampler.load_state_dict(drawn)
-    step_times: list[float] = []
+    warned = False
     with run, RunProgress(config.steps, start=step) as progress:
-        run.start(progress.say)
+        run.start(progress.say, wandb_id)
         while step < config.steps:
+            good = copy.deepcopy(state_at(step))  # the optimiser works in place
             began = time.perf_counter()
             task = sampler.sample(config.meta_batch)
             sampled = time.perf_counter()
             try:
                 result = metagrad(problem, meta, task)
+                for name, p in meta.items():
+                    p.grad = result.grads[name]
+                if config.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(list(meta.values()), config.clip_norm)
+                optimiser.step()
+                if not all(p.isfinite().all() for p in meta.values()):
+                    raise NonFiniteGradient(
+                        "the optimiser's step made meta-parameters that are not finite; "
+                        "a smaller optimiser.lr is the usual cure"
+                    )
             except NonFiniteGradient as error:
-                if not run.last.exists():
-                    checkpoint.save(run.last, state_at(step))
+                checkpoint.save(run.last, good)
                 raise TrainingStopped(
                     f"stopped at meta-step {step + 1}: {error}; "
-                    f"the state before it is in {run.last}"
+                    f"the state before it, of meta-step {step}, is in {run.last}"
                 ) from error
-            for name, p in meta.items():
-                p.grad = result.grads[name]
-            if config.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(list(meta.values()), config.clip_norm)
-            optimiser.step()
             schedule.step()
             step += 1
             row = {"step": step, **figures(result), "peak_memory_bytes": peak}
-            step_times.append(time.perf_counter() - began)
-            row |= {"sample_s": sampled - began, "step_s": step_times[-1]}
+            row |= {"sample_s": sampled - began, "step_s": time.perf_counter() - began}
+            warning = None if warned else solve_warning(result)
+            if warning:
+                progress.say(f"meta-step {step}: {warning}")
+                warned = True
 
             if step % config.validation.every == 0 or step == config.steps:
                 scores = validate()
                 row |= named("validation", scores)
                 score = scores["accuracy"].mean if "accuracy" in scores else -scores["loss"].mean
+                if not math.isfinite(score):
+                    checkpoint.save(run.last, state_at(step))
+                    run.log(row)
+                    raise TrainingStopped(
+                        f"stopped at meta-step {step}: the validation loss is not finite; a "
+                        f"smaller inner learning rate is the usual cure; the state is in {run.last}"
+                    )
                 if score > best:
                     best = score
                     checkpoint.save(run.best, state_at(step))
@@ -127,7 +153,7 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
             progress.update(step, progress_line(row, config.meta_batch, peak))
 
         checkpoint.save(run.last, state_at(step))
-        summary = _summary(config, experiment, run, peak, step_times) | origin
+        summary = _summary(config, experiment, run, peak) | origin
         run.finish(summary)
         for line in closing(summary, str(run_dir), run.written()):
             progress.say(line)
@@ -135,15 +161,18 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
 
 
 def _check(config: DictConfig) -> None:
-    for name in ("steps", "meta_batch", "validation.every", "validation.tasks", "test.tasks"):
+    least = {"steps": 1, "meta_batch": 1, "validation.every": 1}
+    least |= {"validation.tasks": 2, "test.tasks": 2}  # one has no interval
+    for name, fewest in least.items():
         value = OmegaConf.select(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise UsageError(f"{name}={value}; expected a whole number of at least 1")
+        if not isinstance(value, int) or value < fewest:
+            raise UsageError(f"{name}={value}; expected a whole number of at least {fewest}")
     if config.schedule not in ("constant", "cosine"):
         raise UsageError(f"schedule={config.schedule}; expected 'constant' or 'cosine'")
     if config.wandb not in ("offline", "online", "disabled"):
         raise UsageError(f"wandb={config.wandb}; expected 'offline', 'online' or 'disabled'")
-    if config.clip_norm is not None and not config.clip_norm > 0:
+    clip = config.clip_norm
+    if clip is not None and not (isinstance(clip, int | float) and clip > 0):
         raise UsageError(f"clip_norm={config.clip_norm}; expected a number above 0, or null")
 
 
@@ -168,14 +197,14 @@ def _peak(experiment: Experiment, task: TaskBatch) -> int:
 
 
 def _summary(
-    config: DictConfig, experiment: Experiment, run: RunFolder, peak: int, step_times: list[float]
+    config: DictConfig, experiment: Experiment, run: RunFolder, peak: int
 ) -> dict[str, Any]:
     """Figures on the test split, by the meta-parameters that validated best."""
     chosen = checkpoint.load(run.best)
     meta = {name: value.to(experiment.device) for name, value in chosen["meta"].items()}
     sampler = experiment.tasks.sampler("test", config.test.seed, experiment.device)
     scores = evaluate(experiment.problem, experiment.metagrad, meta, sampler, config.test.tasks)
-    times = sorted(step_times) or [0.0]
+    times = sorted(row["step_s"] for row in run.rows())  # of all sessions of the run
     return {
         "name": config.name,
         **named("test", scores),
@@ -187,7 +216,7 @@ def _summary(
         "meta_batch": config.meta_batch,
         "peak_memory_bytes": peak,
         "step_s": times[len(times) // 2],
-        "train_s": sum(step_times),
+        "train_s": sum(times),
         "threads": torch.get_num_threads(),
         "seed": config.seed,
     }

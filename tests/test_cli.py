@@ -32,8 +32,54 @@ from metalearn.cli import main
         (["train", "tasks.image_size=32"], "image_size"),
         (["train", "steps"], "key=value"),
         (["train", "resume=/nowhere"], "there is no run"),
+        (["train", "threads=0"], "from 1 to"),
+        (["train", "threads=abc"], "whole number"),
+        (["train", "seed=99999999999999999999"], "from 0 to 4294967295"),
+        (["train", "clip_norm=abc"], "a number"),
+        (["train", "tasks.dataset.seed=-1"], "from 0 to"),
+        (["train", "device=meta"], "'cpu' or 'cuda'"),
+        (["train", "device=mps"], "'cpu' or 'cuda'"),
+        (["train", "optimiser.lr=-1"], "learning rate: -1"),
+        (["train", "optimiser.lr=nan"], "a finite number"),
+        (["train", "optimiser=sgd", "optimiser.lr=1e300"], "refuses optimiser"),
+        (["train", "optimiser.eps=-1"], "epsilon value: -1"),
+        (["train", "+optimiser.foo=1"], "'foo'"),
+        (["train", "metagrad.inner=3"], "metagrad.inner.steps="),
+        (["train", "metagrad.inner.tol=abc"], "a number"),
+        (["train", "metagrad=imaml_authors_code", "metagrad.linear_solver=null"], "max_iters="),
+        (["train", "~metagrad"], "takes an option away"),
+        (["train", "metagrad=null"], "null is unknown"),
+        (["train", "model=conv4", "model.ways=3"], "tasks have 5 classes"),
+        (["train", "model.sizes=[10,5]"], "784 values"),
+        (["train", "model.sizes=[784,8,2]"], "tasks have 5 classes"),
+        (["train", "model.sizes=[784,x]"], "a whole number"),
+        (["train", "model.sizes=3"], "a list"),
+        (["train", "tasks.ways=20"], "tasks have 20 classes"),
+        (["train", "tasks=sinusoid", "model=conv4"], "model=mlp_sinusoid"),
+        (["train", "tasks=sinusoid", "model=mlp"], "begin with 1"),
+        (["train", "run_dir=/proc/x/y"], "cannot be written"),
+        (["train", "run_dir=/etc/hostname"], "cannot be written"),
+        (["train", "run_dir=7"], "text"),
+        (["train", "-m", "seed=0,1", "model.sizes=[784,8,2]"], "tasks have 5 classes"),
+        (["train", "-m", "resume=runs/x"], "leave -m out"),
+        (["train", "seed=0,1"], "needs -m"),
+        (["train", "+foo=1"], "nothing takes it"),
+        (["train", "prox=inf"], "a finite number"),
+        (["train", "validation=3"], "validation.every="),
+        (["train", "=3"], "key=value"),
+        (["train", "tasks._target_=os.system"], "in metalearn or torch"),
+        (["train", "validation.tasks=1"], "at least 2"),
+        (["train", "test.tasks=1"], "at least 2"),
         (["evaluate"], "checkpoint=PATH"),
         (["evaluate", "checkpoint=/nowhere.pt"], "no checkpoint"),
+        (["evaluate", "checkpoint=/x.pt", "queries=abc"], "a whole number"),
+        (["evaluate", "checkpoint=/x.pt", "steps=abc"], "a whole number"),
+        (["evaluate", "checkpoint=/x.pt", "tasks=1,2"], "one value at a time"),
+        (["evaluate", "checkpoint=/x.pt", "transductive=7"], "true or false"),
+        (["evaluate", "checkpoint=/x.pt", "+foo=1"], "nothing takes it"),
+        (["data", "bogus", "--help"], "data prepare"),
+        (["data", "prepare", "omniglot", "source="], "source= is no folder"),
+        (["data", "prepare", "omniglot", "source=/nowhere"], "source=/nowhere is no folder"),
         (["data", "prepare", "omniglt"], "did you mean 'omniglot'"),
         (["data", "prepare", "glyphs", "source=/x"], "no option of glyphs"),
         (["data", "fetch"], "data prepare"),
@@ -44,9 +90,10 @@ def test_a_mistake_gets_one_sentence_and_writes_nothing(
     words, sentence, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    if words[0] == "train":
+    if words[0] == "train" and not any(w.startswith("resume=") for w in words):
         chosen = {w.split("=")[0] for w in words}
-        words = [words[0], *(t for t in TINY if t.split("=")[0] not in chosen), *words[1:]]
+        kept = [t for t in TINY if not chosen & {t.split("=")[0], t.split(".")[0]}]
+        words = [words[0], *kept, *words[1:]]
     assert main(words) == 2
     said = capsys.readouterr()
     assert sentence in said.err
@@ -76,6 +123,16 @@ def test_data_prepare_says_what_it_made(capsys):
     said = capsys.readouterr().out
     for split in ("train", "validation", "test"):
         assert f"glyphs {split}:" in said
+
+
+def test_what_no_cache_holds_is_only_checked(monkeypatch, tmp_path, capsys):
+    from metalearn.tasks import glyphs, vision
+
+    monkeypatch.setattr(vision, "mini_imagenet", lambda source: glyphs.glyphs(drawings=4))
+    assert main(["data", "prepare", "mini_imagenet", f"source={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    assert f"tasks=mini_imagenet tasks.dataset.source={tmp_path}" in said
+    assert "cached in" not in said
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path, capsys):

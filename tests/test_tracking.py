@@ -23,11 +23,11 @@ ROW: dict[str, float | int | str | None] = {
     "peak_memory_bytes": 82_100_000,
     "step_s": 0.61,
     "inner_grad_norm": 1e-3,
-    "cg_relative_residual": 1e-5,
-    "cg_iterations": 5.0,
+    "solve_relative_residual": 1e-5,
+    "solve_iterations": 5.0,
     "ritz_low": -0.25,
     "ritz_high": math.inf,
-    "cg_status_converged": 16,
+    "solve_converged": 16,
     "config": "omniglot_5w1s_imaml",
 }
 CONFIG = {"seed": 0, "metagrad": {"name": "imaml", "inner": {"steps": 16, "lr": 0.1}}}

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
+import statistics
+import time
 
 import pytest
 import torch
@@ -11,6 +15,30 @@ from tiny_run import TINY, rows, run, timeless
 
 from metalearn import checkpoint
 from metalearn.cli import main
+from metalearn.evaluation import Estimate
+from metalearn.run_folder import _json
+
+SINUSOID = ["tasks=sinusoid", "model=mlp_sinusoid", "metagrad=maml_batched", "steps=4"]
+SINUSOID += ["meta_batch=2", "validation.tasks=4", "test.tasks=4", "wandb=disabled"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "r"
+    assert run(folder, "metagrad=imaml", "wandb=disabled") == 0
+    return folder
+
+
+@pytest.fixture
+def finished(trained, tmp_path):
+    """A finished run of 6 meta-steps, to be spoilt."""
+    return shutil.copytree(trained, tmp_path / "r")
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
 
 
 def test_a_run_leaves_what_it_promises(tmp_path, capsys):
@@ -54,10 +82,7 @@ def test_every_meta_gradient_trains(tmp_path, choice):
 
 
 def test_sinusoids_train_by_their_loss(tmp_path):
-    words = ["model.sizes=[1,8,1]", "tasks.test_queries=10"]
-    words = ["tasks=sinusoid", "model=mlp_sinusoid", "metagrad=maml_batched", "steps=4"]
-    words += ["meta_batch=2", "validation.tasks=4", "test.tasks=4", "wandb=disabled"]
-    assert main(["train", *words, f"run_dir={tmp_path / 'r'}"]) == 0
+    assert main(["train", *SINUSOID, f"run_dir={tmp_path / 'r'}"]) == 0
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
     assert "test_accuracy" not in summary
     assert summary["test_loss"] > 0
@@ -118,6 +143,47 @@ def test_divergence_stops_with_the_last_good_state_kept(tmp_path, capsys):
     assert not (tmp_path / "r" / "summary.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "stopped"),
+    [
+        (["metagrad=first_order", "optimiser=sgd", "optimiser.lr=3e38"], "optimiser.lr"),
+        (["metagrad=first_order", "optimiser=sgd", "optimiser.lr=1e30"], "not finite"),
+        (["metagrad.inner.lr=1e30"], "not finite"),
+    ],
+    ids=["the step", "the next loss", "the loss"],
+)
+def test_a_checkpoint_never_holds_what_is_not_finite(tmp_path, capsys, words, stopped):
+    assert main(["train", *SINUSOID, *words, f"run_dir={tmp_path}"]) == 1
+    said = capsys.readouterr().err
+    state = checkpoint.load(tmp_path / "last.pt")
+    assert stopped in said and f"of meta-step {state['step']}," in said
+    assert f"stopped at meta-step {state['step'] + 1}:" in said
+    assert all(value.isfinite().all() for value in state["meta"].values())
+    assert state["step"] == len(rows(tmp_path))
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, capsys):
+    nan = {"loss": Estimate(math.nan, math.nan)}
+    monkeypatch.setattr("metalearn.trainer.evaluate", lambda *_: nan)
+    assert main(["train", *SINUSOID, f"run_dir={tmp_path}"]) == 1
+    assert "the validation loss is not finite" in capsys.readouterr().err
+    assert rows(tmp_path)[-1]["validation_loss"] is None
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 4
+
+
+def test_infinities_are_null_in_json():
+    text = _json({"a": math.inf, "b": math.nan, "c": 1.5})
+    assert json.loads(text) == {"a": None, "b": None, "c": 1.5}
+
+
+def test_a_linear_solve_that_mostly_breaks_off_is_warned_of_once(tmp_path, capsys):
+    assert run(tmp_path / "r", "metagrad=imaml", "prox=1e-3", "wandb=disabled") == 0
+    assert all(row["solve_negative_curvature"] == 3 for row in rows(tmp_path / "r"))
+    said = capsys.readouterr().out
+    assert said.count("warning") == 1
+    assert "negative_curvature 3" in said and "larger prox" in said
+
+
 def test_a_run_is_not_written_over(tmp_path, capsys):
     assert run(tmp_path / "r", "metagrad=imaml", "wandb=disabled") == 0
     assert run(tmp_path / "r", "metagrad=imaml", "wandb=disabled") == 2
@@ -132,6 +198,100 @@ def test_a_resumed_run_equals_an_undisturbed_one(tmp_path):
     assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
     one, other = (checkpoint.load(tmp_path / k / "last.pt")["meta"] for k in ("parts", "whole"))
     assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_steps_and_times(finished):
+    whole = (finished / "metrics.jsonl").read_text()
+    assert main(["train", f"resume={finished}"]) == 0
+    assert (finished / "metrics.jsonl").read_text() == whole
+    times = [row["step_s"] for row in rows(finished)]
+    assert main(["train", f"resume={finished}", "steps=8", "threads=1"]) == 0
+    times = [row["step_s"] for row in rows(finished)]
+    assert len(times) == 8
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["steps"] == 8
+    assert summary["train_s"] == pytest.approx(sum(times))
+    assert summary["step_s"] == statistics.median_high(times)
+
+
+def test_a_row_that_a_crash_cut_short_is_dropped(finished):
+    with (finished / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "query_lo')
+    assert main(["train", f"resume={finished}", "steps=8"]) == 0
+    assert [row["step"] for row in rows(finished)] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+SPOILT = {
+    "another option": (lambda f: None, ["prox=3"], "prox= cannot be given beside resume="),
+    "another choice": (lambda f: None, ["metagrad=maml"], "metagrad= cannot be given"),
+    "an experiment": (lambda f: None, ["experiment=omniglot_5w1s_maml"], "experiment= cannot"),
+    "fewer steps": (lambda f: None, ["steps=5"], "has taken 6"),
+    "cosine": (
+        lambda f: edit(f / "config.yaml", "schedule: constant", "schedule: cosine"),
+        ["steps=9"],
+        "schedule=cosine",
+    ),
+    "no rows": (lambda f: (f / "metrics.jsonl").unlink(), [], "metrics.jsonl is absent"),
+    "a bad row": (lambda f: edit(f / "metrics.jsonl", '{"step": 3', "{"), [], "line 3 of"),
+    "no checkpoint": (lambda f: (f / "last.pt").unlink(), [], "no checkpoint"),
+    "no best": (lambda f: (f / "best.pt").unlink(), [], "no checkpoint"),
+    "no YAML": (lambda f: (f / "config.yaml").write_text("a: [1"), [], "cannot be read"),
+    "bytes": (lambda f: (f / "config.yaml").write_bytes(b"\xff\x00"), [], "cannot be read"),
+    "a list": (lambda f: (f / "config.yaml").write_text("[1]"), [], "holds no options"),
+    "half a config": (lambda f: (f / "config.yaml").write_text("seed: 0"), [], "lacks"),
+    "another type": (lambda f: edit(f / "config.yaml", "seed: 0", "seed: x"), [], "whole number"),
+    "another model": (
+        lambda f: edit(f / "config.yaml", "- 8\n", "- 9\n"),
+        [],
+        "do not fit the model",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILT)
+def test_a_run_that_cannot_be_resumed_is_left_as_it_was(fault, finished, capsys):
+    spoil, words, sentence = SPOILT[fault]
+    spoil(finished)
+    before = {p.name: p.read_bytes() for p in finished.iterdir()}
+    assert main(["train", f"resume={finished}", *words]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+    assert {p.name: p.read_bytes() for p in finished.iterdir()} == before
+
+
+def test_a_resumed_run_keeps_its_wandb_id(tmp_path):
+    assert run(tmp_path / "r", "metagrad=imaml", "steps=3") == 0
+    assert main(["train", f"resume={tmp_path / 'r'}", "steps=4", "wandb=disabled"]) == 0
+    time.sleep(1)  # W&B names a run's folder by the second
+    assert main(["train", f"resume={tmp_path / 'r'}", "steps=6", "wandb=offline"]) == 0
+    names = [p.name for p in (tmp_path / "r" / "wandb").glob("offline-run-*")]
+    assert len(names) == 2
+    assert len({name.rpartition("-")[2] for name in names}) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["threads=0"], "from 1 to"),
+        (["queries=99"], "images a class"),
+        (["steps=-1"], "at least 0"),
+        (["device=meta"], "'cpu' or 'cuda'"),
+    ],
+    ids=" ".join,
+)
+def test_evaluation_refuses_in_one_sentence(trained, capsys, words, sentence):
+    assert main(["evaluate", f"checkpoint={trained / 'best.pt'}", "tasks=8", *words]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("key", ["config", "meta"])
+def test_a_checkpoint_that_lacks_a_part_is_refused(finished, capsys, key):
+    state = checkpoint.load(finished / "best.pt")
+    del state[key]
+    torch.save(state, finished / "best.pt")
+    assert main(["evaluate", f"checkpoint={finished / 'best.pt'}"]) == 2
+    assert f"without {key}" in capsys.readouterr().err
 
 
 def test_evaluation_repeats_the_runs_own_figure_and_says_its_mode(tmp_path, capsys):
