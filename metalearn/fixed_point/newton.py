@@ -1,0 +1,105 @@
+"""Newton's method, its linear systems solved by GMRES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.fixed_point.search import Function, Search, check_options
+from metalearn.linear_solve import GMRES, Solution, Status
+from metalearn.tree import Tree
+
+HALVINGS = 8
+"""Shorter steps that are tried before a Newton direction is given up."""
+
+
+@dataclass(frozen=True)
+class NewtonGMRES:
+    """Inexact Newton on g(z) = f(z) - z; Kelley 1995, chapters 6 and 8.
+
+    (I - J) step = g is solved by GMRES to a relative residual of `linear_rtol`; the step is halved
+    until |g| falls, by the share 1e-4 of the step's length (Kelley, algorithm 8.2.1). A system for
+    which no length does ends as BREAKDOWN.
+
+    Args:
+        max_iters: most applications of the function, products with J among them. In a batch a
+            system may end past it by the products that another still had left.
+        rtol, atol: stop at |f(z) - z| <= max(rtol |f(z)|, atol).
+        linear_iters: most GMRES iterations a Newton step, without a restart; memory of as many
+            iterates.
+        linear_rtol: the forcing term, below 1: |g| falls by about it a Newton step near a solution.
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+
+    max_iters: int = 100
+    rtol: float = 1e-5
+    atol: float = 0.0
+    linear_iters: int = 20
+    linear_rtol: float = 1e-2
+
+    def __post_init__(self) -> None:
+        check_options("NewtonGMRES", self.max_iters, self.rtol, self.atol)
+        if self.linear_iters < 1 or not 0 < self.linear_rtol < 1:
+            raise ValueError(
+                f"NewtonGMRES(linear_iters={self.linear_iters}, linear_rtol={self.linear_rtol}); "
+                "expected at least one iteration and linear_rtol in (0, 1)"
+            )
+
+    @torch.no_grad()
+    def __call__(self, function: Function, z0: Tree, batched: bool = False) -> Solution:
+        search = Search(function, z0, batched, self.max_iters, self.rtol, self.atol)
+        z = search.start
+        g = search.evaluate(z)
+        while search.running.any():
+            step = self._direction(search, z, g)
+            z, g = self._line_search(search, z, g, step)
+        return search.solution()
+
+    def _direction(self, search: Search, z: Tensor, g: Tensor) -> Tensor:
+        """The Newton step of the systems that run, 0 for the others."""
+
+        push = _jacobian(search.apply, z)
+        # One application is left for the step itself.
+        left = int((self.max_iters - search.iterations[search.running]).max()) - 1
+        iters = max(1, min(self.linear_iters, left))
+        solve = GMRES(max_iters=iters, restart=iters, rtol=self.linear_rtol)
+        right = torch.where(search.running[:, None], g, 0.0)
+        solution = solve(lambda v: v - push(v), right, batched=True)
+        search.iterations = search.iterations + torch.where(search.running, solution.iterations, 0)
+        return solution.value
+
+    @staticmethod
+    def _line_search(search: Search, z: Tensor, g: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """z and g after the longest step that was tried under which |g| falls enough."""
+        before, length = g.norm(dim=1), 1.0
+        seeking = search.running
+        for _ in range(HALVINGS + 1):
+            trial = torch.where(seeking[:, None], z + length * step, z)
+            g_trial, after = search.measure(trial, seeking)
+            fell = seeking & (after <= (1 - 1e-4 * length) * before)
+            z = torch.where(fell[:, None], trial, z)
+            g = torch.where(fell[:, None], g_trial, g)
+            seeking = seeking & ~fell & search.running
+            if not seeking.any():
+                break
+            length /= 2
+        search.stop(seeking, Status.BREAKDOWN)
+        return z, g
+
+
+def _jacobian(function: Callable[[Tensor], Tensor], z: Tensor) -> Callable[[Tensor], Tensor]:
+    """v -> J v at z on one linearisation: the pull-back w -> J' w is linear, and J transposes it.
+
+    Forward mode would need its rule from every layer, and evaluate the function at every product.
+    """
+    with torch.enable_grad():
+        linearised: Any = torch.func.vjp(function, z)
+        image, pull = linearised
+        transposed: Any = torch.func.vjp(lambda w: pull(w)[0], torch.zeros_like(image))
+    return lambda v: transposed[1](v)[0]

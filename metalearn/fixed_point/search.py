@@ -1,0 +1,145 @@
+"""What every fixed-point solver does at each application of the function: judge it, keep the best.
+
+A solver calls `evaluate` until no system runs, and owns nothing but its rule for the next iterate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from metalearn.linear_solve import Solution, Status
+from metalearn.tree import Raveler, Tree
+
+Function = Callable[[Tree], Tree]
+
+GROWTH = 1e4
+"""A residual this many times the first one is divergence."""
+
+
+class FixedPointSolver(Protocol):
+    """A frozen dataclass whose fields are its options; calling it solves z = f(z).
+
+    A system stops when |f(z) - z| <= max(rtol |f(z)|, atol), or after `max_iters` applications of
+    the function. Its `Solution` is the one of the linear solvers, read as follows:
+
+        value: the iterate of least residual that was evaluated, or the one that met the tolerance;
+            always finite. z0 (0 where z0 is not finite) if the function was finite nowhere.
+        residual_norm: |f(z) - z| at `value`, evaluated there, never a recurrence's.
+        relative_residual: the same over |f(z)|.
+        iterations: applications of the function; a product with its Jacobian counts as one.
+        status: CONVERGED, MAX_ITERS, DIVERGED (the residual grew to GROWTH times the first one),
+            NON_FINITE (the function gave an infinity or NaN) or BREAKDOWN (the rule has no step
+            left). All but the first give the best that was seen.
+        eigenvalue_bounds: None.
+
+    With `batched=True` every leaf of z0 begins with the task axis, the function treats the tasks
+    one by one, and each stops on its own. No graph is recorded: a function that is a derivative
+    itself takes it by `torch.func`, or under `torch.enable_grad()`.
+    """
+
+    def __call__(self, function: Function, z0: Tree, batched: bool = False) -> Solution: ...
+
+
+def check_options(name: str, max_iters: int, rtol: float, atol: float) -> None:
+    """Raises ValueError where there is no iteration to make, or a tolerance is negative."""
+    if max_iters < 1 or rtol < 0 or atol < 0:
+        raise ValueError(
+            f"{name}(max_iters={max_iters}, rtol={rtol}, atol={atol}); expected at least one "
+            "iteration and no negative tolerance"
+        )
+
+
+class Search:
+    """The state that all solvers share, on (T, N) matrices.
+
+    Attributes:
+        start: z0.
+        running: (T,), the systems that go on.
+        iterations: (T,), the applications of the function made for each.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        z0: Tree,
+        batched: bool,
+        max_iters: int,
+        rtol: float,
+        atol: float,
+    ) -> None:
+        self.raveler = Raveler.of(z0, batched)
+        self.function = function
+        self.start = self.raveler.ravel(z0).detach()
+        finite = self.start.isfinite().all(dim=1)
+        self.start = torch.where(finite[:, None], self.start, 0.0)
+        self.max_iters, self.rtol, self.atol = max_iters, rtol, atol
+        self.running = finite
+        self.status = torch.where(finite, Status.MAX_ITERS, Status.NON_FINITE)
+        self.iterations = torch.zeros_like(self.status)
+        self.best = self.start
+        self.best_residual = self.start.new_full((len(finite),), torch.inf)
+        self.best_image_norm = torch.zeros_like(self.best_residual)
+        self.first_residual: Tensor | None = None
+
+    def apply(self, z: Tensor) -> Tensor:
+        """f on (T, N) matrices."""
+        return self.raveler.ravel(self.function(self.raveler.unravel(z)))
+
+    def evaluate(self, z: Tensor) -> Tensor:
+        """f(z) - z, after which `running` says which systems go on; 0 where it is not finite."""
+        g, residual = self.measure(z, self.running)
+        if self.first_residual is None:
+            self.first_residual = residual
+        self.stop(residual.isinf(), Status.NON_FINITE)
+        self.stop(residual > GROWTH * self.first_residual, Status.DIVERGED)
+        return g
+
+    def measure(self, z: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
+        """`evaluate` for a trial of the systems in the mask `among`: none is stopped for failing.
+
+        Returns f(z) - z, 0 where it is not finite, and its norms, (T,), infinite there.
+        """
+        image = self.apply(z)
+        g = image - z
+        residual, image_norm = g.norm(dim=1), image.norm(dim=1)
+        finite = residual.isfinite() & image_norm.isfinite()
+        residual = torch.where(finite, residual, torch.inf)
+
+        met = among & (residual <= (self.rtol * image_norm).clamp_min(self.atol)) & finite
+        better = among & (met | (residual < self.best_residual))
+        self.best = torch.where(better[:, None], z, self.best)
+        self.best_residual = torch.where(better, residual, self.best_residual)
+        self.best_image_norm = torch.where(better, image_norm, self.best_image_norm)
+        self.stop(met, Status.CONVERGED)
+        self.spend(among.long())
+        return torch.where(finite[:, None], g, 0.0), residual
+
+    def spend(self, applications: Tensor) -> None:
+        """Counts applications of the function, (T,), and stops the systems that have no more."""
+        self.iterations = self.iterations + applications
+        self.stop(self.iterations >= self.max_iters, Status.MAX_ITERS)
+
+    def move(self, z: Tensor, step: Tensor) -> Tensor:
+        """z + step for the systems that run; the others keep their z."""
+        return torch.where(self.running[:, None], z + step, z)
+
+    def stop(self, where: Tensor, why: Status) -> None:
+        """Stops the running systems of a mask, (T,)."""
+        self.status = torch.where(self.running & where, why, self.status)
+        self.running = self.running & ~where
+
+    def solution(self) -> Solution:
+        per_system = self.raveler.per_system
+        norm = self.best_image_norm
+        return Solution(
+            value=self.raveler.unravel(self.best),
+            residual_norm=per_system(self.best_residual),
+            relative_residual=per_system(self.best_residual / torch.where(norm > 0, norm, 1.0)),
+            iterations=per_system(self.iterations),
+            status=per_system(self.status),
+            eigenvalue_bounds=None,
+        )
