@@ -334,7 +334,7 @@ def _check_type(word: str, key: str, value: Any, default: Any) -> None:
         if not isinstance(value, list | ListConfig):
             raise UsageError(f"{word}; expected a list, such as {default}")
         for item in value:
-            _check_type(word, key, item, default[0])
+            _check_type(word, key, item, default[0] if len(default) else item)
         return
     types, described = {
         bool: ((bool,), "true or false"),
