@@ -28,7 +28,7 @@ def write_index(results: Path) -> None:
             continue
         study = path.name == "provenance.json"
         link = where.parent / "table.md" if study else where
-        title = origin.get("title") or origin.get("name") or where.stem
+        title = origin.get("title") or where.with_suffix("").as_posix()
         commit = (origin.get("commit") or "none")[:7]
         lines.append(
             f"| [{title}]({link.as_posix()}) | `{origin['command']}` | {commit} | "
