@@ -230,7 +230,10 @@ class DEQStudy:
         began = time.perf_counter()
         fit(model, data, self.sequence_epochs, 1e-2, 64, cell["seed"])
         row = {"accuracy": accuracy(model, data), "train_s": time.perf_counter() - began}
-        return [row | _step(model, data, 64)]
+        row |= _step(model, data, 64)
+        if cell["core"] == "deq":
+            row |= _spectrum(model, data.test_x[:2])
+        return [row]
 
     def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
         return deq_report.tables(rows)
