@@ -211,7 +211,7 @@ def _study(verb: str, words: list[str]) -> int:
     study, publication, common = options.study(verb, name, words[1:])
 
     from metalearn.machine import find_device, use_threads
-    from metalearn.study import run_study
+    from metalearn.study.run import run_study
 
     use_threads(common.threads)
     run_study(study, publication, find_device(common.device))
