@@ -19,6 +19,7 @@ metalearn VERB [key=value ...]      differentiating through optimisation
   train           one training run into runs/
   evaluate        accuracy of a checkpoint on held-out classes
   solve NAME      the other uses of implicit gradients: deq
+  report          one HTML page of the results and of chosen runs
   data prepare    build a dataset's cache
 
 metalearn VERB --help explains each; metalearn --version prints the version.
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": _train,
         "evaluate": _evaluate,
         "solve": lambda words: _study("solve", words),
+        "report": _report,
         "data": _data,
     }
     try:
@@ -211,10 +213,28 @@ def _study(verb: str, words: list[str]) -> int:
     study, publication, common = options.study(verb, name, words[1:])
 
     from metalearn.machine import find_device, use_threads
-    from metalearn.study import run_study
+    from metalearn.study.run import run_study
 
     use_threads(common.threads)
     run_study(study, publication, find_device(common.device))
+    return 0
+
+
+def _report(words: list[str]) -> int:
+    from metalearn import config
+
+    if "-h" in words or "--help" in words:
+        print(config.help_page("report", "one self-contained HTML page of what is in results/"))
+        return 0
+    cfg = config.plain("report", words)
+    if not cfg.results or not cfg.out:
+        raise UsageError("results= or out= is empty; give a path, or leave it out")
+
+    from metalearn.report.page import make_page
+
+    shown = make_page(Path(cfg.results), [Path(run) for run in cfg.runs], Path(cfg.out))
+    counted = ", ".join(f"{n} {what if n == 1 else plural}" for (what, plural), n in shown.items())
+    print(f"wrote {cfg.out} ({os.path.getsize(cfg.out) / 1e3:.0f} kB): {counted}")
     return 0
 
 

@@ -332,9 +332,9 @@ def _check_type(word: str, key: str, value: Any, default: Any) -> None:
         return
     if wanted is ListConfig:
         if not isinstance(value, list | ListConfig):
-            raise UsageError(f"{word}; expected a list, such as {default}")
+            raise UsageError(f"{word}; expected a list, such as {default or '[a,b]'}")
         for item in value:
-            _check_type(word, key, item, default[0])
+            _check_type(word, key, item, default[0] if default else "")  # [] is one of texts
         return
     types, described = {
         bool: ((bool,), "true or false"),

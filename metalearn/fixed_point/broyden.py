@@ -58,7 +58,7 @@ class Broyden:
             if known == size:
                 known = 0
             else:
-                # The update is the same for any multiple of (s, y); this one's squares have a range.
+                # The update is the same for any multiple of (s, y); squares of this one are finite.
                 length = norms(z_next - z)[:, None]
                 s, y = divide(z_next - z, length), divide(g_next - g, length)
                 hy = _product(u[:known], v[:known], y)

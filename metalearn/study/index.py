@@ -21,7 +21,9 @@ def write_index(results: Path) -> None:
     lines = [HEAD, "| what | command | commit | date |", "|---|---|---|---|"]
     for path in sorted(results.rglob("*.json")):
         where = path.relative_to(results)
-        if path.name in ("findings.json",) or any(part.startswith(".") for part in where.parts):
+        if path.name in ("findings.json", "tables.json") or any(
+            part.startswith(".") for part in where.parts
+        ):
             continue
         origin: dict[str, Any] = json.loads(path.read_text())
         if "command" not in origin:

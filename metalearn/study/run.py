@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,9 +49,10 @@ class Publication:
 def run_study(study: Study, publication: Publication, device: torch.device) -> Path:
     """Measures the cells that are not yet measured, then publishes; returns the folder.
 
-    `results/NAME/` gets rows.csv, table.md, a vector figure each, findings.json and
-    provenance.json. Until all is measured the rows lie in `scratch`, under a name made of the
-    options and the code: the same command goes on from them, another starts its own.
+    `results/NAME/` gets rows.csv, table.md, the same tables in tables.json, a vector figure each,
+    findings.json and provenance.json. Until all is measured the rows lie in `scratch`, under a
+    name made of the options and the code: the same command goes on from them, another starts its
+    own.
 
     Raises:
         UsageError: a folder cannot be written.
@@ -115,11 +117,22 @@ def _publish(study: Study, rows: pd.DataFrame, folder: Path, origin: dict[str, A
     text += [f"![{name}]({name}.svg)" for name in figures]
     replace_text(folder / "rows.csv", rows.to_csv(index=False))
     replace_text(folder / "table.md", "\n".join(text).rstrip() + "\n")
+    replace_text(
+        folder / "tables.json",
+        json.dumps({caption: _plain(table) for caption, table in tables.items()}, indent=1) + "\n",
+    )
     replace_text(folder / "findings.json", json.dumps(findings, indent=1) + "\n")
     for name, figure in figures.items():
         save(figure, folder / f"{name}.svg")
     replace_text(folder / "provenance.json", json.dumps(origin, indent=1) + "\n")
     return sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+
+
+def _plain(table: pd.DataFrame) -> dict[str, Any]:
+    """As JSON takes it: null for what is missing, "inf" for what is infinite."""
+    values = table.astype(object).where(table.notna(), None)
+    values = values.map(lambda v: str(v) if isinstance(v, float) and math.isinf(v) else v)
+    return {"columns": [str(c) for c in table.columns], "rows": values.values.tolist()}
 
 
 def _track(

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from metalearn.errors import UsageError
-from metalearn.study import run_study
 from metalearn.study.plot import canvas, label_lines
-from metalearn.study.run import Publication
+from metalearn.study.run import Publication, run_study
 
 CPU = torch.device("cpu")
 
@@ -61,6 +60,9 @@ def test_a_study_publishes_rows_table_figure_findings_and_provenance(tmp_path, c
     assert rows.columns.tolist() == ["n", "power", "value"]
     assert (rows.value == rows.n**rows.power).all()
     assert "| 3   | 3       | 27      |" in (folder / "table.md").read_text()
+    tables = json.loads((folder / "tables.json").read_text())
+    assert tables["All"]["columns"] == ["n", "power", "value"]
+    assert tables["All"]["rows"] == rows.values.tolist()
     assert json.loads((folder / "findings.json").read_text()) == ["The largest is 27."]
     assert "power 3" in (folder / "growth.svg").read_text()
     origin = json.loads((folder / "provenance.json").read_text())
@@ -71,6 +73,18 @@ def test_a_study_publishes_rows_table_figure_findings_and_provenance(tmp_path, c
     assert "[Squares](squares/table.md)" in index and origin["command"] in index
     assert "4 measurements" in capsys.readouterr().out
     assert not list((tmp_path / "runs").rglob("rows-*"))
+
+
+def test_tables_say_in_json_what_is_missing_and_what_is_infinite(tmp_path, monkeypatch):
+    def tables(self, rows):
+        values = {"a": [1.5, float("nan"), float("inf")], "b": [None, "x", True], "c": [1, 2, 3]}
+        return {"Odd": pd.DataFrame(values)}
+
+    monkeypatch.setattr(Squares, "tables", tables)
+    folder = run_study(Squares(1, seen=([],)), publication(tmp_path), CPU)
+    text = (folder / "tables.json").read_text()
+    rows = json.loads(text, parse_constant=pytest.fail)["Odd"]["rows"]
+    assert rows == [[1.5, None, 1], [None, "x", 2], ["inf", True, 3]]
 
 
 def test_an_interrupted_study_goes_on_from_its_rows(tmp_path):
@@ -95,7 +109,7 @@ def test_other_options_start_their_own_rows(tmp_path):
 def test_the_same_rows_make_the_same_files(tmp_path):
     once = run_study(Squares(3, seen=([],)), publication(tmp_path / "a"), CPU)
     twice = run_study(Squares(3, seen=([],)), publication(tmp_path / "b"), CPU)
-    for name in ("rows.csv", "table.md", "growth.svg", "findings.json"):
+    for name in ("rows.csv", "table.md", "tables.json", "growth.svg", "findings.json"):
         assert (once / name).read_bytes() == (twice / name).read_bytes()
 
 
