@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from metalearn.errors import UsageError
+from metalearn.study.index import write_index
 from metalearn.study.plot import canvas, label_lines
 from metalearn.study.run import Publication, run_study
 
@@ -28,7 +29,7 @@ class Squares:
     def cells(self):
         return [{"n": n} for n in range(self.count)]
 
-    def measure(self, cell):
+    def measure(self, cell, device):
         if cell["n"] == self.fails_at:
             raise RuntimeError("the power went out")
         self.seen[0].append(cell["n"])
@@ -130,6 +131,32 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "results").write_text("a file")
     with pytest.raises(UsageError, match="cannot be written"):
         run_study(Squares(1, seen=([],)), publication(tmp_path), CPU)
+
+
+@dataclass(frozen=True)
+class Twice(Squares):
+    def cells(self):
+        return [{"n": 1}, {"n": 1}]
+
+
+def test_one_measurement_asked_for_twice_is_refused_before_any(tmp_path):
+    seen = ([],)
+    with pytest.raises(UsageError, match="n=1 is asked for twice"):
+        run_study(Twice(2, seen=seen), publication(tmp_path), CPU)
+    assert not seen[0] and not list(tmp_path.iterdir())
+
+
+def test_the_index_lists_what_has_a_provenance_and_survives_what_has_none(tmp_path):
+    run_study(Squares(1, seen=([],)), publication(tmp_path), CPU)
+    results = tmp_path / "results"
+    (results / "lone.json").write_text('{"date": "2026-01-02T03:04:05", "command": "x.py"}')
+    (results / "old.json").write_text('{"date": "2025-01-02", "commit": "abcdef0123"}')
+    (results / "list.json").write_text("[1, 2]")
+    write_index(results)
+    index = (results / "README.md").read_text()
+    assert "| [lone](lone.json) | `x.py` | none | 2026-01-02 |" in index
+    assert "| [old](old.json) | not recorded | abcdef0 | 2025-01-02 |" in index
+    assert "list" not in index.split("|---|")[-1] and index.count("squares/table.md") == 1
 
 
 def test_rows_go_to_wandb(tmp_path):
