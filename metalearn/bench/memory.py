@@ -15,31 +15,33 @@ from matplotlib.figure import Figure
 from metalearn.bench import memory_report
 from metalearn.bench.memory_methods import METHODS, NETWORKS, ONE_GRADIENT, expected_peak, work
 from metalearn.errors import UsageError
-from metalearn.machine import find_device
 from metalearn.memory import keep_freed_memory, peak_bytes
 from metalearn.study import Cell, Row
 from metalearn.tree import leaves_of
+
+PARTS = ("steps", "long", "second", "batch")
 
 
 @dataclass(frozen=True)
 class MemoryStudy:
     """
     Args:
+        parts: what is measured, of `PARTS`: "steps", and where wanted the other three.
         network: where every method is measured, a name of `NETWORKS`.
         steps: inner steps there.
-        long_steps: further inner steps there, for the methods that are measured `everywhere`.
-        second: another network, for those methods.
+        long_steps: further inner steps there, for the methods that are measured `everywhere` ("long").
+        second: another network, for those methods ("second").
         second_steps: inner steps there.
-        batch: tasks of a batch that those methods are measured with on the first network.
+        batch: tasks at once on the first network, for those methods ("batch").
         batch_steps: inner steps there.
         repeats: most timed runs, of which the median is taken.
         timing_s: no run is begun after so many seconds of a cell's timing; one is made anyhow.
         limit_gb: a peak that is expected to be higher is predicted instead of measured.
-        device: cpu or cuda.
     """
 
     title: ClassVar[str] = "Memory and time of a meta-gradient against inner steps"
 
+    parts: Sequence[str]
     network: str
     steps: Sequence[int]
     long_steps: Sequence[int]
@@ -50,9 +52,12 @@ class MemoryStudy:
     repeats: int
     timing_s: float
     limit_gb: float
-    device: str
 
     def __post_init__(self) -> None:
+        if "steps" not in self.parts or not set(self.parts) <= set(PARTS):
+            raise UsageError(
+                f"parts={list(self.parts)}; expected steps, and any of {', '.join(PARTS[1:])}"
+            )
         for name in ("network", "second"):
             if getattr(self, name) not in NETWORKS:
                 raise UsageError(
@@ -62,7 +67,7 @@ class MemoryStudy:
             raise UsageError(f"second={self.second}, as network; expected another")
         for name in ("steps", "long_steps", "second_steps", "batch_steps"):
             values = getattr(self, name)
-            if len(set(values)) < len(values) or min(values, default=1) < 1:
+            if not values or min(values) < 1 or len(set(values)) < len(values):
                 raise UsageError(f"{name}={list(values)}; expected different numbers of at least 1")
         if len(self.steps) < 2 or set(self.steps).intersection(self.long_steps):
             raise UsageError(
@@ -81,25 +86,25 @@ class MemoryStudy:
 
     def cells(self) -> list[Cell]:
         everywhere = [name for name, method in METHODS.items() if method.everywhere]
-        parts: list[tuple[str, int, Sequence[int], list[str]]] = [
-            (self.network, 1, self.steps, list(METHODS)),
-            (self.network, 1, self.long_steps, everywhere),
-            (self.network, self.batch, self.batch_steps, everywhere),
-            (self.second, 1, self.second_steps, everywhere),
-        ]
+        parts: dict[str, tuple[str, int, Sequence[int], list[str]]] = {
+            "steps": (self.network, 1, self.steps, list(METHODS)),
+            "long": (self.network, 1, self.long_steps, everywhere),
+            "second": (self.second, 1, self.second_steps, everywhere),
+            "batch": (self.network, self.batch, self.batch_steps, everywhere),
+        }
         found: list[Cell] = []
-        for network, tasks, steps, names in parts:
+        for network, tasks, steps, names in (parts[p] for p in PARTS if p in self.parts):
             where: dict[str, Any] = {"network": network, "tasks": tasks}
             baseline = {**where, "method": ONE_GRADIENT, "steps": 1}
-            if steps and baseline not in found:
+            if baseline not in found:
                 found.append(baseline)
             found += [{**where, "method": n, "steps": k} for n in names for k in sorted(steps)]
         return found
 
-    def measure(self, cell: Cell) -> list[Row]:
+    def measure(self, cell: Cell, device: torch.device) -> list[Row]:
         keep_freed_memory()
         at: Any = cell
-        device, limit = find_device(self.device), 1e9 * self.limit_gb
+        limit = 1e9 * self.limit_gb
         where = (at["network"], at["tasks"], device)
         name, steps = at["method"], at["steps"]
         expected = expected_peak(*where, name, steps)

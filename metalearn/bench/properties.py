@@ -105,7 +105,9 @@ class PropertiesStudy:
         found += [{"part": "implementation", "method": method} for method in METHODS]
         return found + [{"part": "evidence", "study": name} for name in STUDIES]
 
-    def measure(self, cell: Cell) -> list[Row]:
+    def measure(self, cell: Cell, device: torch.device) -> list[Row]:
+        if device != CPU:
+            raise UsageError(f"device={device}; the properties are measured on cpu")
         at: Any = cell
         if at["part"] == "memory":
             name = {"unrolled": "unrolled, higher", "implicit": "implicit, 5 CG"}[at["method"]]

@@ -33,6 +33,7 @@ def _digits(rows: pd.DataFrame) -> pd.DataFrame:
             "forward iterations": _or_blank(group.forward_iterations),
             "backward iterations": _or_blank(group.backward_iterations),
             "gradient error": _or_blank(group.gradient_error, ".1e"),
+            "condition of I - J": _or_blank(group.condition_number),
             "ms a step": f"{1e3 * group.step_s.mean():.1f}",
             "peak memory": format_bytes(int(group.peak_bytes.max())),
         }
@@ -77,6 +78,7 @@ def _sequence(rows: pd.DataFrame) -> pd.DataFrame:
             "accuracy, %": _spread(group.accuracy),
             "forward iterations": _or_blank(group.forward_iterations),
             "backward iterations": _or_blank(group.backward_iterations),
+            "condition of I - J": _or_blank(group.condition_number),
             "ms a step": f"{1e3 * group.step_s.mean():.1f}",
             "peak memory": format_bytes(int(group.peak_bytes.max())),
         }

@@ -18,6 +18,7 @@ from metalearn.bench.implementation import (
 from metalearn.bench.properties import PropertiesStudy
 from metalearn.tree import task_half_square
 
+CPU = torch.device("cpu")
 TINY = {
     "network": "small",
     "memory_steps": [1, 2, 4],
@@ -36,7 +37,7 @@ TINY = {
 def found(tmp_path_factory):
     study = PropertiesStudy(**TINY, results=str(tmp_path_factory.mktemp("empty")))
     return study, pd.DataFrame(
-        {**cell, **row} for cell in study.cells() for row in study.measure(cell)
+        {**cell, **row} for cell in study.cells() for row in study.measure(cell, CPU)
     )
 
 
@@ -104,7 +105,9 @@ def test_other_studies_are_pointed_to_where_they_lie(found, tmp_path):
     (folder / "rows.csv").write_text("a\n1\n2\n")
     beside = PropertiesStudy(**TINY, results=str(tmp_path))
     rows = rows[rows.part != "evidence"]
-    evidence = [{**c, **beside.measure(c)[0]} for c in beside.cells() if c["part"] == "evidence"]
+    evidence = [
+        {**c, **beside.measure(c, CPU)[0]} for c in beside.cells() if c["part"] == "evidence"
+    ]
     assert [e["found"] for e in evidence] == [True, False, False]
     assert evidence[0]["commit"] == "abcdef0" and evidence[0]["measured"] == 2
     tables = beside.tables(pd.concat([rows, pd.DataFrame(evidence)]))
