@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from metalearn.bench import memory_report
+from metalearn.bench import memory_report, published
 from metalearn.bench.memory import MemoryStudy
 from metalearn.bench.memory_methods import METHODS, ONE_GRADIENT
 from metalearn.memory import format_bytes
@@ -17,11 +17,11 @@ CPU = torch.device("cpu")
 TINY = MemoryStudy(
     parts=["steps", "long", "batch"],
     network="small",
-    steps=[1, 9],
+    steps=[1, 6],
     long_steps=[4],
     second="conv4",
     second_steps=[1],
-    batch=3,
+    batch=2,
     batch_steps=[2],
     repeats=1,
     timing_s=0.0,
@@ -57,8 +57,8 @@ def test_every_method_is_measured_and_the_main_ones_everywhere():
     cells = replace(TINY, parts=["steps", "long", "second", "batch"]).cells()
     for method in METHODS:
         own = [(c["network"], c["tasks"], c["steps"]) for c in cells if c["method"] == method]
-        few = [("small", 1, 1), ("small", 1, 9)]
-        more = [("small", 1, 4), ("conv4", 1, 1), ("small", 3, 2)]
+        few = [("small", 1, 1), ("small", 1, 6)]
+        more = [("small", 1, 4), ("conv4", 1, 1), ("small", 2, 2)]
         assert own == few + more * METHODS[method].everywhere
 
 
@@ -75,8 +75,8 @@ def test_unrolled_is_linear_checkpointed_below_it_and_truncated_bounded(rows):
     fit = memory_report.line(rows[(rows.method == "unrolled, higher") & (rows.tasks == 1)])
     assert fit.slope > 0 and fit.r_squared >= 0.999
     whole = peaks(rows, "unrolled, batched")
-    assert peaks(rows, "checkpointed")[9] <= 0.6 * whole[9]
-    assert peaks(rows, "truncated to 4")[9] <= 1.02 * whole[4]
+    assert peaks(rows, "checkpointed")[6] <= 0.75 * whole[6]
+    assert peaks(rows, "truncated to 4")[6] <= 1.02 * whole[4]
 
 
 def test_gradients_that_must_be_equal_are(rows):
@@ -93,7 +93,7 @@ def test_cg_makes_the_iterations_whose_time_is_taken(rows):
 
 def test_recomputing_holds_the_graph_of_one_task(rows):
     lean, kept = (
-        peaks(rows, name, tasks=3).iloc[0]
+        peaks(rows, name, tasks=2).iloc[0]
         for name in ("implicit, 5 CG, recomputed", "implicit, 5 CG")
     )
     assert lean < 0.8 * kept
@@ -101,23 +101,24 @@ def test_recomputing_holds_the_graph_of_one_task(rows):
 
 def test_a_peak_above_the_limit_is_predicted_near_what_it_is(rows):
     whole = peaks(rows, "unrolled, higher")
-    low = replace(TINY, limit_gb=(whole[4] + whole[9]) / 2e9)
+    low = replace(TINY, limit_gb=(whole[4] + whole[6]) / 2e9)
     found = measured(low, {"unrolled, higher"})
     found = found[found.tasks == 1].set_index("steps")
-    assert found.predicted.to_dict() == {1: False, 4: False, 9: True}
-    assert found.peak_bytes[9] == pytest.approx(whole[9], rel=0.02)
+    assert found.predicted.to_dict() == {1: False, 4: False, 6: True}
+    assert found.peak_bytes[6] == pytest.approx(whole[6], rel=0.02)
     # Where the gradient that it must equal does not fit, it is measured alone.
-    cell = {"network": "small", "tasks": 1, "method": "checkpointed", "steps": 9}
+    cell = {"network": "small", "tasks": 1, "method": "checkpointed", "steps": 6}
     (row,) = low.measure(cell, CPU)
     assert not row["predicted"] and "same_as" not in row
 
 
 def test_the_report_is_made_from_rows_alone(rows):
     marked = rows.copy()
-    marked.loc[(rows.method == "unrolled, higher") & (rows.steps == 9), "predicted"] = True
+    marked.loc[(rows.method == "unrolled, higher") & (rows.steps == 6), "predicted"] = True
     tables = TINY.tables(marked)
+    assert max(map(len, tables)) <= 110  # they name W&B's artifacts, which may have 128 characters
     first = next(iter(tables.values())).set_index("method")
-    assert first.loc["unrolled, higher", "9"].startswith("*")
+    assert first.loc["unrolled, higher", "6"].startswith("*")
     assert not first.loc["unrolled, higher", "4"].startswith("*")
     assert set(TINY.figures(marked)) == {"memory", "time"}
     findings = TINY.findings(marked)
@@ -125,7 +126,7 @@ def test_the_report_is_made_from_rows_alone(rows):
 
 
 def test_published_figures_stand_beside_ours_with_their_source_and_status(rows):
-    table = memory_report.beside(rows[rows.tasks == 1])
+    table = published.beside(rows[rows.tasks == 1])
     assert table.source.notna().all() and table.status.notna().all()
     memory = table[table.what.str.startswith("memory") & (table["our method"] != "implicit, 5 CG")]
     one = memory[(memory["inner steps"] == 1) & (memory.method == "MAML")].iloc[0]

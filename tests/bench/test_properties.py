@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 
-from metalearn.bench import properties_report
 from metalearn.bench.implementation import (
     autodiff_used,
     custom_derivatives,
@@ -16,6 +15,7 @@ from metalearn.bench.implementation import (
     lines_of,
 )
 from metalearn.bench.properties import PropertiesStudy
+from metalearn.bench.properties_claims import properties
 from metalearn.tree import task_half_square
 
 CPU = torch.device("cpu")
@@ -74,22 +74,20 @@ def test_every_cell_names_its_evidence_and_follows_its_rows(found):
         assert (rows.part == cell.rpartition(" ")[2]).any()
     numbers = [c for c in rows.select_dtypes("number").columns if c != "steps"]
     other = rows.assign(**{c: 3.7 * rows[c] for c in numbers})
-    for before, after in zip(
-        properties_report.properties(rows), properties_report.properties(other), strict=True
-    ):
+    for before, after in zip(properties(rows), properties(other), strict=True):
         assert before.unrolled != after.unrolled and before.implicit != after.implicit
 
 
 def test_a_contradiction_is_told(found):
     study, rows = found
-    verdicts = {p.name: p.verdict for p in properties_report.properties(rows)}
+    verdicts = {p.name: p.verdict for p in properties(rows)}
     assert verdicts["memory"] == "holds"
     assert verdicts["Hessian products"].startswith("does not hold")
     assert any("Hessian products" in f for f in study.findings(rows))
     grown = rows.copy()
     implicit = (grown.part == "memory") & (grown.method == "implicit")
     grown.loc[implicit, "peak_bytes"] *= grown.loc[implicit, "steps"]
-    verdicts = {p.name: p.verdict for p in properties_report.properties(grown)}
+    verdicts = {p.name: p.verdict for p in properties(grown)}
     assert verdicts["memory"] == "does not hold"
 
 
