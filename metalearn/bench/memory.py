@@ -13,7 +13,14 @@ import torch
 from matplotlib.figure import Figure
 
 from metalearn.bench import memory_report
-from metalearn.bench.memory_methods import METHODS, NETWORKS, ONE_GRADIENT, expected_peak, work
+from metalearn.bench.memory_methods import (
+    METHODS,
+    NETWORKS,
+    ONE_GRADIENT,
+    expected_peak,
+    parameter_bytes,
+    work,
+)
 from metalearn.errors import UsageError
 from metalearn.memory import keep_freed_memory, peak_bytes
 from metalearn.study import Cell, Row
@@ -125,6 +132,8 @@ class MemoryStudy:
             "runs": len(times["own"]),
             "cg_iterations": _iterations(found),
         }
+        if name == ONE_GRADIENT:
+            row["parameter_bytes"] = parameter_bytes(*where)
         if "other" in runs:
             ratios = [a / b for a, b in zip(times["own"], times["other"], strict=True)]
             row |= {

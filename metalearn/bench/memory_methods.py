@@ -136,6 +136,12 @@ def setting(
     return FewShot(model, prox), dict(model.named_parameters()), batch
 
 
+def parameter_bytes(network: str, tasks: int, device: torch.device) -> int:
+    """Of all tasks' adapted parameters: what each vector of a linear solve takes too."""
+    _, meta, _ = setting(network, tasks, device)
+    return tasks * sum(p.numel() * p.element_size() for p in meta.values())
+
+
 def expected_peak(network: str, tasks: int, device: torch.device, method: str, steps: int) -> float:
     """Bytes, on the line through the peaks of few inner steps; 0 where nothing grows."""
     if method == ONE_GRADIENT or not METHODS[method].grows or steps <= max(PROBES):

@@ -191,6 +191,7 @@ def _findings(part: pd.DataFrame, base: float) -> list[str]:
     measured = part[~part.predicted.astype(bool)].sort_values("steps")
     by = {method: measured[measured.method == method] for method in METHODS}
     higher, kept = by["unrolled, higher"], by["implicit, 5 CG"]
+    vector = part[part.method == ONE_GRADIENT].parameter_bytes.iloc[0]
     lean, saved, whole = (
         by["implicit, 5 CG, recomputed"],
         by["checkpointed"],
@@ -205,7 +206,9 @@ def _findings(part: pd.DataFrame, base: float) -> list[str]:
         f"{kept.peak_bytes.max() / base:.2f} times one inner gradient's with the linearisation "
         f"kept, {lean.peak_bytes.max() / base:.2f} times with it recomputed, for "
         f"{lean.time_ratio.iloc[-1]:.2f} times the time at {lean.steps.iloc[-1]} steps and "
-        f"{lean.time_ratio.iloc[0]:.2f} times at {lean.steps.iloc[0]} (5 CG iterations)."
+        f"{lean.time_ratio.iloc[0]:.2f} times at {lean.steps.iloc[0]} (5 CG iterations). The "
+        f"task's parameters take {format_bytes(int(vector))}, {vector / base:.2f} of one inner "
+        "gradient's peak, and a solve holds several vectors of their size."
     ]
     if len(higher) > 2:
         fit = line(higher)
