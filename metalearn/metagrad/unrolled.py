@@ -41,7 +41,8 @@ class Unrolled(MetaGradient):
             make a segment's graph anew when its turn has come in the backward sweep (Chen et al.
             2016): the same gradient, for one more run of the inner loop without a graph, in the
             memory of K / checkpoint states and one segment's graph. "sqrt": segments of the square
-            root of the steps, rounded up. Only with backend="batched".
+            root of the steps, rounded up, the least memory where a state is as large as a step's
+            graph; of a network with large activations 1 takes less. Only with backend="batched".
 
     Raises:
         UsageError: an unknown back end, a bad `truncate` or `checkpoint`, or an inner solver that
