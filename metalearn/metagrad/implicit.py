@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from metalearn.errors import UsageError
 from metalearn.inner import InnerSolution, InnerSolver
-from metalearn.linear_solve import CG, LinearSolver
+from metalearn.linear_solve import CG, LinearSolver, NormalCG
 from metalearn.metagrad.base import (
     MetaGradient,
     MetaGradientResult,
@@ -98,7 +98,10 @@ class Implicit(MetaGradient):
         )
         curvature: Curvature = make(problem, params, meta, task)
         start = None if x0 is None else [x0[name].expand_as(p) for name, p in params.items()]
-        solution = self.linear_solver(self._damped(curvature), by_params, start, batched=True)
+        system, solver = self._damped(curvature), self.linear_solver
+        if isinstance(solver, NormalCG) and solver.transpose is None:
+            solver = replace(solver, transpose=system)  # A is symmetric
+        solution = solver(system, by_params, start, batched=True)
         mixed = curvature.mixed(solution.value)
         if all(m is None for m in mixed):
             raise UsageError(

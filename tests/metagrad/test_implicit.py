@@ -8,7 +8,17 @@ from zoo import LearnedRidge, Quadratic, few_shot, finite_differences, problems,
 
 from metalearn.errors import UsageError
 from metalearn.inner import GradientDescent, NewtonCG
-from metalearn.linear_solve import CG, Dense, Status
+from metalearn.linear_solve import (
+    CG,
+    GMRES,
+    BiCGStab,
+    Dense,
+    Jacobi,
+    Neumann,
+    NormalCG,
+    Nystrom,
+    Status,
+)
 from metalearn.metagrad import FirstOrder, Implicit, NonFiniteGradient, Unrolled
 from metalearn.metagrad.curvature import GaussNewton, Hessian
 from metalearn.tree import live
@@ -52,6 +62,30 @@ def test_cg_goes_to_dense_as_iterations_grow():
     ]
     assert all(b < a for a, b in itertools.pairwise(errors))
     assert errors[-1] < 1e-9
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        Neumann(800, rtol=1e-9),
+        GMRES(60, restart=40, rtol=1e-9),
+        BiCGStab(100, rtol=1e-9),
+        NormalCG(400, rtol=1e-9),
+        CG(60, rtol=1e-9, preconditioner=Nystrom(8, 1e-3)),
+        CG(60, rtol=1e-9, preconditioner=Jacobi(8)),
+        Nystrom(32, 1e-12),
+    ],
+    ids=lambda s: type(getattr(s, "preconditioner", None) or s).__name__,
+)
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+def test_every_linear_solver_gives_one_gradient(solver, curvature):
+    problem, meta, task = problems()["classification"]
+    inner = GradientDescent(20, 0.3)
+    exact = Implicit(inner, Dense(), curvature=curvature)(problem, meta, task).grads
+    result = Implicit(inner, solver, curvature=curvature)(problem, meta, task)
+    assert (result.certificate.status == Status.CONVERGED).all()
+    # Residuals of 1e-9 over a least curvature of about prox = 0.5.
+    assert relative_difference(result.grads, exact) < 1e-7
 
 
 def test_damping_is_added_to_the_curvature():
