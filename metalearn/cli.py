@@ -18,6 +18,7 @@ metalearn VERB [key=value ...]      differentiating through optimisation
 
   train           one training run into runs/
   evaluate        accuracy of a checkpoint on held-out classes
+  solve NAME      the other uses of implicit gradients: deq
   data prepare    build a dataset's cache
 
 metalearn VERB --help explains each; metalearn --version prints the version.
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "evaluate": _evaluate,
+        "solve": lambda words: _study("solve", words),
         "data": _data,
     }
     try:
@@ -185,6 +187,34 @@ def _evaluate(words: list[str]) -> int:
             else f"{estimate.mean:.4f} ± {estimate.interval:.4f}"
         )
         print(f"  {name:10} {value}")
+    return 0
+
+
+def _study(verb: str, words: list[str]) -> int:
+    from metalearn import config
+    from metalearn.study import options
+
+    known = options.names(verb)
+    asks = [w for w in words if w in ("-h", "--help")]
+    if not words or words == asks:
+        print(f"metalearn {verb} NAME [preset=quick] [key=value ...]\n")
+        print("".join(f"  {name:12}{config.purpose(f'{verb}/{name}')}\n" for name in known), end="")
+        print(f"\nmetalearn {verb} NAME --help explains each.")
+        return 0
+    name = words[0]
+    if name not in known:
+        raise UsageError(f"{verb} {name!r} is unknown{config.nearest(name, known)}")
+    if asks:
+        print(config.help_page(f"{verb}/{name}", config.purpose(f"{verb}/{name}")))
+        print(config.help_page("study", "and, as every study").partition("\n")[2])
+        return 0
+    study, publication, common = options.study(verb, name, words[1:])
+
+    from metalearn.machine import find_device, use_threads
+    from metalearn.study import run_study
+
+    use_threads(common.threads)
+    run_study(study, publication, find_device(common.device))
     return 0
 
 

@@ -28,7 +28,7 @@ PACKAGE = Path(__file__).resolve().parent
 _NULLABLE: dict[str, type] = {
     **dict.fromkeys(("threads", "queries", "steps", "truncate"), int),
     **dict.fromkeys(("clip_norm", "tol", "step_size"), float),
-    **dict.fromkeys(("name", "run_dir", "resume", "source", "checkpoint"), str),
+    **dict.fromkeys(("name", "run_dir", "resume", "source", "checkpoint", "results"), str),
     "transductive": bool,
 }
 _OF_SEVERAL_TYPES = ("metagrad.checkpoint",)  # their constructors check them
@@ -70,6 +70,11 @@ def plain(verb: str, overrides: list[str]) -> DictConfig:
     """The config of a verb that has no groups to choose from; raises as `compose` does."""
     config = OmegaConf.load(config_folder() / f"{verb}.yaml")
     assert isinstance(config, DictConfig)
+    return overridden(config, overrides, verb)
+
+
+def overridden(config: DictConfig, overrides: list[str], verb: str) -> DictConfig:
+    """The config of `verb` with a user's overrides, in place; raises as `compose` does."""
     for override in _parse(overrides):
         if override.is_sweep_override():
             raise UsageError(f"{_text(override)}; {verb} takes one value at a time")
@@ -81,6 +86,11 @@ def plain(verb: str, overrides: list[str]) -> DictConfig:
 def keys(overrides: list[str]) -> set[str]:
     """The names of the options and choices that a user gave."""
     return {override.key_or_group for override in _parse(overrides)}
+
+
+def values(overrides: list[str]) -> dict[str, Any]:
+    """What a user gave, by the names of the options."""
+    return {override.key_or_group: override.value() for override in _parse(overrides)}
 
 
 def saved(path: Path, verb: str) -> DictConfig:
@@ -100,8 +110,9 @@ def saved(path: Path, verb: str) -> DictConfig:
         raise UsageError(f"{path} holds no options; {mend}")
     expected = OmegaConf.load(config_folder() / f"{verb}.yaml")
     assert isinstance(expected, DictConfig)
-    groups = [p.name for p in config_folder().iterdir() if p.is_dir() and p.name != "experiment"]
-    for key in groups:
+    for key in _groups():
+        if key == "experiment":
+            continue
         if not isinstance(config.get(key), DictConfig):
             raise UsageError(f"{path} lacks {key}; {mend}")
     for key, default in _flatten(expected).items():
@@ -170,18 +181,23 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"
 
 
+def purpose(name: str) -> str:
+    """What a config file says of itself in its first line."""
+    return (config_folder() / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ")
+
+
 def help_page(verb: str, purpose: str) -> str:
     """The verb's options with their defaults and the comments of its config file."""
     folder = config_folder()
     text = (folder / f"{verb}.yaml").read_text()
     body = re.split(r"^hydra:\n", text, flags=re.MULTILINE)[0]
     body = re.sub(r"^defaults:\n(?:  .*\n)*", "", body, flags=re.MULTILINE)
-    lines = [f"metalearn {verb} [key=value ...]      {purpose}", ""]
+    lines = [f"metalearn {verb.replace('/', ' ')} [key=value ...]      {purpose}", ""]
     if verb == "train":
         lines += ["Choices (key=name):"]
-        for group in sorted(p for p in folder.iterdir() if p.is_dir()):
-            names = ", ".join(sorted(f.stem for f in group.glob("*.yaml")))
-            lines.append(f"  {group.name:11}{names}")
+        for group in sorted(_groups()):
+            names = ", ".join(sorted(f.stem for f in (folder / group).glob("*.yaml")))
+            lines.append(f"  {group:11}{names}")
         lines += [
             "",
             "Each choice brings options of its own: tasks.ways=20 tasks.shots=5 prox=0.5",
@@ -234,9 +250,14 @@ def _parse(overrides: list[str]) -> list[Override]:
     return parsed
 
 
+def _groups() -> list[str]:
+    """What training chooses from by name: the folders that train.yaml's defaults list."""
+    defaults = OmegaConf.load(config_folder() / "train.yaml").defaults
+    return [str(key) for choice in defaults if isinstance(choice, DictConfig) for key in choice]
+
+
 def _is_group(override: Override) -> bool:
-    key = override.key_or_group
-    return key.isidentifier() and (config_folder() / key).is_dir()
+    return override.key_or_group in _groups()
 
 
 def _text(override: Override) -> str:

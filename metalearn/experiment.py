@@ -15,13 +15,13 @@ from torch import nn
 
 from metalearn.errors import UsageError
 from metalearn.learned import LearnedProx, LearnedRates
+from metalearn.machine import find_device, use_threads
 from metalearn.memory import keep_freed_memory
 from metalearn.metagrad import MetaGradient
 from metalearn.problem import BilevelProblem, FewShot, Meta
 from metalearn.tasks import TaskBatch, Tasks
 from metalearn.tree import live, named_leaves
 
-MOST_THREADS = 1024
 BUILT_FROM = ("metalearn.", "torch.")
 
 
@@ -52,14 +52,8 @@ class Experiment:
         """
         config = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
         keep_freed_memory()
-        threads = config.threads
-        if threads is not None:
-            if not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
-                raise UsageError(
-                    f"threads={threads}; expected a whole number from 1 to {MOST_THREADS}, or null"
-                )
-            torch.set_num_threads(threads)
-        device = _device(config.device)
+        use_threads(config.threads)
+        device = find_device(config.device)
         torch.manual_seed(config.seed)
         model = build(config.model).to(device)
         problem, meta = few_shot_problem(model, config)
@@ -181,20 +175,3 @@ def _targets(config: Any) -> Iterator[Any]:
             yield value
         elif isinstance(value, Mapping | DictConfig):
             yield from _targets(value)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"device={name!r} is unknown; expected 'cpu' or 'cuda'") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"device={name!r} is not supported; expected 'cpu' or 'cuda'")
-    if device.type == "cuda":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= found:
-            raise UsageError(
-                f"device={name!r}, but this machine has {found} CUDA devices; "
-                "use device=cpu or a device that is there"
-            )
-    return device

@@ -16,10 +16,12 @@ class RunProgress:
     Without a terminal `update` prints a line at most every `every_s` seconds, and at the end.
     """
 
-    def __init__(self, total: int, start: int = 0, every_s: float = 10.0) -> None:
+    def __init__(
+        self, total: int, start: int = 0, every_s: float = 10.0, unit: str = "meta-step"
+    ) -> None:
         self._console = Console(stderr=False, soft_wrap=True, highlight=False)
         self._total, self._every_s, self._last = total, every_s, time.monotonic()
-        self._began, self._start = time.monotonic(), start
+        self._began, self._start, self._unit = time.monotonic(), start, unit
         self._bar: Progress | None = None
         if sys.stdout.isatty():
             self._bar = Progress(
@@ -30,7 +32,7 @@ class RunProgress:
                 TimeRemainingColumn(),
                 console=self._console,
             )
-            self._id = self._bar.add_task("meta-step", total=total, completed=start, text="")
+            self._id = self._bar.add_task(unit, total=total, completed=start, text="")
 
     def __enter__(self) -> RunProgress:
         if self._bar:
@@ -54,7 +56,7 @@ class RunProgress:
         if now - self._last >= self._every_s or step == self._total:
             self._last = now
             left = (now - self._began) / max(1, step - self._start) * (self._total - step)
-            self.say(f"meta-step {step}/{self._total}  {text}  {left:.0f} s left")
+            self.say(f"{self._unit} {step}/{self._total}  {text}  {left:.0f} s left")
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False)

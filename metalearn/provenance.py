@@ -20,8 +20,10 @@ import metalearn
 def provenance(device: torch.device) -> dict[str, Any]:
     """What a result needs beside it to be made again; no host or user name."""
     program, *words = sys.argv
+    name = Path(program).name
+    module = ["python", "-m", "metalearn"]
     return {
-        "command": shlex.join([Path(program).name, *words]),
+        "command": shlex.join([*(module if name == "__main__.py" else [name]), *words]),
         "versions": {
             "metalearn": metalearn.__version__,
             "python": platform.python_version(),

@@ -1,0 +1,121 @@
+"""The linear systems of an implicit derivative: how they are solved, and what may be said of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.linear_solve import LinearSolver, Solution, Status
+
+Leaves = tuple[Tensor, ...]
+Report = Callable[[Solution], None]
+
+
+class InexactDerivative(UserWarning):
+    """The linear solve of a derivative stopped before its tolerance."""
+
+
+class NoDerivative(ArithmeticError):
+    """The linear system of a derivative has no finite solution that was found."""
+
+
+def lost(solution: Solution) -> Tensor:
+    """Which systems, (T,) or (), were given up rather than stopped: their x is no solution.
+
+    Those that ended neither CONVERGED, at MAX_ITERS nor at negative curvature, with a relative
+    residual above 1e-3.
+    """
+    truncated = (solution.status == Status.MAX_ITERS) | (
+        solution.status == Status.NEGATIVE_CURVATURE
+    )
+    return ~(solution.converged | truncated) & (solution.relative_residual > 1e-3)
+
+
+def no_derivative(solution: Solution) -> NoDerivative:
+    """The error of a solve that is `lost`."""
+    return NoDerivative(
+        f"{_ending(solution)}: the system is singular, not finite or beyond this solver; the "
+        "theorem needs an invertible Jacobian"
+    )
+
+
+def _ending(solution: Solution) -> str:
+    worst = solution.relative_residual.argmax()
+    residual = solution.relative_residual.flatten()[worst].item()
+    name = Status(int(solution.status.flatten()[worst])).name.lower()
+    return f"the linear solve of a derivative ended {name} at relative residual {residual:.1e}"
+
+
+@dataclass(frozen=True)
+class Equation:
+    """F(x, c) = 0 on tuples of tensors, and how to solve with its A.
+
+    x begins with `depth` axes of systems: one if batched, and one for each vmap around it, which
+    those of c that are mapped begin with too.
+    """
+
+    residual: Callable[[Leaves, Leaves], Leaves]
+    solver: LinearSolver
+    report: Report | None
+    symmetric: bool
+    depth: int = 0
+
+    def operator(self, transposed: bool, x: Leaves, c: Leaves) -> Callable[[Leaves], Leaves]:
+        """v -> A v or A' v, on one linearisation."""
+        at = pull if transposed or self.symmetric else push
+        return at(lambda *x: self.residual(x, c), x)
+
+    def solve(self, transposed: bool, b: Leaves, x: Leaves, c: Leaves) -> Leaves:
+        apply = self.operator(transposed, x, c)
+        depth, lead = self.depth, b[0].shape[: self.depth]
+
+        def fold(leaves: Leaves) -> list[Tensor]:
+            return [v.reshape(-1, *v.shape[depth:]) if depth else v for v in leaves]
+
+        def unfold(leaves: Sequence[Tensor]) -> Leaves:
+            return tuple(v.reshape(*lead, *v.shape[1:]) if depth else v for v in leaves)
+
+        solution = self.solver(lambda v: fold(apply(unfold(v))), fold(b), batched=depth > 0)
+        self._judge(solution)
+        return unfold(solution.value)
+
+    def _judge(self, solution: Solution) -> None:
+        if self.report is not None:
+            self.report(solution)
+            return
+        if solution.converged.all():
+            return
+        if lost(solution).any():
+            raise no_derivative(solution)
+        warnings.warn(
+            f"{_ending(solution)}; give linear_solver more iterations, or take its Solution by "
+            "report=",
+            InexactDerivative,
+            stacklevel=2,
+        )
+
+    def mapped(self, dims: Sequence[int | None]) -> Equation:
+        """The equation with one more axis in x, and in those of c whose dim is not None."""
+        residual = torch.func.vmap(self.residual, in_dims=(0, tuple(dims)))
+        return replace(self, residual=residual, depth=self.depth + 1)
+
+
+def pull(function: Callable[..., Leaves], at: Leaves) -> Callable[[Leaves], Leaves]:
+    """w -> J' w, J the function's Jacobian."""
+    linearised: Any = torch.func.vjp(function, *at)
+    _, transposed = linearised
+    return lambda w: transposed(tuple(w))
+
+
+def push(function: Callable[..., Leaves], at: Leaves) -> Callable[[Leaves], Leaves]:
+    """v -> J v, as the transpose of w -> J' w: reverse mode alone."""
+    linearised: Any = torch.func.vjp(function, *at)
+    out, transposed = linearised
+    twice: Any = torch.func.vjp(lambda *w: transposed(w), *(torch.zeros_like(v) for v in out))
+    _, forward = twice
+    return lambda v: forward(tuple(v))

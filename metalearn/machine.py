@@ -1,0 +1,46 @@
+"""The machine that a command is asked to use: threads and device."""
+
+from __future__ import annotations
+
+import torch
+
+from metalearn.errors import UsageError
+
+MOST_THREADS = 1024
+
+
+def use_threads(threads: int | None) -> None:
+    """Sets how many threads PyTorch's operations use; None leaves its own choice.
+
+    Raises:
+        UsageError: no number that a machine could have.
+    """
+    if threads is None:
+        return
+    if not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
+        raise UsageError(
+            f"threads={threads}; expected a whole number from 1 to {MOST_THREADS}, or null"
+        )
+    torch.set_num_threads(threads)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        UsageError: it is unknown, not supported or not there.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device={name!r} is unknown; expected 'cpu' or 'cuda'") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device={name!r} is not supported; expected 'cpu' or 'cuda'")
+    if device.type == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= found:
+            raise UsageError(
+                f"device={name!r}, but this machine has {found} CUDA devices; "
+                "use device=cpu or a device that is there"
+            )
+    return device

@@ -1,0 +1,1 @@
+"""The other uses of implicit gradients, each a study: `metalearn solve NAME`."""

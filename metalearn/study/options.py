@@ -1,0 +1,58 @@
+"""The options of a study: configs/VERB/NAME.yaml, a preset, and what the user gave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from metalearn import config
+from metalearn.errors import UsageError
+from metalearn.experiment import build
+from metalearn.study.protocol import Study
+from metalearn.study.run import Publication
+
+PRESETS = ("quick", "full")
+
+
+def names(verb: str) -> list[str]:
+    """The studies of a verb."""
+    return sorted(path.stem for path in (config.config_folder() / verb).glob("*.yaml"))
+
+
+def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, DictConfig]:
+    """The study that a user asked for, where it goes, and the options that all studies have.
+
+    Raises:
+        UsageError: an unknown or unfit option.
+    """
+    folder = config.config_folder()
+    common, own = (
+        OmegaConf.load(folder / "study.yaml"),
+        OmegaConf.load(folder / verb / f"{name}.yaml"),
+    )
+    assert isinstance(common, DictConfig) and isinstance(own, DictConfig)
+    presets, minutes = own.pop("presets"), own.pop("minutes")
+    chosen = config.values(words).get("preset", common.preset)
+    if chosen not in PRESETS:
+        raise UsageError(f"preset={chosen}{config.nearest(str(chosen), PRESETS)}")
+    merged = OmegaConf.merge(common, own, presets.get(chosen) or {})
+    assert isinstance(merged, DictConfig)
+    options = config.overridden(merged, words, f"{verb} {name}")
+
+    common = OmegaConf.masked_copy(options, list(common))
+    fields: Any = {key: options[key] for key in options if key not in common}
+    if options.wandb not in ("offline", "online", "disabled"):
+        raise UsageError(f"wandb={options.wandb}; expected 'offline', 'online' or 'disabled'")
+    changed = {key.partition(".")[0] for key in config.keys(words)}.intersection(fields)
+    plain: Any = OmegaConf.to_container(options, resolve=True)
+    publication = Publication(
+        name=name,
+        options={key: value for key, value in plain.items() if key not in ("results", "wandb")},
+        results=Path(options.results or ("results" if chosen == "full" else "results/quick")),
+        scratch=Path("runs") / "studies",
+        minutes=None if changed else minutes[chosen],
+        wandb=options.wandb,
+    )
+    return build(OmegaConf.create(fields)), publication, common

@@ -1,0 +1,44 @@
+"""What a study is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Protocol
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+Value = bool | int | float | str | None
+Cell = Mapping[str, Value]
+"""One measurement to make: what distinguishes it from the study's others."""
+Row = Mapping[str, Value]
+
+
+class Study(Protocol):
+    """A frozen dataclass whose fields are its options.
+
+    The order of work is cells -> rows -> everything else; what is published comes from the rows
+    alone, so that it can be made again without measuring.
+    """
+
+    title: ClassVar[str]
+
+    def cells(self) -> Sequence[Cell]:
+        """What to measure, in order; no two are equal."""
+        ...
+
+    def measure(self, cell: Cell) -> Sequence[Row]:
+        """At least one row, which `run_study` joins to the cell; its columns are not the cell's."""
+        ...
+
+    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        """What a reader wants to see of the rows, by caption."""
+        ...
+
+    def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
+        """By file name, without a suffix."""
+        ...
+
+    def findings(self, rows: pd.DataFrame) -> list[str]:
+        """What the rows show: a sentence each, its figures read from the rows."""
+        ...

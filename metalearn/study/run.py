@@ -1,0 +1,138 @@
+"""Runs a study and publishes what it found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+import metalearn
+from metalearn.errors import UsageError
+from metalearn.progress import RunProgress
+from metalearn.provenance import provenance
+from metalearn.study.index import write_index
+from metalearn.study.plot import save
+from metalearn.study.protocol import Study
+from metalearn.study.rows import RowFile, replace_text
+from metalearn.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Publication:
+    """Where a study goes, and under which name.
+
+    Args:
+        name: of the study; its folder in `results` and in `scratch`.
+        options: all of them, by which an interrupted study knows itself again.
+        results: the parent folder; its README.md is the index, made anew.
+        scratch: the parent folder of what is not published: rows on the way, and the W&B run.
+        minutes: what it took when it was last run whole on 2 cores; None: not known.
+        wandb: offline, online or disabled.
+    """
+
+    name: str
+    options: dict[str, Any]
+    results: Path
+    scratch: Path
+    minutes: float | None = None
+    wandb: Any = "offline"
+
+
+def run_study(study: Study, publication: Publication, device: torch.device) -> Path:
+    """Measures the cells that are not yet measured, then publishes; returns the folder.
+
+    `results/NAME/` gets rows.csv, table.md, a vector figure each, findings.json and
+    provenance.json. Until all is measured the rows lie in `scratch`, under a name made of the
+    options and the code: the same command goes on from them, another starts its own.
+
+    Raises:
+        UsageError: a folder cannot be written.
+    """
+    origin = provenance(device)
+    folder, scratch = publication.results / publication.name, publication.scratch / publication.name
+    for path in (folder, scratch):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"{path} cannot be written ({error.strerror}); choose another folder"
+            ) from error
+
+    cells = list(study.cells())
+    file = RowFile(scratch / f"rows-{_key(publication.options)}.jsonl")
+    left = [cell for cell in cells if cell not in file]
+    done = len(cells) - len(left)
+    with RunProgress(len(cells), start=done, unit="measurement", every_s=5) as progress:
+        about = f", about {publication.minutes:g} min on 2 cores" if publication.minutes else ""
+        progress.say(f"{study.title}: {len(cells)} measurements{about}")
+        if done:
+            progress.say(f"going on from {done} of them, in {file.path}")
+        for i, cell in enumerate(left, start=done + 1):
+            began = time.perf_counter()
+            rows = study.measure(cell)
+            file.add(cell, rows, time.perf_counter() - began)
+            progress.update(i, ", ".join(str(v) for v in cell.values() if v is not None))
+        table = file.frame(cells)
+        origin |= {
+            "title": study.title,
+            "options": publication.options,
+            "measure_s": round(file.seconds(cells), 1),
+            "threads": torch.get_num_threads(),
+        }
+        written = _publish(study, table, folder, origin)
+        write_index(publication.results)
+        _track(publication, study, table, scratch, progress.say)
+        for finding in study.findings(table):
+            progress.say(f"- {finding}")
+        progress.say(f"wrote {folder}/: {', '.join(written)}")
+    file.path.unlink()
+    return folder
+
+
+def _key(options: dict[str, Any]) -> str:
+    """Of the options and of this package's code: rows of other code are not gone on from."""
+    package = Path(metalearn.__file__).parent
+    code = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    for path in sorted(package.rglob("*.py")):
+        code.update(path.read_bytes())
+    return code.hexdigest()[:10]
+
+
+def _publish(study: Study, rows: pd.DataFrame, folder: Path, origin: dict[str, Any]) -> list[str]:
+    """All that is made of the rows is made before the first file is written."""
+    figures, findings, tables = study.figures(rows), study.findings(rows), study.tables(rows)
+    text = [f"# {study.title}", "", *(f"- {f}" for f in findings), ""]
+    for caption, table in tables.items():
+        shown = table.map(lambda v: f"{v:.4g}" if isinstance(v, float) else v)
+        text += [f"**{caption}**", "", shown.to_markdown(index=False, disable_numparse=True), ""]
+    text += [f"![{name}]({name}.svg)" for name in figures]
+    replace_text(folder / "rows.csv", rows.to_csv(index=False))
+    replace_text(folder / "table.md", "\n".join(text).rstrip() + "\n")
+    replace_text(folder / "findings.json", json.dumps(findings, indent=1) + "\n")
+    for name, figure in figures.items():
+        save(figure, folder / f"{name}.svg")
+    replace_text(folder / "provenance.json", json.dumps(origin, indent=1) + "\n")
+    return sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+
+
+def _track(
+    publication: Publication,
+    study: Study,
+    rows: pd.DataFrame,
+    scratch: Path,
+    say: Callable[[str], None],
+) -> None:
+    tracker = Tracker(
+        scratch, publication.options, mode=publication.wandb, name=publication.name, warn=say
+    )
+    for name, table in {"rows": rows, **study.tables(rows)}.items():
+        values = table.astype(object).where(table.notna(), None).values.tolist()
+        tracker.table(name, [str(c) for c in table.columns], values)
+    tracker.finish({})

@@ -1,0 +1,124 @@
+"""A study from its cells to its folder, interrupted and not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pandas as pd
+import pytest
+import torch
+
+from metalearn.errors import UsageError
+from metalearn.study import run_study
+from metalearn.study.plot import canvas, label_lines
+from metalearn.study.run import Publication
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Squares:
+    """n^2 and n^3 for n below `count`; fails at `fails_at`."""
+
+    count: int
+    fails_at: int = -1
+    title = "Squares"
+    seen: tuple[list, ...] = ([],)
+
+    def cells(self):
+        return [{"n": n} for n in range(self.count)]
+
+    def measure(self, cell):
+        if cell["n"] == self.fails_at:
+            raise RuntimeError("the power went out")
+        self.seen[0].append(cell["n"])
+        return [{"power": p, "value": float(cell["n"] ** p)} for p in (2, 3)]
+
+    def tables(self, rows):
+        return {"All": rows}
+
+    def figures(self, rows):
+        figure, (axes,) = canvas()
+        for power, part in rows.groupby("power"):
+            axes.plot(part.n, part.value, label=f"power {power}")
+        label_lines(axes)
+        return {"growth": figure}
+
+    def findings(self, rows):
+        return [f"The largest is {rows.value.max():g}."]
+
+
+def publication(tmp_path, **options):
+    return Publication(
+        "squares", options, tmp_path / "results", tmp_path / "runs", wandb="disabled"
+    )
+
+
+def test_a_study_publishes_rows_table_figure_findings_and_provenance(tmp_path, capsys):
+    folder = run_study(Squares(4, seen=([],)), publication(tmp_path), CPU)
+    rows = pd.read_csv(folder / "rows.csv")
+    assert rows.columns.tolist() == ["n", "power", "value"]
+    assert (rows.value == rows.n**rows.power).all()
+    assert "| 3   | 3       | 27      |" in (folder / "table.md").read_text()
+    assert json.loads((folder / "findings.json").read_text()) == ["The largest is 27."]
+    assert "power 3" in (folder / "growth.svg").read_text()
+    origin = json.loads((folder / "provenance.json").read_text())
+    assert {"command", "commit", "versions", "machine", "date", "threads", "measure_s"} <= set(
+        origin
+    )
+    index = (tmp_path / "results" / "README.md").read_text()
+    assert "[Squares](squares/table.md)" in index and origin["command"] in index
+    assert "4 measurements" in capsys.readouterr().out
+    assert not list((tmp_path / "runs").rglob("rows-*"))
+
+
+def test_an_interrupted_study_goes_on_from_its_rows(tmp_path):
+    seen = ([],)
+    with pytest.raises(RuntimeError, match="power went out"):
+        run_study(Squares(4, fails_at=2, seen=seen), publication(tmp_path), CPU)
+    assert not list((tmp_path / "results" / "squares").iterdir())
+    folder = run_study(Squares(4, seen=seen), publication(tmp_path), CPU)
+    assert seen[0] == [0, 1, 2, 3]  # each once
+    whole = run_study(Squares(4, seen=([],)), publication(tmp_path / "whole"), CPU)
+    assert (folder / "rows.csv").read_text() == (whole / "rows.csv").read_text()
+
+
+def test_other_options_start_their_own_rows(tmp_path):
+    with pytest.raises(RuntimeError):
+        run_study(Squares(4, fails_at=2, seen=([],)), publication(tmp_path, width=1), CPU)
+    seen = ([],)
+    run_study(Squares(4, seen=seen), publication(tmp_path, width=2), CPU)
+    assert seen[0] == [0, 1, 2, 3]
+
+
+def test_the_same_rows_make_the_same_files(tmp_path):
+    once = run_study(Squares(3, seen=([],)), publication(tmp_path / "a"), CPU)
+    twice = run_study(Squares(3, seen=([],)), publication(tmp_path / "b"), CPU)
+    for name in ("rows.csv", "table.md", "growth.svg", "findings.json"):
+        assert (once / name).read_bytes() == (twice / name).read_bytes()
+
+
+def test_a_failure_to_draw_leaves_the_published_study_whole(tmp_path, monkeypatch):
+    folder = run_study(Squares(3, seen=([],)), publication(tmp_path), CPU)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def broken(self, rows):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(Squares, "figures", broken)
+    with pytest.raises(RuntimeError, match="no ink"):
+        run_study(Squares(4, seen=([],)), publication(tmp_path), CPU)
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "results").write_text("a file")
+    with pytest.raises(UsageError, match="cannot be written"):
+        run_study(Squares(1, seen=([],)), publication(tmp_path), CPU)
+
+
+def test_rows_go_to_wandb(tmp_path):
+    to = Publication("squares", {}, tmp_path / "results", tmp_path / "runs", wandb="offline")
+    run_study(Squares(2, seen=([],)), to, CPU)
+    assert list((tmp_path / "runs" / "squares").rglob("*.wandb"))
