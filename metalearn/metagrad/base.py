@@ -59,7 +59,10 @@ class MetaGradientResult:
 
 
 class MetaGradient(ABC):
-    """A way to differentiate a bilevel problem: `meta_gradient(problem, meta, task)`."""
+    """A way to differentiate a bilevel problem: `meta_gradient(problem, meta, task)`.
+
+    It keeps no state: one that goes on from the meta-step before takes `**previous.carry` too.
+    """
 
     inner: InnerSolver
 
