@@ -9,6 +9,7 @@ from metalearn.metagrad.base import (
 from metalearn.metagrad.certificate import Certificate
 from metalearn.metagrad.first_order import FirstOrder
 from metalearn.metagrad.implicit import Implicit
+from metalearn.metagrad.reptile import Reptile
 from metalearn.metagrad.unrolled import Unrolled
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "MetaGradient",
     "MetaGradientResult",
     "NonFiniteGradient",
+    "Reptile",
     "Unrolled",
 ]
