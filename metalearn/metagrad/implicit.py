@@ -16,9 +16,9 @@ from metalearn.metagrad.base import (
     outer_gradient,
 )
 from metalearn.metagrad.certificate import Certificate
-from metalearn.metagrad.curvature import Curvature, GaussNewton, Hessian
+from metalearn.metagrad.curvature import Curvature, GaussNewton, Hessian, Recomputed
 from metalearn.metagrad.first_order import first_order_at
-from metalearn.problem import BilevelProblem, Meta
+from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.tree import add, fixed, live, task_norm
 
 
@@ -41,6 +41,10 @@ class Implicit(MetaGradient):
         damping: added to A's diagonal, in the units of the inner objective's curvature; >= 0.
         curvature: "hessian", or "gauss_newton" (positive semi-definite, so that A is positive
             definite wherever lambda + damping > 0).
+        linearisation: "kept": one graph of the inner gradient serves all products; or
+            "recomputed": each product makes a graph of its own, task by task. The gradient is the
+            same; a product then costs about half as much again, and the memory above the inner
+            loop's is that of one task.
 
     A task whose first product meets negative curvature has no solution to add: x stays 0 there, and
     its status says so.
@@ -55,11 +59,16 @@ class Implicit(MetaGradient):
     linear_solver: LinearSolver | None = field(default_factory=CG)
     damping: float = 0.0
     curvature: Literal["hessian", "gauss_newton"] = "hessian"
+    linearisation: Literal["kept", "recomputed"] = "kept"
 
     def __post_init__(self) -> None:
         if self.curvature not in ("hessian", "gauss_newton"):
             raise UsageError(
                 f"curvature={self.curvature!r} is unknown; expected 'hessian' or 'gauss_newton'"
+            )
+        if self.linearisation not in ("kept", "recomputed"):
+            raise UsageError(
+                f"linearisation={self.linearisation!r} is unknown; expected 'kept' or 'recomputed'"
             )
         if getattr(self.linear_solver, "max_iters", 1) < 1:
             raise UsageError(
@@ -83,10 +92,7 @@ class Implicit(MetaGradient):
         params, meta = live(params), live(meta)
         loss, metrics, by_params, direct = outer_gradient(problem, params, meta, task)
 
-        make: type[Hessian] | type[GaussNewton] = (
-            Hessian if self.curvature == "hessian" else GaussNewton
-        )
-        curvature: Curvature = make(problem, params, meta, task)
+        curvature = self._curvature(problem, params, meta, task)
         solution = self.linear_solver(self._damped(curvature), by_params, batched=True)
         mixed = curvature.mixed(solution.value)
         if all(m is None for m in mixed):
@@ -105,6 +111,16 @@ class Implicit(MetaGradient):
                 grad_norm, solution, self.damping, exact_curvature=self.curvature == "hessian"
             ),
         )
+
+    def _curvature(
+        self, problem: BilevelProblem, params: Params, meta: Meta, task: Any
+    ) -> Curvature:
+        make: type[Hessian] | type[GaussNewton] = (
+            Hessian if self.curvature == "hessian" else GaussNewton
+        )
+        if self.linearisation == "kept":
+            return make(problem, params, meta, task)
+        return Recomputed(make, problem, params, meta, task)
 
     def _damped(self, curvature: Curvature) -> Any:
         if not self.damping:

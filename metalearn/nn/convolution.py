@@ -8,7 +8,9 @@ A convolution is bilinear in its input and its kernel, and so are its two gradie
 are closed under differentiation: the derivative of each is made of the other two. Written as three
 autograd functions, each one grouped kernel for all tasks, a Hessian product costs what the
 gradients it is made of cost. (Torch's own double backward of a grouped convolution loops over the
-groups.) Kernels of one channel, the first layer's for grey images, go by patches and a matrix
+groups.) A factor is saved only where the other one's derivative is asked for: the first layer's
+images have none, so that the gradient of its output, the largest there is, is not kept for it.
+Kernels of one channel, the first layer's for grey images, go by patches and a matrix
 product, which is several times faster than the grouped kernel there.
 """
 
@@ -85,6 +87,14 @@ def _backward(
     )  # fmt: skip
 
 
+def _save(ctx: Any, a: Tensor, b: Tensor) -> None:
+    """The factors of a product, each for the derivative by the other."""
+    need_a, need_b, *_ = ctx.needs_input_grad
+    ctx.shapes = a.shape, b.shape
+    ctx.save_for_backward(a if need_b else None, b if need_a else None)
+    ctx.save_for_forward(a, b)
+
+
 class _Gradient(torch.autograd.Function):
     """What the two gradients share: two factors, the result's shape and the geometry."""
 
@@ -93,8 +103,7 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         a, b, ctx.shape, ctx.geometry = inputs
-        ctx.save_for_backward(a, b)
-        ctx.save_for_forward(a, b)
+        _save(ctx, a, b)
 
 
 class _Output(torch.autograd.Function):
@@ -107,16 +116,15 @@ class _Output(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, weight, ctx.geometry = inputs
-        ctx.save_for_backward(x, weight)
-        ctx.save_for_forward(x, weight)
+        _save(ctx, x, weight)
 
     @staticmethod
     def backward(ctx: Any, y: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         need_x, need_weight, _ = ctx.needs_input_grad
         return (
-            _InputGrad.apply(y, weight, x.shape, ctx.geometry) if need_x else None,
-            _WeightGrad.apply(x, y, weight.shape, ctx.geometry) if need_weight else None,
+            _InputGrad.apply(y, weight, ctx.shapes[0], ctx.geometry) if need_x else None,
+            _WeightGrad.apply(x, y, ctx.shapes[1], ctx.geometry) if need_weight else None,
             None,
         )
 
@@ -146,7 +154,7 @@ class _InputGrad(_Gradient):
         need_y, need_weight, _, _ = ctx.needs_input_grad
         return (
             _Output.apply(x, weight, ctx.geometry) if need_y else None,
-            _WeightGrad.apply(x, y, weight.shape, ctx.geometry) if need_weight else None,
+            _WeightGrad.apply(x, y, ctx.shapes[1], ctx.geometry) if need_weight else None,
             None,
             None,
         )
@@ -175,7 +183,7 @@ class _WeightGrad(_Gradient):
         x, y = ctx.saved_tensors
         need_x, need_y, _, _ = ctx.needs_input_grad
         return (
-            _InputGrad.apply(y, weight, x.shape, ctx.geometry) if need_x else None,
+            _InputGrad.apply(y, weight, ctx.shapes[0], ctx.geometry) if need_x else None,
             _Output.apply(x, weight, ctx.geometry) if need_y else None,
             None,
             None,

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.errors import UsageError
+from metalearn.nn.activation import leaky_relu
 from metalearn.nn.convolution import Geometry, grouped_conv2d
 from metalearn.nn.normalisation import batch_norm, mean
 
@@ -144,6 +145,20 @@ class TaskFlatten(TaskLayer):
         return x.flatten(2)
 
 
+class TaskLeakyReLU(TaskLayer):
+    def __init__(self, module: nn.ReLU | nn.LeakyReLU) -> None:
+        super().__init__(module)
+        self.slope = float(getattr(module, "negative_slope", 0.0))
+        if self.slope < 0:
+            raise UsageError(
+                f"LeakyReLU(negative_slope={self.slope}) cannot be task-batched; expected a slope "
+                "of at least 0"
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return leaky_relu(x, self.slope)
+
+
 class TaskElementwise(TaskLayer):
     """A module without parameters that acts on every element alone, as it is."""
 
@@ -193,8 +208,8 @@ TWINS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.AdaptiveAvgPool2d: TaskPool,
     nn.ZeroPad2d: TaskPool,
     nn.Flatten: TaskFlatten,
-    nn.ReLU: TaskElementwise,
-    nn.LeakyReLU: TaskElementwise,
+    nn.ReLU: TaskLeakyReLU,
+    nn.LeakyReLU: TaskLeakyReLU,
     nn.GELU: TaskElementwise,
     nn.SiLU: TaskElementwise,
     nn.Sigmoid: TaskElementwise,
