@@ -18,6 +18,7 @@ from metalearn.errors import UsageError
 from metalearn.nn.activation import leaky_relu
 from metalearn.nn.convolution import Geometry, grouped_conv2d
 from metalearn.nn.normalisation import batch_norm, mean
+from metalearn.nn.pooling import Window, max_pool2d
 
 
 class TaskLayer(nn.Module):
@@ -132,6 +133,19 @@ class TaskPool(TaskLayer):
         return self.pool(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
 
 
+class TaskMaxPool(TaskLayer):
+    def __init__(self, module: nn.MaxPool2d) -> None:
+        super().__init__(module)
+        if module.return_indices:
+            raise UsageError(
+                "MaxPool2d(return_indices=True) cannot be task-batched; set return_indices=False"
+            )
+        self.window = Window.of(module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return max_pool2d(x.flatten(1, 2), self.window).unflatten(1, x.shape[1:3])
+
+
 class TaskFlatten(TaskLayer):
     def __init__(self, module: nn.Flatten) -> None:
         super().__init__(module)
@@ -203,7 +217,7 @@ TWINS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.BatchNorm1d: TaskBatchNorm,
     nn.BatchNorm2d: TaskBatchNorm,
     nn.GroupNorm: TaskGroupNorm,
-    nn.MaxPool2d: TaskPool,
+    nn.MaxPool2d: TaskMaxPool,
     nn.AvgPool2d: TaskPool,
     nn.AdaptiveAvgPool2d: TaskPool,
     nn.ZeroPad2d: TaskPool,

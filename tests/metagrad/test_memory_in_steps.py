@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from metalearn.problem import FewShot
 from metalearn.tree import fixed
 
 CPU = torch.device("cpu")
-WAYS = [(c, l) for c in ("hessian", "gauss_newton") for l in ("kept", "recomputed")]
+WAYS = list(itertools.product(["hessian", "gauss_newton"], ["kept", "recomputed"]))
 
 
 def peak(metagrad, prox):
