@@ -57,6 +57,24 @@ def in_inner_gradients(tasks, curvature, linearisation, strided=True):
     return peak_bytes(lambda: way(problem, meta, task), CPU)[1] / gradient
 
 
+@pytest.mark.parametrize("strided", [True, False], ids=["strided", "pooled"])
+@pytest.mark.parametrize(("curvature", "linearisation"), WAYS)
+def test_a_task_takes_at_most_two_inner_gradients(curvature, linearisation, strided):
+    assert in_inner_gradients(1, curvature, linearisation, strided) <= 2.0
+
+
+@pytest.mark.parametrize("strided", [True, False], ids=["strided", "pooled"])
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+def test_recomputed_adds_next_to_nothing_to_the_inner_loop_of_several_tasks(curvature, strided):
+    # A third of the tasks at a time, two gradients of each at most; 0.05 are copies of parameters.
+    assert in_inner_gradients(3, curvature, "recomputed", strided) <= 1.05
+
+
+def test_a_graph_that_is_let_go_of_takes_less():
+    kept, recomputed = (in_inner_gradients(1, "hessian", way) for way in ("kept", "recomputed"))
+    assert recomputed < 0.9 * kept
+
+
 def test_unrolled_by_higher_grows_by_a_constant():
     steps = [1, 2, 4, 8, 16]
     peaks = [peak(Unrolled(GradientDescent(k, 0.01)), 0.0) for k in steps]
