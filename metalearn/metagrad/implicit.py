@@ -41,10 +41,11 @@ class Implicit(MetaGradient):
         damping: added to A's diagonal, in the units of the inner objective's curvature; >= 0.
         curvature: "hessian", or "gauss_newton" (positive semi-definite, so that A is positive
             definite wherever lambda + damping > 0).
-        linearisation: "kept": one graph of the inner gradient serves all products; or
-            "recomputed": each product makes a graph of its own, task by task. The gradient is the
-            same; a product then costs about half as much again, and the memory above the inner
-            loop's is that of one task.
+        linearisation: "kept": one graph of the inner gradient serves all products, in the memory of
+            about two inner gradients of all tasks (up to three in deep networks); or "recomputed":
+            each product makes a graph of its own, task by task, so that a batch of several tasks
+            takes little more than its inner loop. The gradient is the same; with 16 inner steps and
+            5 products it takes 1.2 to 1.3 times as long.
 
     A task whose first product meets negative curvature has no solution to add: x stays 0 there, and
     its status says so.

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from metalearn.forward_mode import first_order
+from metalearn.tree import add
 
 
 def batch_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
@@ -39,15 +40,15 @@ Term = tuple[Tensor, Tensor]
 """A tensor like x, and what each channel of it is multiplied by."""
 
 
-def _combined(level: Tensor, first: Term, *others: Term) -> Tensor:
-    """level plus the sum of the terms: one new tensor, and no other of its size on the way."""
+def _combined(level: Tensor | None, first: Term, *others: Term) -> Tensor:
+    """level (None: 0) plus the sum of the terms: one new tensor, and none of its size on the way."""
     tensor, factor = first
     total = tensor * factor
     if retrieve_all_functorch_interpreters():  # `vmap` cannot write to what it does not map
-        return sum((t * f for t, f in others), start=total) + level
+        return add(sum((t * f for t, f in others), start=total), level)
     for tensor, factor in others:
         total.addcmul_(tensor, factor)
-    return total.add_(level)
+    return total if level is None else total.add_(level)
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -155,7 +156,7 @@ class _Project(torch.autograd.Function):
         if need_y:
             by_y = _combined(level, (unit, along), *in_y)
         if need_unit:
-            by_unit = _combined(nothing, (y, along), *in_unit)
+            by_unit = _combined(None, (y, along), *in_unit)
         return by_y, by_unit, by_scale
 
     @staticmethod
