@@ -41,7 +41,7 @@ Term = tuple[Tensor, Tensor]
 
 
 def _combined(level: Tensor | None, first: Term, *others: Term) -> Tensor:
-    """level (None: 0) plus the sum of the terms: one new tensor, and none of its size on the way."""
+    """level (None: 0) plus the sum of the terms: one new tensor, none of its size on the way."""
     tensor, factor = first
     total = tensor * factor
     if retrieve_all_functorch_interpreters():  # `vmap` cannot write to what it does not map
