@@ -44,7 +44,8 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
     options = config.overridden(merged, words, f"{verb} {name}")
 
     common = OmegaConf.masked_copy(options, list(common))
-    fields: Any = {key: options[key] for key in options if key not in common}
+    # A study that needs an option which all have, such as the device, names it among its own.
+    fields: Any = {key: options[key] for key in options if key in own}
     if options.wandb not in ("offline", "online", "disabled"):
         raise UsageError(f"wandb={options.wandb}; expected 'offline', 'online' or 'disabled'")
     changed = {key.partition(".")[0] for key in config.keys(words)}.intersection(fields)

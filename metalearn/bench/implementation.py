@@ -1,0 +1,94 @@
+"""What a method's implementation takes, read off one run of it: lines of code and autodiff."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+from unittest import mock
+
+import torch
+
+import metalearn
+
+PACKAGE = str(Path(metalearn.__file__).parent)
+
+
+def functions_run(work: Callable[[], Any]) -> set[CodeType]:
+    """This package's functions that `work` enters in the calling thread, the studies' own left
+    out."""
+    entered: set[CodeType] = set()
+
+    def see(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
+            entered.add(frame.f_code)
+
+    before = sys.getprofile()
+    sys.setprofile(see)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return {code for code in entered if Path(code.co_filename).parent.name != "bench"}
+
+
+def lines_of(functions: set[CodeType]) -> set[tuple[str, int]]:
+    """(file, number) of their lines of code: no blank ones, comments or docstrings."""
+    found: set[tuple[str, int]] = set()
+    for code in functions:
+        lines, first = inspect.getsourcelines(code)
+        own = _code_lines(code.co_filename).intersection(range(first, first + len(lines)))
+        found.update((code.co_filename, number) for number in own)
+    return found
+
+
+@cache
+def _code_lines(path: str) -> frozenset[int]:
+    code: set[int] = set()
+    texts: set[int] = set()
+    for node in ast.walk(ast.parse(Path(path).read_text())):
+        if isinstance(node, ast.stmt | ast.expr | ast.arg | ast.keyword):
+            last = node.end_lineno or node.lineno
+            code.update((node.lineno, last))
+            alone = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            if alone:  # a docstring
+                texts.update(range(node.lineno, last + 1))
+    return frozenset(code - texts)
+
+
+def custom_derivatives(functions: set[CodeType]) -> list[str]:
+    """The `torch.autograd.Function`s among them."""
+    classes = torch.autograd.Function.__subclasses__()
+    return sorted(c.__name__ for c in classes if getattr(c.forward, "__code__", None) in functions)
+
+
+def autodiff_used(work: Callable[[], Any]) -> Counter[str]:
+    """How often `work` asks autograd for what.
+
+    calls: of `torch.autograd.grad`, of which create_graph: gradients that can be differentiated
+    again; retain_graph: on a graph that is kept for more; weighted: vector-Jacobian products.
+    """
+    used: Counter[str] = Counter(calls=0, create_graph=0, retain_graph=0, weighted=0)
+    grad = torch.autograd.grad
+
+    def counting(
+        outputs: Any, inputs: Any, grad_outputs: Any = None, *rest: Any, **how: Any
+    ) -> Any:
+        weights = grad_outputs if isinstance(grad_outputs, list | tuple) else [grad_outputs]
+        used.update(
+            calls=1,
+            create_graph=bool(how.get("create_graph")),
+            retain_graph=bool(how.get("retain_graph")),
+            weighted=any(w is not None for w in weights),
+        )
+        return grad(outputs, inputs, grad_outputs, *rest, **how)
+
+    with mock.patch.object(torch.autograd, "grad", counting):
+        work()
+    return used
