@@ -68,10 +68,13 @@ class Setting:
 
 
 def settings(rows: pd.DataFrame) -> list[Setting]:
+    """In the order of the rows, with a further cost: a product counted as two gradients."""
     by = ["problem", "inner", "condition"]
+    part = rows[rows.part == "accuracy"]
+    part = part.assign(doubled=part.gradients + 2 * part["products"])
     return [
         Setting(g.problem.iloc[0], float(g.condition.iloc[0]), g.inner.iloc[0], g)
-        for _, g in rows[rows.part == "accuracy"].groupby(by, sort=False)
+        for _, g in part.groupby(by, sort=False)
     ]
 
 
