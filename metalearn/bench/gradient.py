@@ -178,6 +178,7 @@ class GradientStudy:
                 cost += before
                 rows.append(
                     {
+                        "unknowns": self.size,
                         "steps": steps,
                         "cg_iters": count,
                         **_error(grads, problem.exact),

@@ -48,10 +48,11 @@ def _compute(found: list[Setting]) -> Figure:
 
 
 def _slope(axes: Axes, setting: Setting, method: str, colour: str) -> None:
-    """Theory's, from where the method reaches the first target to where it ends."""
+    """Theory's, from where the method reaches the first target to shortly before it ends, where
+    its label stands."""
     start = setting.reach(method, TARGETS[0]).cost
     if math.isfinite(start):
-        least = max(LEAST, float(setting.rows[setting.rows.method == method].error.min()))
+        least = max(10 * LEAST, float(setting.rows[setting.rows.method == method].error.min()))
         further = math.log(least / TARGETS[0]) / math.log(setting.rate(method))
         axes.plot([start, start + further], [TARGETS[0], least], "--", color=colour, linewidth=1)
 
@@ -67,7 +68,7 @@ def _inner_steps(found: list[Setting]) -> Figure:
             [0, longest], [1, setting.loop_rate**longest], "k:", linewidth=1, label="rate, $q^K$"
         )
         chosen = _apart(setting.curves("implicit"))
-        shades = mpl.colormaps["viridis"](np.linspace(0.85, 0, len(chosen)))
+        shades = mpl.colormaps["viridis"](np.linspace(0.75, 0, len(chosen)))
         for shade, curve in zip(shades, chosen, strict=True):
             label = f"{curve.cg_iters.iloc[0]:.0f} CG"
             axes.plot(curve.steps, curve.error, color=shade, label=label)

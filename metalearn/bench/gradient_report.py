@@ -22,14 +22,14 @@ from metalearn.bench.gradient_curves import (
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     found = settings(rows)
     return {
-        "Evaluations (inner gradients + Hessian products) that reach an error; K inner steps and "
-        f"C CG iterations are those for {SHARP:g}, truncated goes back through the last quarter of "
-        "the steps": _costs(found),
+        "Evaluations (gradients + Hessian products) that reach an error; K steps, C CG iterations "
+        f"and seconds to {SHARP:g}": _costs(found),
         f"At equal cost: unrolled where the implicit gradient reaches {SHARP:g}": _equal(found),
         f"Inner steps for a further digit, from {TAIL[0]:g} to {TAIL[1]:g}": _rates(found),
         "Error that so many Hessian products leave at a converged inner solution": _products(rows),
-        "Inner loops too short to converge: distance from the converged problem's gradient / from "
-        "that of the K steps": _bias(rows),
+        "Short inner loops: distance from the converged problem's gradient / that of the K steps": (
+            _bias(rows)
+        ),
     }
 
 
@@ -49,7 +49,8 @@ def _costs(found: list[Setting]) -> pd.DataFrame:
     lines = []
     for setting in found:
         for method in setting.rows.method.unique():
-            line = _name(setting) | {"method": str(method)}
+            shown = "truncated, last quarter" if method == "truncated" else str(method)
+            line = _name(setting) | {"method": shown}
             for target in TARGETS:
                 line[f"to {target:g}"] = _or_dash(setting.reach(method, target).cost, ".0f")
             line["K, C"] = str(setting.reach(method, SHARP))
@@ -146,12 +147,15 @@ def _at_equal_cost(inner: str, found: list[Setting]) -> str:
     enough = sum(e.ratio >= 100 for e in equal)
     reached = [e.setting for e in equal]
     exponents = [math.log(s.rate("implicit")) / math.log(s.rate("unrolled")) for s in reached]
+    iterations = [e.implicit.cg_iters for e in equal]
+    unknowns = reached[0].rows.unknowns.iloc[0]
     return (
         f"With {inner} inside, unrolling's error is so many times larger at the cost at which the "
         f"implicit gradient reaches {SHARP:g}: {ratios}. It is at least 100 times in {enough} of "
         f"{len(equal)}: in theory the implicit error falls as the unrolled one to the power of "
         f"{min(exponents):.2f} to {max(exponents):.2f}, since going back through a step takes a "
-        "product and the solve takes one for each of its iterations."
+        "product and the solve takes one for each of its iterations, here at most "
+        f"{min(iterations):.0f} to {max(iterations):.0f} for {unknowns:.0f} unknowns."
     )
 
 
