@@ -19,6 +19,7 @@ metalearn VERB [key=value ...]      differentiating through optimisation
   train           one training run into runs/
   evaluate        accuracy of a checkpoint on held-out classes
   solve NAME      the other uses of implicit gradients: deq
+  report          one HTML page of the results and of chosen runs
   data prepare    build a dataset's cache
 
 metalearn VERB --help explains each; metalearn --version prints the version.
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": _train,
         "evaluate": _evaluate,
         "solve": lambda words: _study("solve", words),
+        "report": _report,
         "data": _data,
     }
     try:
@@ -63,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(words: list[str]) -> int:
-    from metalearn import config
+    from metalearn import config, help
 
     if "-h" in words or "--help" in words:
-        print(config.help_page("train", "one training run; -m sweeps over a,b values"))
+        print(help.verb_page("train", "one training run; -m sweeps over a,b values"))
         return 0
     sweep = [w for w in words if w in ("-m", "--multirun")]
     overrides = [w for w in words if w not in sweep]
@@ -143,10 +145,10 @@ def _fresh(parent: Path, name: str) -> Path:
 
 
 def _evaluate(words: list[str]) -> int:
-    from metalearn import config
+    from metalearn import config, help
 
     if "-h" in words or "--help" in words:
-        print(config.help_page("evaluate", "accuracy of a checkpoint on held-out classes"))
+        print(help.verb_page("evaluate", "accuracy of a checkpoint on held-out classes"))
         return 0
     cfg = config.plain("evaluate", words)
 
@@ -191,30 +193,51 @@ def _evaluate(words: list[str]) -> int:
 
 
 def _study(verb: str, words: list[str]) -> int:
-    from metalearn import config
+    from metalearn import config, help
     from metalearn.study import options
 
     known = options.names(verb)
     asks = [w for w in words if w in ("-h", "--help")]
     if not words or words == asks:
         print(f"metalearn {verb} NAME [preset=quick] [key=value ...]\n")
-        print("".join(f"  {name:12}{config.purpose(f'{verb}/{name}')}\n" for name in known), end="")
+        print("".join(f"  {name:12}{help.purpose(f'{verb}/{name}')}\n" for name in known), end="")
         print(f"\nmetalearn {verb} NAME --help explains each.")
         return 0
     name = words[0]
     if name not in known:
         raise UsageError(f"{verb} {name!r} is unknown{config.nearest(name, known)}")
     if asks:
-        print(config.help_page(f"{verb}/{name}", config.purpose(f"{verb}/{name}")))
-        print(config.help_page("study", "and, as every study").partition("\n")[2])
+        print(help.study_page(verb, name))
         return 0
     study, publication, common = options.study(verb, name, words[1:])
 
     from metalearn.machine import find_device, use_threads
-    from metalearn.study import run_study
+    from metalearn.study.run import run_study
 
     use_threads(common.threads)
-    run_study(study, publication, find_device(common.device))
+    try:
+        run_study(study, publication, find_device(common.device))
+    except ArithmeticError as error:
+        print(f"metalearn: {verb} {name} stopped: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _report(words: list[str]) -> int:
+    from metalearn import config, help
+
+    if "-h" in words or "--help" in words:
+        print(help.verb_page("report", "one self-contained HTML page of what is in results/"))
+        return 0
+    cfg = config.plain("report", words)
+    if not cfg.results or not cfg.out:
+        raise UsageError("results= or out= is empty; give a path, or leave it out")
+
+    from metalearn.report.page import make_page
+
+    shown = make_page(Path(cfg.results), [Path(run) for run in cfg.runs], Path(cfg.out))
+    counted = ", ".join(f"{n} {what if n == 1 else plural}" for (what, plural), n in shown.items())
+    print(f"wrote {cfg.out} ({os.path.getsize(cfg.out) / 1e3:.0f} kB): {counted}")
     return 0
 
 

@@ -110,7 +110,7 @@ def saved(path: Path, verb: str) -> DictConfig:
         raise UsageError(f"{path} holds no options; {mend}")
     expected = OmegaConf.load(config_folder() / f"{verb}.yaml")
     assert isinstance(expected, DictConfig)
-    for key in _groups():
+    for key in groups():
         if key == "experiment":
             continue
         if not isinstance(config.get(key), DictConfig):
@@ -181,33 +181,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"
 
 
-def purpose(name: str) -> str:
-    """What a config file says of itself in its first line."""
-    return (config_folder() / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ")
-
-
-def help_page(verb: str, purpose: str) -> str:
-    """The verb's options with their defaults and the comments of its config file."""
-    folder = config_folder()
-    text = (folder / f"{verb}.yaml").read_text()
-    body = re.split(r"^hydra:\n", text, flags=re.MULTILINE)[0]
-    body = re.sub(r"^defaults:\n(?:  .*\n)*", "", body, flags=re.MULTILINE)
-    lines = [f"metalearn {verb.replace('/', ' ')} [key=value ...]      {purpose}", ""]
-    if verb == "train":
-        lines += ["Choices (key=name):"]
-        for group in sorted(_groups()):
-            names = ", ".join(sorted(f.stem for f in (folder / group).glob("*.yaml")))
-            lines.append(f"  {group:11}{names}")
-        lines += [
-            "",
-            "Each choice brings options of its own: tasks.ways=20 tasks.shots=5 prox=0.5",
-            "metagrad.inner.steps=10 metagrad.linear_solver.max_iters=3 optimiser.lr=1e-4 ...",
-            "A sweep: metalearn train -m seed=0,1,2 metagrad=maml,imaml",
-            "",
-        ]
-    return "\n".join([*lines, "Options and defaults:", *(f"  {x}" for x in body.splitlines()[1:])])
-
-
 def _composed(verb: str, overrides: list[str]) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
@@ -250,14 +223,15 @@ def _parse(overrides: list[str]) -> list[Override]:
     return parsed
 
 
-def _groups() -> list[str]:
+def groups() -> list[str]:
     """What training chooses from by name: the folders that train.yaml's defaults list."""
     defaults = OmegaConf.load(config_folder() / "train.yaml").defaults
-    return [str(key) for choice in defaults if isinstance(choice, DictConfig) for key in choice]
+    keys = [str(key) for choice in defaults if isinstance(choice, DictConfig) for key in choice]
+    return [key for key in keys if (config_folder() / key).is_dir()]
 
 
 def _is_group(override: Override) -> bool:
-    return override.key_or_group in _groups()
+    return override.key_or_group in groups()
 
 
 def _text(override: Override) -> str:
@@ -333,9 +307,9 @@ def _check_type(word: str, key: str, value: Any, default: Any) -> None:
         return
     if wanted is ListConfig:
         if not isinstance(value, list | ListConfig):
-            raise UsageError(f"{word}; expected a list, such as {default}")
+            raise UsageError(f"{word}; expected a list, such as {default or '[a,b]'}")
         for item in value:
-            _check_type(word, key, item, default[0])
+            _check_type(word, key, item, default[0] if default else "")  # [] is one of texts
         return
     types, described = {
         bool: ((bool,), "true or false"),
@@ -348,7 +322,7 @@ def _check_type(word: str, key: str, value: Any, default: Any) -> None:
         raise UsageError(f"{word}; expected {described}{example}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{word}; expected a finite number")
-    if name == "seed" and isinstance(value, int) and not 0 <= value < _SEEDS:
+    if name in ("seed", "seeds") and isinstance(value, int) and not 0 <= value < _SEEDS:
         raise UsageError(f"{word}; expected a whole number from 0 to {_SEEDS - 1}")
 
 

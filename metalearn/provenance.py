@@ -19,11 +19,8 @@ import metalearn
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """What a result needs beside it to be made again; no host or user name."""
-    program, *words = sys.argv
-    name = Path(program).name
-    module = ["python", "-m", "metalearn"]
     return {
-        "command": shlex.join([*(module if name == "__main__.py" else [name]), *words]),
+        "command": _command(*sys.argv),
         "versions": {
             "metalearn": metalearn.__version__,
             "python": platform.python_version(),
@@ -33,6 +30,24 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "machine": _machine(device),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _command(program: str, *words: str) -> str:
+    """As one would type it in the checkout; of a path elsewhere only its last part is told."""
+    root = Path(metalearn.__file__).parent.parent
+    path = Path(program).resolve()
+    if path.name == "__main__.py":
+        start = ["python", "-m", "metalearn"]
+    elif path.is_relative_to(root / "scripts"):
+        start = [path.relative_to(root).as_posix()]
+    else:
+        start = [path.name]
+    return shlex.join([*start, *(_shown(word) for word in words)])
+
+
+def _shown(word: str) -> str:
+    key, equals, value = word.rpartition("=")
+    return f"{key}{equals}{Path(value).name}" if Path(value).is_absolute() else word
 
 
 def _machine(device: torch.device) -> str:

@@ -422,6 +422,23 @@ def test_batched_problems_equal_a_loop_over_them():
             close(whole[t], part[t])
 
 
+@pytest.mark.parametrize("x", [torch.tensor(1.0), torch.zeros(0, 2)], ids=["0-d", "none"])
+def test_a_batched_solution_has_an_axis_of_problems(x):
+    with pytest.raises(ValueError, match="the same axis of problems"):
+        implicit.root(lambda x, c: x - c, x, x.clone().requires_grad_(), batched=True)
+
+
+def test_saved_tensors_are_unpacked_once():
+    unpacked = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda v: v, lambda v: (unpacked.append(v), v)[1]
+    ):
+        c = torch.tensor(2.0, **WIDE, requires_grad=True)
+        x = implicit.root(lambda x, c: x - c**2, torch.tensor(4.0, **WIDE), c)
+    x.backward()
+    assert c.grad == 4 and len(unpacked) == len({id(v) for v in unpacked})
+
+
 def test_each_batched_system_stops_on_its_own():
     function, z, W, c = many(size=24)
     seen = []

@@ -30,8 +30,9 @@ class Anderson:
         rtol, atol: stop at |f(z) - z| <= max(rtol |f(z)|, atol).
         window: differences kept, m; memory of 2 m + 5 iterates.
         damping: in (0, 1], the share of g that is added.
-        regularisation: ridge on the scaled normal equations, whose diagonal is 1. Larger is more
-            cautious, and nearer to Picard's iteration.
+        regularisation: ridge on the scaled normal equations, whose diagonal is 1; never below the
+            rounding unit of the state's type. Larger is more cautious, and nearer to Picard's
+            iteration.
 
     Raises:
         ValueError: an option out of its range.
@@ -45,8 +46,8 @@ class Anderson:
     regularisation: float = 1e-10
 
     def __post_init__(self) -> None:
-        check_options("Anderson", self.max_iters, self.rtol, self.atol)
-        if self.window < 0 or not 0 < self.damping <= 1 or self.regularisation < 0:
+        check_options(self)
+        if self.window < 0 or not 0 < self.damping <= 1 or not self.regularisation >= 0:
             raise ValueError(
                 f"Anderson(window={self.window}, damping={self.damping}, regularisation="
                 f"{self.regularisation}); expected window >= 0, damping in (0, 1], "

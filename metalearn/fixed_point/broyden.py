@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metalearn.fixed_point.search import Function, Search, check_options
 from metalearn.linear_solve import Solution
+from metalearn.linear_solve.system import divide, norms
 from metalearn.tree import Tree
 
 
@@ -38,7 +39,7 @@ class Broyden:
     memory: int = 20
 
     def __post_init__(self) -> None:
-        check_options("Broyden", self.max_iters, self.rtol, self.atol)
+        check_options(self)
         if self.memory < 1:
             raise ValueError(f"Broyden(memory={self.memory}); expected at least 1")
 
@@ -57,7 +58,9 @@ class Broyden:
             if known == size:
                 known = 0
             else:
-                s, y = z_next - z, g_next - g
+                # The update is the same for any multiple of (s, y); squares of this one are finite.
+                length = norms(z_next - z)[:, None]
+                s, y = divide(z_next - z, length), divide(g_next - g, length)
                 hy = _product(u[:known], v[:known], y)
                 v[known] = _product(v[:known], u[:known], s)
                 curvature = torch.linalg.vecdot(s, hy)[:, None]

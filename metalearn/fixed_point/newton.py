@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metalearn.fixed_point.search import Function, Search, check_options
 from metalearn.linear_solve import GMRES, Solution, Status
+from metalearn.linear_solve.system import norms
 from metalearn.tree import Tree
 
 HALVINGS = 8
@@ -44,7 +45,7 @@ class NewtonGMRES:
     linear_rtol: float = 1e-2
 
     def __post_init__(self) -> None:
-        check_options("NewtonGMRES", self.max_iters, self.rtol, self.atol)
+        check_options(self)
         if self.linear_iters < 1 or not 0 < self.linear_rtol < 1:
             raise ValueError(
                 f"NewtonGMRES(linear_iters={self.linear_iters}, linear_rtol={self.linear_rtol}); "
@@ -65,19 +66,19 @@ class NewtonGMRES:
         """The Newton step of the systems that run, 0 for the others."""
 
         push = _jacobian(search.apply, z)
-        # One application is left for the step itself.
-        left = int((self.max_iters - search.iterations[search.running]).max()) - 1
+        # Three more applications: the linearisation, GMRES's own residual, and the step itself.
+        left = int((self.max_iters - search.iterations[search.running]).max()) - 3
         iters = max(1, min(self.linear_iters, left))
         solve = GMRES(max_iters=iters, restart=iters, rtol=self.linear_rtol)
         right = torch.where(search.running[:, None], g, 0.0)
         solution = solve(lambda v: v - push(v), right, batched=True)
-        search.iterations = search.iterations + torch.where(search.running, solution.iterations, 0)
+        search.iterations += torch.where(search.running, solution.iterations + 2, 0)
         return solution.value
 
     @staticmethod
     def _line_search(search: Search, z: Tensor, g: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """z and g after the longest step that was tried under which |g| falls enough."""
-        before, length = g.norm(dim=1), 1.0
+        before, length = norms(g), 1.0
         seeking = search.running
         for _ in range(HALVINGS + 1):
             trial = torch.where(seeking[:, None], z + length * step, z)

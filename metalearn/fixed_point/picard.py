@@ -30,7 +30,7 @@ class Picard:
     damping: float = 1.0
 
     def __post_init__(self) -> None:
-        check_options("Picard", self.max_iters, self.rtol, self.atol)
+        check_options(self)
         if not 0 < self.damping <= 1:
             raise ValueError(f"Picard(damping={self.damping}); expected a value in (0, 1]")
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metalearn.linear_solve import Solution, Status
+from metalearn.linear_solve.system import norms, require
 from metalearn.tree import Raveler, Tree
 
 Function = Callable[[Tree], Tree]
@@ -37,20 +38,19 @@ class FixedPointSolver(Protocol):
         eigenvalue_bounds: None.
 
     With `batched=True` every leaf of z0 begins with the task axis, the function treats the tasks
-    one by one, and each stops on its own. No graph is recorded: a function that is a derivative
-    itself takes it by `torch.func`, or under `torch.enable_grad()`.
+    one by one, and each stops on its own; a task that depends on others is judged by a residual
+    that they may have moved since. The function must not change its argument in place. No graph is
+    recorded: a function that is a derivative itself takes it by `torch.func`, or under
+    `torch.enable_grad()`.
     """
 
     def __call__(self, function: Function, z0: Tree, batched: bool = False) -> Solution: ...
 
 
-def check_options(name: str, max_iters: int, rtol: float, atol: float) -> None:
-    """Raises ValueError where there is no iteration to make, or a tolerance is negative."""
-    if max_iters < 1 or rtol < 0 or atol < 0:
-        raise ValueError(
-            f"{name}(max_iters={max_iters}, rtol={rtol}, atol={atol}); expected at least one "
-            "iteration and no negative tolerance"
-        )
+def check_options(solver: FixedPointSolver) -> None:
+    """Raises ValueError where there is no iteration to make, or a tolerance is negative or NaN."""
+    require(solver, 1, "max_iters")
+    require(solver, 0, "rtol", "atol")
 
 
 class Search:
@@ -105,7 +105,7 @@ class Search:
         """
         image = self.apply(z)
         g = image - z
-        residual, image_norm = g.norm(dim=1), image.norm(dim=1)
+        residual, image_norm = norms(g), norms(image)
         finite = residual.isfinite() & image_norm.isfinite()
         residual = torch.where(finite, residual, torch.inf)
 

@@ -49,6 +49,13 @@ def attach(
         return tuple(found)
 
     x = [v.detach() for v in x]
+    if batched:
+        axes = {v.shape[0] if v.dim() else 0 for v in x}
+        if len(axes) != 1 or 0 in axes:
+            raise ValueError(
+                f"leaves of the solution begin with axes of {sorted(axes)}; with batched=True each "
+                "begins with the same axis of problems, of length at least 1"
+            )
     c = tuple(leaves[i] for i in places)
     _refuse_hidden_gradients(on_leaves(tuple(x), tuple(v.detach() for v in c)))
     equation = Equation(on_leaves, solver, report, symmetric, depth=int(batched))
@@ -81,7 +88,8 @@ class _Attached(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *by_x: Tensor) -> Any:
         n, equation = ctx.n, ctx.equation
-        x, c = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        saved = ctx.saved_tensors  # once: a hook may unpack it but once
+        x, c = saved[:n], saved[n:]
         wanted = [i for i, need in enumerate(ctx.needs_input_grad[2 + n :]) if need]
         u = _Solved.apply(equation, True, n, *by_x, *x, *c)
         grads = pull(_in(lambda c: equation.residual(x, c), c, wanted), _pick(c, wanted))(u)
@@ -91,7 +99,8 @@ class _Attached(torch.autograd.Function):
     @first_order
     def jvp(ctx: Any, *tangents: Any) -> Leaves:
         n, equation = ctx.n, ctx.equation
-        x, c = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        saved = ctx.saved_tensors  # once: a hook may unpack it but once
+        x, c = saved[:n], saved[n:]
         dc = tangents[2 + n :]
         moved = [i for i, d in enumerate(dc) if d is not None]
         function = _in(lambda c: equation.residual(x, c), c, moved)
@@ -127,7 +136,8 @@ class _Solved(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *by_u: Tensor) -> Any:
         n = ctx.n
-        u, at = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        saved = ctx.saved_tensors
+        u, at = saved[:n], saved[n:]
         w = _Solved.apply(ctx.equation, not ctx.transposed, n, *by_u, *at)
         wanted = [i for i, need in enumerate(ctx.needs_input_grad[3 + n :]) if need]
         grads: Leaves = ()
@@ -139,7 +149,8 @@ class _Solved(torch.autograd.Function):
     @first_order
     def jvp(ctx: Any, *tangents: Any) -> Leaves:
         n = ctx.n
-        u, at = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        saved = ctx.saved_tensors
+        u, at = saved[:n], saved[n:]
         db, dat = tangents[3 : 3 + n], tangents[3 + n :]
         b = [torch.zeros_like(v) if d is None else d for v, d in zip(u, db, strict=True)]
         moved = [i for i, d in enumerate(dat) if d is not None]

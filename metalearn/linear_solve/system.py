@@ -143,6 +143,12 @@ def power_of_two(matrix: Tensor) -> Tensor:
     return torch.where(usable, torch.ldexp(torch.ones_like(largest), exponent - 1), 1.0)
 
 
+def norms(matrix: Tensor) -> Tensor:
+    """Norms of the rows of a (T, N) matrix, (T,), where squares would leave the type's range."""
+    scale = power_of_two(matrix)
+    return scale * (matrix / scale[:, None]).norm(dim=1)
+
+
 def divide(a: Tensor, b: Tensor) -> Tensor:
     """a / b, and 0 where b is 0."""
     zero = b == 0

@@ -7,23 +7,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from metalearn import implicit
 from metalearn.fixed_point import Anderson, FixedPointSolver
 from metalearn.implicit.equation import lost, no_derivative
 from metalearn.linear_solve import GMRES, LinearSolver, Solution, Status
-from metalearn.tree import Tree, fixed
+from metalearn.linear_solve.system import divide, seeded
+from metalearn.tree import Tree, gradients
 
 
 class DEQ(nn.Module):
     """z* = cell(z*, x), differentiated by the implicit function theorem; Bai, Kolter & Koltun 2019.
 
     An ordinary module: its parameters are the cell's, its output carries gradients to them and to
-    x. Backward solves (I - J)' u = d loss / d z by `linear_solver`, J = d cell / d z at z*; the
-    iterations leave no graph, so that memory does not grow with their number.
+    x. Backward solves (I - J)' u = d loss / d z by `linear_solver`, J = d cell / d z at z*. The
+    iterations leave no graph: memory is that of one application and of what the solvers keep, such
+    as Anderson's window or GMRES's basis.
 
     The cell must be the same function at every call of one forward pass: no dropout in it, and no
-    running statistics.
+    running statistics. `torch.func.vmap` does not reach through the solvers: hand in a batch.
 
     Args:
         cell: a module (z, x) -> z'. Its tensors z are (B, ...).
@@ -33,9 +36,12 @@ class DEQ(nn.Module):
             stops on its own. False where samples meet, as in batch norm: one system for all.
 
     Attributes:
-        forward_solution, backward_solution: `Solution` of the last pass each way, None before it.
+        forward_solution, backward_solution: `Solution` of the last pass each way, None before it
+            and in copies; derivatives of the derivative, and forward mode, leave theirs in the
+            latter too.
 
     Raises:
+        ValueError: z0 is not given, and x is no floating-point tensor to take zeros from.
         NoDerivative: forward where the cell gives infinities or NaN; backward where no system of
             the batch is solved (I - J is singular, or beyond the solver).
 
@@ -68,12 +74,15 @@ class DEQ(nn.Module):
             z0: where the iteration starts; None: zeros like x, which is then one tensor.
         """
         if z0 is None:
+            if not isinstance(x, Tensor) or not x.is_floating_point():
+                what = x.dtype if isinstance(x, Tensor) else type(x).__name__
+                raise ValueError(f"x is {what}; expected a floating-point tensor, or z0 beside it")
             z0 = torch.zeros_like(x)
         tensors = {**dict(self.cell.named_parameters()), **dict(self.cell.named_buffers())}
         with torch.no_grad():
-            constant = {name: t.detach() for name, t in tensors.items()}
+            still_x, still = _detached(x), _detached(tensors)
             solution = self.solver(
-                lambda z: self._image(z, fixed(x), constant), fixed(z0), batched=self.batched
+                lambda z: self._image(z, still_x, still), _detached(z0), batched=self.batched
             )
         self.forward_solution = solution
         if (broken := int((solution.status == Status.NON_FINITE).sum())) > 0:
@@ -92,6 +101,10 @@ class DEQ(nn.Module):
             batched=self.batched,
             report=self._solved,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles go without the last solutions, which hold a batch's states."""
+        return self.__dict__ | {"forward_solution": None, "backward_solution": None}
 
     def _image(self, z: Tree, x: Tree, tensors: dict[str, Tensor]) -> Tree:
         return torch.func.functional_call(self.cell, tensors, (z, x))
@@ -119,8 +132,9 @@ class DEQ(nn.Module):
         normal, from torch's own random state; the variance falls as 1 / probes.
 
         Raises:
-            ValueError: probes is below 1.
+            ValueError: probes is below 1, or the samples meet (`batched` is False).
         """
+        self._check_samples()
         if probes < 1:
             raise ValueError(f"probes={probes}; expected at least 1")
         with torch.enable_grad():
@@ -129,8 +143,8 @@ class DEQ(nn.Module):
             total = z.new_zeros(len(z))
             for _ in range(probes):
                 probe = torch.randn_like(image)
-                (pulled,) = torch.autograd.grad(image, z, probe, create_graph=True)
-                total = total + pulled.square().flatten(1).mean(1)
+                (pulled,) = gradients(image, [z], [probe], create_graph=True)
+                total = total + pulled.square().reshape(len(z), -1).mean(1)
         return total / probes
 
     @torch.no_grad()
@@ -139,30 +153,60 @@ class DEQ(nn.Module):
 
         The geometric mean of the growth over the last half of the products: a complex pair makes
         single ratios swing, and their mean converges as 1 / iters. Below 1, Picard's iteration
-        converges near z. The start is a fixed one.
+        converges near z. Far from normal a J grows vectors for long whatever its eigenvalues: one
+        that is nilpotent of index k needs more than 2 k products to show its 0. The start is the
+        same for every sample, and fixed.
+
+        Raises:
+            ValueError: iters is below 2, or the samples meet (`batched` is False).
         """
-        pull = self._pull(z, fixed(x))
-        v = torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        v = v.to(z)
+        self._check_samples()
+        if iters < 2:
+            raise ValueError(f"iters={iters}; expected at least 2")
+        pull = self._pull(z, x)
+        start = seeded((1, z[0].numel()), 0, z)
+        v = start.expand(len(z), -1)
         growth = []
         for _ in range(iters):
-            length = v.flatten(1).norm(dim=1).clamp_min(torch.finfo(v.dtype).tiny)
-            v = pull(v / length.view(-1, *[1] * (v.dim() - 1)))
-            growth.append(v.flatten(1).norm(dim=1))
+            v = divide(v, v.norm(dim=1, keepdim=True))
+            v = pull(v.reshape(z.shape)).reshape(len(z), -1)
+            growth.append(v.norm(dim=1))
         return torch.stack(growth[iters // 2 :]).log().mean(0).exp()
 
     @torch.no_grad()
     def condition_number(self, z: Tensor, x: Tensor) -> Tensor:
-        """Condition number of I - J in the 2-norm for each sample, (B,); forms J, N products."""
-        pull, size = self._pull(z, fixed(x)), z[0].numel()
-        rows = []
-        for unit in torch.eye(size, dtype=z.dtype, device=z.device):
-            rows.append(pull(unit.view_as(z[0]).expand_as(z)).flatten(1))
-        system = torch.eye(size, dtype=z.dtype, device=z.device) - torch.stack(rows, dim=1)
-        return torch.linalg.cond(system)
+        """Condition number of I - J in the 2-norm for each sample, (B,); forms J, by N products.
+
+        Infinite where I - J is singular or not finite.
+
+        Raises:
+            ValueError: the samples meet (`batched` is False).
+        """
+        self._check_samples()
+        pull, size = self._pull(z, x), z[0].numel()
+        identity = torch.eye(size, dtype=z.dtype, device=z.device)
+        rows = [
+            pull(unit.view_as(z[0]).expand_as(z)).reshape(len(z), -1) for unit in identity.unbind()
+        ]
+        system = identity - torch.stack(rows, dim=1)
+        finite = system.isfinite().all(dim=2).all(dim=1)
+        condition = torch.linalg.cond(torch.where(finite[:, None, None], system, 0.0))
+        return condition.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
     def _pull(self, z: Tensor, x: Tree) -> Any:
         """v -> J' v, on one linearisation."""
+        still = _detached(x)
         with torch.enable_grad():
-            linearised: Any = torch.func.vjp(lambda z: self.cell(z, x), z.detach())
+            linearised: Any = torch.func.vjp(lambda z: self.cell(z, still), z.detach())
         return lambda v: linearised[1](v)[0].detach()
+
+    def _check_samples(self) -> None:
+        if not self.batched:
+            raise ValueError(
+                "batched=False says that the samples meet in this cell: J has no part for each"
+            )
+
+
+def _detached(tree: Tree) -> Tree:
+    """The tree with its tensors cut off from any graph; other leaves are handed on."""
+    return tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, tree)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,7 +10,6 @@ from typing import Any, ClassVar
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -22,21 +19,18 @@ from metalearn.implicit import InexactDerivative
 from metalearn.linear_solve import (
     GMRES,
     BiCGStab,
-    Dense,
     LinearSolver,
     Neumann,
     NormalCG,
-    Solution,
 )
-from metalearn.memory import peak_bytes
 from metalearn.nn import DEQ
 from metalearn.solve import deq_report
+from metalearn.solve.deq_measure import gradient_error, iterations, spectrum, step
 from metalearn.solve.deq_models import (
     NOISE,
     SYMBOLS,
     CausalCell,
     Classifier,
-    Data,
     DenseCell,
     WeightTied,
     accuracy,
@@ -46,7 +40,6 @@ from metalearn.solve.deq_models import (
 )
 from metalearn.study import Cell, Row
 
-CPU = torch.device("cpu")
 INPUTS, CLASSES = 64, 10
 
 FORWARD: dict[str, FixedPointSolver] = {
@@ -138,8 +131,8 @@ class DEQStudy:
         pairs = [(f, b) for f in FORWARD for b in BACKWARD]
         return [p for p in pairs if self.pairs == "all" or p[0] == "Anderson" or p[1] == "GMRES"]
 
-    def measure(self, cell: Cell) -> list[Row]:
-        measures: dict[Any, Callable[[Any], list[Row]]] = {
+    def measure(self, cell: Cell, device: torch.device) -> list[Row]:
+        measures: dict[Any, Callable[[Any, torch.device], list[Row]]] = {
             "digits": self._digits,
             "memory": self._memory,
             "conditioning": self._conditioning,
@@ -148,7 +141,7 @@ class DEQStudy:
         with warnings.catch_warnings():
             # The rows say how each solve ended.
             warnings.simplefilter("ignore", InexactDerivative)
-            return measures[cell["part"]](cell)
+            return measures[cell["part"]](cell, device)
 
     def _model(
         self,
@@ -163,34 +156,34 @@ class DEQStudy:
             return Classifier(WeightTied(cell, depth), self.width, CLASSES)
         return Classifier(DEQ(cell, forward, backward), self.width, CLASSES)
 
-    def _digits(self, cell: Any) -> list[Row]:
-        data, deq, seed = digits(), cell["core"] == "deq", cell["seed"]
+    def _digits(self, cell: Any, device: torch.device) -> list[Row]:
+        data, deq, seed = digits().to(device), cell["core"] == "deq", cell["seed"]
         if deq:
             model = self._model(seed, FORWARD[cell["forward"]], BACKWARD[cell["backward"]])
         else:
             model = self._model(seed, depth=cell["depth"])
+        model.to(device)
         began = time.perf_counter()
         fit(model, data, self.epochs, self.lr, self.batch, seed)
         row = {"accuracy": accuracy(model, data), "train_s": time.perf_counter() - began}
-        row |= _step(model, data, self.batch)
+        row |= step(model, data, self.batch)
         if deq:
             x, y = data.train_x[: self.batch], data.train_y[: self.batch]
-            row["gradient_error"] = _gradient_error(model, x, y)
-            row |= _spectrum(model, data.test_x[:32])
+            row["gradient_error"] = gradient_error(model, x, y)
+            row |= spectrum(model, data.test_x[:32])
         return [row]
 
-    def _memory(self, cell: Any) -> list[Row]:
+    def _memory(self, cell: Any, device: torch.device) -> list[Row]:
         if cell["core"] == "deq":
             # Exactly so many iterations, and as many backward at every depth.
             model = self._model(0, Anderson(cell["depth"], rtol=0.0), GMRES(20, rtol=0.0))
         else:
             model = self._model(0, depth=cell["depth"])
-        data = digits()
-        return [_step(model, data, min(1024, len(data.train_x)))]
+        return [step(model.to(device), digits().to(device), 1024)]
 
-    def _conditioning(self, cell: Any) -> list[Row]:
-        data, weight = digits(), cell["jacobian_weight"]
-        model = self._model(cell["seed"], FORWARD["Anderson"], BACKWARD["GMRES"])
+    def _conditioning(self, cell: Any, device: torch.device) -> list[Row]:
+        data, weight = digits().to(device), cell["jacobian_weight"]
+        model = self._model(cell["seed"], FORWARD["Anderson"], BACKWARD["GMRES"]).to(device)
         core: Any = model.core
         rows: list[Row] = []
 
@@ -202,8 +195,8 @@ class DEQStudy:
             if epoch & (epoch - 1) and epoch != self.long_epochs:
                 return  # at powers of two and at the end
             row = {"epoch": epoch, "accuracy": accuracy(model, data)}
-            row |= _iterations(model, data.test_x, data.test_y)
-            rows.append(row | _spectrum(model, data.test_x[:32]))
+            row |= iterations(model, data.test_x, data.test_y)
+            rows.append(row | spectrum(model, data.test_x[:32]))
 
         fit(
             model,
@@ -217,8 +210,8 @@ class DEQStudy:
         )
         return rows
 
-    def _sequence(self, cell: Any) -> list[Row]:
-        data, width = recall(self.length, seed=cell["seed"]), self.sequence_width
+    def _sequence(self, cell: Any, device: torch.device) -> list[Row]:
+        data, width = recall(self.length, seed=cell["seed"]).to(device), self.sequence_width
         torch.manual_seed(cell["seed"])
         causal = CausalCell(SYMBOLS + NOISE, width)
         # J is nilpotent: both solvers end, exactly, after as many steps as there are positions.
@@ -226,13 +219,13 @@ class DEQStudy:
         core: Any = DEQ(causal, Picard(most, rtol=1e-5), Neumann(most, step_size=1.0, rtol=1e-5))
         if cell["core"] == "unrolled":
             core = WeightTied(causal, cell["depth"])
-        model = Classifier(core, width, SYMBOLS)
+        model = Classifier(core, width, SYMBOLS).to(device)
         began = time.perf_counter()
         fit(model, data, self.sequence_epochs, 1e-2, 64, cell["seed"])
         row = {"accuracy": accuracy(model, data), "train_s": time.perf_counter() - began}
-        row |= _step(model, data, 64)
+        row |= step(model, data, 64)
         if cell["core"] == "deq":
-            row |= _spectrum(model, data.test_x[:2])
+            row |= spectrum(model, data.test_x[:2], iters=2 * self.length + 2)
         return [row]
 
     def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -243,77 +236,3 @@ class DEQStudy:
 
     def findings(self, rows: pd.DataFrame) -> list[str]:
         return deq_report.findings(rows)
-
-
-def _step(model: Classifier, data: Data, batch: int) -> dict[str, Any]:
-    """Peak memory, time and iterations of one training step on the first `batch` images."""
-    x, y = data.train_x[:batch], data.train_y[:batch]
-
-    def step() -> None:
-        F.cross_entropy(model(x), y).backward()
-
-    times = []
-    for _ in range(6):
-        _clear(model)
-        began = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - began)
-    _clear(model)
-    row: dict[str, Any] = {"step_s": sorted(times)[2], "peak_bytes": peak_bytes(step, CPU)[1]}
-    return row | _iterations(model, x, y)
-
-
-def _clear(model: Classifier) -> None:
-    """Frees what an earlier step left, so that no later one does."""
-    model.zero_grad()
-    if isinstance(model.core, DEQ):
-        model.core.forward_solution = model.core.backward_solution = None
-
-
-def _iterations(model: Classifier, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """Of the two solves of a training step; nothing for a core that has none."""
-    core = model.core
-    if not isinstance(core, DEQ):
-        return {}
-    F.cross_entropy(model(x), y).backward()
-    model.zero_grad()
-    row: dict[str, Any] = {}
-    for name, solution in (
-        ("forward", core.forward_solution),
-        ("backward", core.backward_solution),
-    ):
-        assert isinstance(solution, Solution)
-        row |= {
-            f"{name}_iterations": float(solution.iterations.double().mean()),
-            f"{name}_residual": float(solution.relative_residual.max()),
-            f"{name}_converged": float(solution.converged.double().mean()),
-        }
-    return row
-
-
-def _gradient_error(model: Classifier, x: Tensor, y: Tensor) -> float:
-    """Relative error of the loss's gradient against float64, at fixed points found to 1e-12."""
-
-    def gradient(model: Classifier, x: Tensor) -> Tensor:
-        grads = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
-        return torch.cat([g.flatten() for g in grads]).double()
-
-    exact: Any = copy.deepcopy(model).double()
-    exact.core = DEQ(exact.core.cell, Anderson(5000, rtol=1e-12), Dense())
-    reference = gradient(exact, x.double())
-    if not exact.core.forward_solution.converged.all():
-        return math.nan  # nothing to compare with
-    return float((gradient(model, x) - reference).norm() / reference.norm())
-
-
-def _spectrum(model: Classifier, x: Tensor) -> dict[str, Any]:
-    """Of J at the fixed points of these inputs: medians and the worst."""
-    core: Any = model.core
-    with torch.no_grad():
-        z = model.state(x)
-    condition = core.condition_number(z, x)
-    return {
-        "spectral_radius": float(core.spectral_radius(z, x).median()),
-        "condition_number": float(condition.median()),
-        "condition_number_worst": float(condition.max()),
-    }

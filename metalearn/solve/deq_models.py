@@ -96,11 +96,14 @@ class Data:
     test_x: Tensor
     test_y: Tensor
 
+    def to(self, device: torch.device) -> Data:
+        return Data(*(x.to(device) for x in (self.train_x, self.train_y, self.test_x, self.test_y)))
+
     def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch, shuffled; a last batch that is short is left out."""
         order = torch.randperm(len(self.train_x), generator=generator)
         for i in range(0, len(order) - size + 1, size):
-            chosen = order[i : i + size]
+            chosen = order[i : i + size].to(self.train_x.device)
             yield self.train_x[chosen], self.train_y[chosen]
 
 

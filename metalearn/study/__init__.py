@@ -1,6 +1,8 @@
-"""Studies are data: what is measured becomes rows, and rows a table, figures and findings."""
+"""Studies are data: what is measured becomes rows, and rows a table, figures and findings.
+
+`metalearn.study.run` runs one; it is not imported here, for it takes PyTorch and wandb with it.
+"""
 
 from metalearn.study.protocol import Cell, Row, Study
-from metalearn.study.run import run_study
 
-__all__ = ["Cell", "Row", "Study", "run_study"]
+__all__ = ["Cell", "Row", "Study"]

@@ -17,21 +17,23 @@ own provenance (versions, machine, threads, seeds, date). The commands make this
 
 
 def write_index(results: Path) -> None:
-    """Lists every study in `results`, and every lone JSON file that names its command."""
+    """Lists every study in `results`, and every lone JSON file with a provenance."""
     lines = [HEAD, "| what | command | commit | date |", "|---|---|---|---|"]
     for path in sorted(results.rglob("*.json")):
         where = path.relative_to(results)
-        if path.name in ("findings.json",) or any(part.startswith(".") for part in where.parts):
+        if path.name in ("findings.json", "tables.json") or any(
+            part.startswith(".") for part in where.parts
+        ):
             continue
-        origin: dict[str, Any] = json.loads(path.read_text())
-        if "command" not in origin:
+        origin: Any = json.loads(path.read_text())
+        if not isinstance(origin, dict) or "date" not in origin:
             continue
         study = path.name == "provenance.json"
         link = where.parent / "table.md" if study else where
         title = origin.get("title") or where.with_suffix("").as_posix()
+        command = f"`{origin['command']}`" if "command" in origin else "not recorded"
         commit = (origin.get("commit") or "none")[:7]
         lines.append(
-            f"| [{title}]({link.as_posix()}) | `{origin['command']}` | {commit} | "
-            f"{origin['date'][:10]} |"
+            f"| [{title}]({link.as_posix()}) | {command} | {commit} | {origin['date'][:10]} |"
         )
     replace_text(results / "README.md", "\n".join(lines) + "\n")

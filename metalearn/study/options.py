@@ -27,6 +27,8 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
     Raises:
         UsageError: an unknown or unfit option.
     """
+    if sweeps := {"-m", "--multirun"}.intersection(words):
+        raise UsageError(f"{sweeps.pop()}: {verb} {name} runs one study; give it lists, key=[a,b]")
     folder = config.config_folder()
     common, own = (
         OmegaConf.load(folder / "study.yaml"),
@@ -50,7 +52,7 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
     publication = Publication(
         name=name,
         options={key: value for key, value in plain.items() if key not in ("results", "wandb")},
-        results=Path(options.results or ("results" if chosen == "full" else "results/quick")),
+        results=Path(options.results or ("results" if chosen == "full" else "runs/quick")),
         scratch=Path("runs") / "studies",
         minutes=None if changed else minutes[chosen],
         wandb=options.wandb,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from metalearn.study.rows import replace_text
 
 # Okabe & Ito 2008, without the yellow that white paper swallows.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -76,9 +79,13 @@ def label_lines(axes: Axes) -> None:
         )
 
 
+def svg(figure: Figure) -> str:
+    text = io.StringIO()
+    with mpl.rc_context(dict(STYLE)):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
 def save(figure: Figure, path: Path) -> None:
     """As SVG, written beside and renamed."""
-    part = path.with_name(f".{path.name}.part")
-    with mpl.rc_context(dict(STYLE)):
-        figure.savefig(part, format="svg", metadata={"Date": None})
-    part.replace(path)
+    replace_text(path, svg(figure))

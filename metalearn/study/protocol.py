@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
 
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
 Value = bool | int | float | str | None
@@ -27,8 +28,12 @@ class Study(Protocol):
         """What to measure, in order; no two are equal."""
         ...
 
-    def measure(self, cell: Cell) -> Sequence[Row]:
-        """At least one row, which `run_study` joins to the cell; its columns are not the cell's."""
+    def measure(self, cell: Cell, device: torch.device) -> Sequence[Row]:
+        """At least one row, which `run_study` joins to the cell; its columns are not the cell's.
+
+        Raises:
+            UsageError: the study is not made for this device.
+        """
         ...
 
     def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

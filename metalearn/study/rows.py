@@ -58,5 +58,5 @@ class RowFile:
 def replace_text(path: Path, text: str) -> None:
     """Writes beside and renames, so that no reader meets a half of it."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     part.replace(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,13 +49,21 @@ class Publication:
 def run_study(study: Study, publication: Publication, device: torch.device) -> Path:
     """Measures the cells that are not yet measured, then publishes; returns the folder.
 
-    `results/NAME/` gets rows.csv, table.md, a vector figure each, findings.json and
-    provenance.json. Until all is measured the rows lie in `scratch`, under a name made of the
-    options and the code: the same command goes on from them, another starts its own.
+    `results/NAME/` gets rows.csv, table.md, the same tables in tables.json, a vector figure each,
+    findings.json and provenance.json. Until all is measured the rows lie in `scratch`, under a
+    name made of the options and the code: the same command goes on from them, another starts its
+    own.
 
     Raises:
-        UsageError: a folder cannot be written.
+        UsageError: a folder cannot be written, or the options ask for one measurement twice.
+        ArithmeticError: a measurement met what is not finite, or has no derivative; those before it
+            are kept.
     """
+    cells = list(study.cells())
+    for i, cell in enumerate(cells):
+        if cell in cells[:i]:
+            asked = ", ".join(f"{k}={v}" for k, v in cell.items())
+            raise UsageError(f"{asked} is asked for twice; leave one of the equal values out")
     origin = provenance(device)
     folder, scratch = publication.results / publication.name, publication.scratch / publication.name
     for path in (folder, scratch):
@@ -65,8 +74,7 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
                 f"{path} cannot be written ({error.strerror}); choose another folder"
             ) from error
 
-    cells = list(study.cells())
-    file = RowFile(scratch / f"rows-{_key(publication.options)}.jsonl")
+    file = RowFile(scratch / f"rows-{_key(publication.options, origin)}.jsonl")
     left = [cell for cell in cells if cell not in file]
     done = len(cells) - len(left)
     with RunProgress(len(cells), start=done, unit="measurement", every_s=5) as progress:
@@ -76,7 +84,7 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
             progress.say(f"going on from {done} of them, in {file.path}")
         for i, cell in enumerate(left, start=done + 1):
             began = time.perf_counter()
-            rows = study.measure(cell)
+            rows = study.measure(cell, device)
             file.add(cell, rows, time.perf_counter() - began)
             progress.update(i, ", ".join(str(v) for v in cell.values() if v is not None))
         table = file.frame(cells)
@@ -96,10 +104,12 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
     return folder
 
 
-def _key(options: dict[str, Any]) -> str:
-    """Of the options and of this package's code: rows of other code are not gone on from."""
+def _key(options: dict[str, Any], origin: dict[str, Any]) -> str:
+    """Of all that rows depend on: those of other options, code, versions or machines are not gone
+    on from."""
     package = Path(metalearn.__file__).parent
-    code = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    where = [origin["versions"], origin["machine"], torch.get_num_threads()]
+    code = hashlib.sha256(json.dumps([options, where], sort_keys=True).encode())
     for path in sorted(package.rglob("*.py")):
         code.update(path.read_bytes())
     return code.hexdigest()[:10]
@@ -113,13 +123,24 @@ def _publish(study: Study, rows: pd.DataFrame, folder: Path, origin: dict[str, A
         shown = table.map(lambda v: f"{v:.4g}" if isinstance(v, float) else v)
         text += [f"**{caption}**", "", shown.to_markdown(index=False, disable_numparse=True), ""]
     text += [f"![{name}]({name}.svg)" for name in figures]
-    replace_text(folder / "rows.csv", rows.to_csv(index=False))
+    replace_text(folder / "rows.csv", rows.convert_dtypes().to_csv(index=False))
     replace_text(folder / "table.md", "\n".join(text).rstrip() + "\n")
+    replace_text(
+        folder / "tables.json",
+        json.dumps({caption: _plain(table) for caption, table in tables.items()}, indent=1) + "\n",
+    )
     replace_text(folder / "findings.json", json.dumps(findings, indent=1) + "\n")
     for name, figure in figures.items():
         save(figure, folder / f"{name}.svg")
     replace_text(folder / "provenance.json", json.dumps(origin, indent=1) + "\n")
     return sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+
+
+def _plain(table: pd.DataFrame) -> dict[str, Any]:
+    """As JSON takes it: null for what is missing, "inf" for what is infinite."""
+    values = table.astype(object).where(table.notna(), None)
+    values = values.map(lambda v: str(v) if isinstance(v, float) and math.isinf(v) else v)
+    return {"columns": [str(c) for c in table.columns], "rows": values.values.tolist()}
 
 
 def _track(

@@ -209,3 +209,55 @@ def test_bad_options_are_refused():
         Picard()(lambda z: z, {})
     with pytest.raises(ValueError, match="expected"):
         Picard()(lambda z: z[:1], torch.ones(2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [1e-30, 1e-25, 1e25, 1e30])
+def test_states_of_any_size_in_single_precision(kind, size):
+    # Squares of these leave float32's range on either side.
+    solution = kind(200, rtol=1e-5)(lambda z: 0.5 * z + size, torch.zeros(3))
+    assert solution.converged
+    assert torch.allclose(solution.value / size, torch.full((3,), 2.0), rtol=1e-3)
+
+
+def test_newton_counts_every_application_and_product():
+    W, c, start = tanh_maps(tasks=1)
+    count = 0
+
+    class Counted(torch.autograd.Function):
+        """The identity, counted in every direction."""
+
+        @staticmethod
+        def forward(z):
+            nonlocal count
+            count += 1
+            return z.clone()
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, g):
+            return Counted.apply(g)
+
+        @staticmethod
+        def vmap(info, in_dims, z):
+            return Counted.apply(z), in_dims[0]
+
+    def function(z):
+        return torch.tanh(Counted.apply(z) @ W[0].mT + c[0])
+
+    solution = NewtonGMRES(400, rtol=1e-10)(function, start[0])
+    assert solution.converged
+    # A linearisation runs the map back once besides, where its transpose is recorded.
+    assert abs(int(solution.iterations) - count) <= 0.2 * count
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_options_that_are_not_numbers_are_refused(kind):
+    for options in ({"rtol": float("nan")}, {"atol": float("nan")}, {"max_iters": 0}):
+        with pytest.raises(ValueError, match="expected at least"):
+            kind(**options)
+    with pytest.raises(ValueError, match="regularisation"):
+        Anderson(regularisation=float("nan"))

@@ -5,11 +5,14 @@ Solves run to 1e-12; the systems' condition numbers are below 100, so 1e-8 is as
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from metalearn.fixed_point import Anderson, Broyden, NewtonGMRES, Picard
 from metalearn.implicit import InexactDerivative, NoDerivative
@@ -117,7 +120,7 @@ def test_a_cell_whose_samples_meet_is_one_system():
     assert (found - unrolled).norm() <= 1e-8 * unrolled.norm()
 
 
-def test_samples_that_meet_are_never_silently_wrong_as_systems_of_their_own():
+def test_samples_that_meet_a_little_end_as_the_one_system_or_in_a_warning():
     x, cell = draw(4, 6).requires_grad_(), Coupled()
     right = flat_grads(DEQ(cell, TIGHT, EXACT, batched=False)(x).square().sum(), cell, x)
     deq = DEQ(cell, TIGHT, EXACT)
@@ -158,11 +161,18 @@ def test_the_jacobian_norm_trains_the_cell():
         deq.jacobian_norm(draw(3, 6), x, probes=0)
 
 
-def test_memory_does_not_grow_with_the_iterations():
+@pytest.mark.parametrize(
+    ("solver", "most"),
+    [(Picard, 1.02), (Anderson, 1.10), (Broyden, 1.02), (NewtonGMRES, 1.02)],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
+def test_memory_does_not_grow_with_the_iterations(solver, most):
+    # Anderson's window, Broyden's updates and Newton's basis are full at 32 applications; what
+    # Anderson's small systems take besides is measured against, not hidden.
     cell, x = Cell(size=32).float(), torch.randn(256, 32)
 
     def peak(iterations):
-        deq = DEQ(cell, Picard(iterations, rtol=0.0), BiCGStab(10, rtol=1e-4))
+        deq = DEQ(cell, solver(iterations, rtol=0.0), BiCGStab(10, rtol=1e-4))
 
         def step():
             with warnings.catch_warnings():
@@ -170,10 +180,10 @@ def test_memory_does_not_grow_with_the_iterations():
                 deq(x).sum().backward()
 
         step()
+        deq.forward_solution = deq.backward_solution = None
         return peak_bytes(step, torch.device("cpu"))[1]
 
-    few, many = peak(2), peak(64)
-    assert many <= 1.02 * few
+    assert peak(128) <= most * peak(32)
 
 
 def test_without_gradients_there_is_no_graph_and_no_backward_solve():
@@ -217,6 +227,78 @@ def test_what_goes_wrong_is_said():
 class Still(nn.Module):
     def forward(self, z, x):
         return z + 0 * x
+
+
+def test_it_goes_under_activation_checkpointing():
+    deq, x = DEQ(Cell(), TIGHT, EXACT), draw(2, 6).requires_grad_()
+    plain = flat_grads(deq(x).square().sum(), deq, x)
+    again = flat_grads(checkpoint(deq, x, use_reentrant=False).square().sum(), deq, x)
+    assert torch.allclose(plain, again, rtol=1e-9)
+
+
+def test_it_moves_and_loads_as_any_module():
+    deq, x = DEQ(Cell(), Anderson(rtol=1e-5)), draw(2, 6)
+    deq(x)
+    assert copy.deepcopy(deq).float()(x.float()).dtype == torch.float32
+    other = DEQ(Cell(seed=3), deq.solver)
+    other.load_state_dict(deq.state_dict())
+    assert torch.equal(other(x), deq(x))
+
+
+def test_copies_go_without_the_last_batch():
+    deq, x = DEQ(Cell(), TIGHT, EXACT), draw(2, 6)
+    torch.func.grad(lambda x: deq(x).sum())(x)
+    other = pickle.loads(pickle.dumps(copy.deepcopy(deq)))
+    assert other.forward_solution is None and other.backward_solution is None
+    assert torch.equal(other(x), deq(x))
+
+
+class Nested(Cell):
+    """A pytree for a state, and one beside it that holds a number and nothing."""
+
+    def forward(self, z, x):
+        image = super().forward(z["a"], x["gain"] * x["u"])
+        return {"a": image, "b": [0.5 * z["b"][0] + image]}
+
+
+def test_states_and_inputs_may_be_pytrees_with_leaves_that_are_no_tensors():
+    x, z0 = draw(3, 6), {"a": torch.zeros(3, 6).double(), "b": [torch.zeros(3, 6).double()]}
+    cell = Nested()
+    z = DEQ(cell, TIGHT, EXACT)({"u": x, "gain": 2.0, "mask": None}, z0)
+    single = DEQ(Cell(), TIGHT, EXACT)(2.0 * x)
+    assert torch.allclose(z["a"], single)
+    assert torch.allclose(z["b"][0], 2 * single)
+    for bad in ({"u": x}, torch.arange(3), None):
+        with pytest.raises(ValueError, match="or z0 beside it"):
+            DEQ(cell)(bad)
+
+
+def test_what_has_no_part_for_each_sample_is_not_measured_for_each():
+    deq, x = DEQ(Coupled(), TIGHT, EXACT, batched=False), draw(4, 6)
+    for measure in (deq.jacobian_norm, deq.spectral_radius, deq.condition_number):
+        with pytest.raises(ValueError, match="samples meet"):
+            measure(x, x)
+
+
+class Shift(nn.Module):
+    """J moves each entry by one place: nilpotent of index 6, and so far from normal."""
+
+    def forward(self, z, x):
+        return torch.nn.functional.pad(z[:, :-1], (1, 0)) + x
+
+
+def test_the_spectrum_at_its_edges():
+    x, still, shift = draw(2, 6), DEQ(Still()), DEQ(Shift())
+    assert (shift.spectral_radius(x, x, iters=20) == 0).all()
+    assert torch.allclose(still.spectral_radius(x, x), torch.ones(2).double())
+    assert torch.isinf(still.condition_number(x, x)).all()  # I - J = 0
+    ignores = DEQ(Cell(slope=0.0))
+    assert torch.equal(ignores.jacobian_norm(x, x), torch.zeros(2).double())
+    assert torch.allclose(ignores.condition_number(x, x), torch.ones(2).double())
+    same = DEQ(Cell(slope=0.9)).spectral_radius(x[:1].expand(2, 6), x[:1].expand(2, 6))
+    assert same[0] == same[1]  # wherever in the batch
+    with pytest.raises(ValueError, match="at least 2"):
+        shift.spectral_radius(x, x, iters=1)
 
 
 def test_it_starts_where_it_is_told():

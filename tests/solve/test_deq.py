@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import torch
 
+from metalearn.cli import main
 from metalearn.fixed_point import Picard
 from metalearn.linear_solve import Neumann
 from metalearn.nn import DEQ
@@ -20,6 +23,7 @@ from metalearn.solve.deq_models import (
     recall,
 )
 
+CPU = torch.device("cpu")
 TINY = DEQStudy(
     seeds=[0],
     width=32,
@@ -40,7 +44,7 @@ TINY = DEQStudy(
 
 def measured(part):
     return {
-        tuple(v for k, v in cell.items() if k not in ("part", "seed")): TINY.measure(cell)
+        tuple(v for k, v in cell.items() if k not in ("part", "seed")): TINY.measure(cell, CPU)
         for cell in TINY.cells()
         if cell["part"] == part
     }
@@ -51,7 +55,7 @@ def test_every_solver_is_compared_and_its_gradient_is_right():
     assert {c["forward"] for c in cells} == set(FORWARD)
     assert {c["backward"] for c in cells} == set(BACKWARD)
     for cell in (cells[0], cells[-1]):
-        (row,) = TINY.measure(cell)
+        (row,) = TINY.measure(cell, CPU)
         assert row["accuracy"] > 50  # chance is 10
         # Tolerances of 1e-4 each way, times a condition number of about 10, times float32's share.
         assert row["gradient_error"] < 2e-2
@@ -106,15 +110,67 @@ def test_the_twin_is_the_deq_in_the_limit():
     assert torch.allclose(solved.state(x), twin.state(x), rtol=1e-8)
 
 
-def test_the_report_is_made_from_rows_alone():
-    rows = []
-    for cell in TINY.cells():
-        if cell["part"] in ("memory", "conditioning", "sequence"):
-            rows += [{**cell, **row} for row in TINY.measure(cell)]
-    cells = [c for c in TINY.cells() if c["part"] == "digits"]
-    for cell in (cells[0], cells[1]):
-        rows += [{**cell, **row} for row in TINY.measure(cell)]
-    frame = pd.DataFrame(rows)
-    assert len(TINY.tables(frame)) == 4
-    assert set(TINY.figures(frame)) == {"memory", "conditioning", "sequence"}
-    assert len(TINY.findings(frame)) == 4
+def rows_by_hand():
+    """Two seeds, figures that no two cells share."""
+    deq = {"part": "digits", "core": "deq", "forward": "Picard", "backward": "GMRES"}
+    spectrum = {"spectral_radius": 0.5, "condition_number": 5.0, "condition_number_worst": 9.0}
+    solves = {"forward_iterations": 11.0, "backward_iterations": 7.0}
+    step = {"step_s": 0.002, "peak_bytes": 3_000_000}
+    twin = {"part": "digits", "core": "unrolled", "depth": 30}
+    rows = [
+        {**deq, "seed": 0, "accuracy": 96.0, **solves, **spectrum, **step, "gradient_error": 2e-3},
+        {**deq, "seed": 1, "accuracy": 98.0, **solves, **spectrum, **step, "gradient_error": 4e-3},
+        {**twin, "seed": 0, "accuracy": 95.5, **step},
+        {**twin, "seed": 1, "accuracy": 96.5, **step},
+    ]
+    for depth in (1, 4):
+        rows.append({"part": "memory", "core": "deq", "depth": depth, "peak_bytes": 50, **solves})
+        rows.append(
+            {"part": "memory", "core": "unrolled", "depth": depth, "peak_bytes": 10 * depth}
+        )
+    for weight, condition in ((0.0, 40.0), (5.0, 2.0)):
+        for epoch in (1, 2):
+            row = {"jacobian_weight": weight, "epoch": epoch, "seed": 0, "accuracy": 90.0 + epoch}
+            rows.append(
+                {"part": "conditioning", **row, **spectrum, **solves, "condition_number": condition}
+            )
+    sequence = {"part": "sequence", "seed": 0, **step}
+    rows.append({**sequence, "core": "deq", "accuracy": 99.0, **solves, **spectrum})
+    rows += [
+        {**sequence, "core": "unrolled", "depth": d, "accuracy": a}
+        for d, a in ((3, 12.5), (6, 97.0))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_tables_and_findings_say_what_the_rows_hold():
+    rows = rows_by_hand()
+    rows.loc[rows.part == "memory", "step_s"] = 0.001
+    digits, memory, conditioning, sequence = TINY.tables(rows).values()
+    deq = digits[digits.core == "deq"].iloc[0]
+    assert deq["accuracy, %"] == "97.00 (96.00 to 98.00)"
+    assert (deq["forward iterations"], deq["backward iterations"]) == ("11.0", "7.0")
+    assert (deq["gradient error"], deq["condition of I - J"]) == ("3.0e-03", "5.0")
+    assert (deq["ms a step"], deq["peak memory"]) == ("2.0", "3.0 MB")
+    assert memory["unrolled"].tolist() == ["10 B", "40 B"]
+    assert memory["DEQ"].tolist() == ["50 B", "50 B"]
+    assert conditioning["condition number"].tolist() == [40.0, 40.0, 2.0, 2.0]
+    assert sequence.set_index("core").loc["unrolled, 3 steps", "accuracy, %"] == "12.50"
+    accuracy, flat, held, long = TINY.findings(rows)
+    assert "97.00 %" in accuracy and "96.00 %" in accuracy
+    assert "factor of 1.000" in flat and "by 4.0" in flat
+    assert "condition number of 40" in held and "are 2.0 and 7" in held
+    assert "99.0 %" in long and "3 times the cell reaches 12.5 %" in long and "97.0 %" in long
+    assert set(TINY.figures(rows)) == {"memory", "conditioning", "sequence"}
+
+
+def test_from_the_command_line_to_the_published_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["preset=quick", "width=8", "depth=3", "epochs=1", "long_epochs=1", "depths=[1,2]"]
+    small += ["length=4", "sequence_width=4", "sequence_epochs=1", "sequence_depths=[2]"]
+    assert main(["solve", "deq", *small, "wandb=disabled", "threads=1"]) == 0
+    folder = tmp_path / "runs" / "quick" / "deq"
+    rows = pd.read_csv(folder / "rows.csv")
+    assert set(rows.part) == {"digits", "memory", "conditioning", "sequence"}
+    assert rows.depth.dropna().isin([1, 2, 3]).all()
+    assert json.loads((folder / "provenance.json").read_text())["options"]["width"] == 8

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from metalearn.errors import UsageError
-from metalearn.study import run_study
+from metalearn.study.index import write_index
 from metalearn.study.plot import canvas, label_lines
-from metalearn.study.run import Publication
+from metalearn.study.run import Publication, run_study
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ class Squares:
     def cells(self):
         return [{"n": n} for n in range(self.count)]
 
-    def measure(self, cell):
+    def measure(self, cell, device):
         if cell["n"] == self.fails_at:
             raise RuntimeError("the power went out")
         self.seen[0].append(cell["n"])
@@ -61,6 +61,9 @@ def test_a_study_publishes_rows_table_figure_findings_and_provenance(tmp_path, c
     assert rows.columns.tolist() == ["n", "power", "value"]
     assert (rows.value == rows.n**rows.power).all()
     assert "| 3   | 3       | 27      |" in (folder / "table.md").read_text()
+    tables = json.loads((folder / "tables.json").read_text())
+    assert tables["All"]["columns"] == ["n", "power", "value"]
+    assert tables["All"]["rows"] == rows.values.tolist()
     assert json.loads((folder / "findings.json").read_text()) == ["The largest is 27."]
     assert "power 3" in (folder / "growth.svg").read_text()
     origin = json.loads((folder / "provenance.json").read_text())
@@ -71,6 +74,18 @@ def test_a_study_publishes_rows_table_figure_findings_and_provenance(tmp_path, c
     assert "[Squares](squares/table.md)" in index and origin["command"] in index
     assert "4 measurements" in capsys.readouterr().out
     assert not list((tmp_path / "runs").rglob("rows-*"))
+
+
+def test_tables_say_in_json_what_is_missing_and_what_is_infinite(tmp_path, monkeypatch):
+    def tables(self, rows):
+        values = {"a": [1.5, float("nan"), float("inf")], "b": [None, "x", True], "c": [1, 2, 3]}
+        return {"Odd": pd.DataFrame(values)}
+
+    monkeypatch.setattr(Squares, "tables", tables)
+    folder = run_study(Squares(1, seen=([],)), publication(tmp_path), CPU)
+    text = (folder / "tables.json").read_text()
+    rows = json.loads(text, parse_constant=pytest.fail)["Odd"]["rows"]
+    assert rows == [[1.5, None, 1], [None, "x", 2], ["inf", True, 3]]
 
 
 def test_an_interrupted_study_goes_on_from_its_rows(tmp_path):
@@ -95,7 +110,7 @@ def test_other_options_start_their_own_rows(tmp_path):
 def test_the_same_rows_make_the_same_files(tmp_path):
     once = run_study(Squares(3, seen=([],)), publication(tmp_path / "a"), CPU)
     twice = run_study(Squares(3, seen=([],)), publication(tmp_path / "b"), CPU)
-    for name in ("rows.csv", "table.md", "growth.svg", "findings.json"):
+    for name in ("rows.csv", "table.md", "tables.json", "growth.svg", "findings.json"):
         assert (once / name).read_bytes() == (twice / name).read_bytes()
 
 
@@ -116,6 +131,32 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "results").write_text("a file")
     with pytest.raises(UsageError, match="cannot be written"):
         run_study(Squares(1, seen=([],)), publication(tmp_path), CPU)
+
+
+@dataclass(frozen=True)
+class Twice(Squares):
+    def cells(self):
+        return [{"n": 1}, {"n": 1}]
+
+
+def test_one_measurement_asked_for_twice_is_refused_before_any(tmp_path):
+    seen = ([],)
+    with pytest.raises(UsageError, match="n=1 is asked for twice"):
+        run_study(Twice(2, seen=seen), publication(tmp_path), CPU)
+    assert not seen[0] and not list(tmp_path.iterdir())
+
+
+def test_the_index_lists_what_has_a_provenance_and_survives_what_has_none(tmp_path):
+    run_study(Squares(1, seen=([],)), publication(tmp_path), CPU)
+    results = tmp_path / "results"
+    (results / "lone.json").write_text('{"date": "2026-01-02T03:04:05", "command": "x.py"}')
+    (results / "old.json").write_text('{"date": "2025-01-02", "commit": "abcdef0123"}')
+    (results / "list.json").write_text("[1, 2]")
+    write_index(results)
+    index = (results / "README.md").read_text()
+    assert "| [lone](lone.json) | `x.py` | none | 2026-01-02 |" in index
+    assert "| [old](old.json) | not recorded | abcdef0 | 2025-01-02 |" in index
+    assert "list" not in index.split("|---|")[-1] and index.count("squares/table.md") == 1
 
 
 def test_rows_go_to_wandb(tmp_path):

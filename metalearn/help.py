@@ -1,0 +1,65 @@
+"""The pages that `--help` prints: a config file's options, its defaults and its comments."""
+
+from __future__ import annotations
+
+import re
+
+from omegaconf import OmegaConf
+
+from metalearn.config import config_folder, groups
+
+
+def purpose(name: str) -> str:
+    """What a config file says of itself in its first line."""
+    return _text(name).splitlines()[0].removeprefix("# ")
+
+
+def verb_page(verb: str, purpose: str) -> str:
+    """Of a verb with one config file, `configs/VERB.yaml`."""
+    lines = [f"metalearn {verb} [key=value ...]      {purpose}", ""]
+    if verb == "train":
+        lines += ["Choices (key=name):"]
+        for group in sorted(groups()):
+            names = ", ".join(sorted(f.stem for f in (config_folder() / group).glob("*.yaml")))
+            lines.append(f"  {group:11}{names}")
+        lines += [
+            "",
+            "Each choice brings options of its own: tasks.ways=20 tasks.shots=5 prox=0.5",
+            "metagrad.inner.steps=10 metagrad.linear_solver.max_iters=3 optimiser.lr=1e-4 ...",
+            "A sweep: metalearn train -m seed=0,1,2 metagrad=maml,imaml",
+            "",
+        ]
+    body = re.split(r"^hydra:\n", _text(verb), flags=re.MULTILINE)[0]
+    body = re.sub(r"^defaults:\n(?:  .*\n)*", "", body, flags=re.MULTILINE)
+    return "\n".join([*lines, "Options and defaults:", *_options(body)])
+
+
+def study_page(verb: str, name: str) -> str:
+    """Of a study, `configs/VERB/NAME.yaml`, with what all studies take."""
+    own = re.split(r"^(?:minutes|presets):", _text(f"{verb}/{name}"), flags=re.MULTILINE)[0]
+    own = re.sub(r"^_target_:.*\n", "", own, flags=re.MULTILINE)
+    presets = OmegaConf.load(config_folder() / verb / f"{name}.yaml").presets
+    changes = (presets.get("quick") or {}).items()
+    quick = " ".join(f"{key}={str(value).replace(' ', '')}" for key, value in changes)
+    return "\n".join(
+        [
+            f"metalearn {verb} {name} [key=value ...]      {purpose(f'{verb}/{name}')}",
+            "",
+            "Options and defaults:",
+            *_options(own),
+            "",
+            "As every study:",
+            *_options(_text("study")),
+            "",
+            f"preset=quick stands for {quick}",
+        ]
+    )
+
+
+def _text(name: str) -> str:
+    return (config_folder() / f"{name}.yaml").read_text()
+
+
+def _options(body: str) -> list[str]:
+    """The lines of a config file after its first, which says what it is for."""
+    return [f"  {line}" for line in body.splitlines()[1:]]

@@ -1,0 +1,1 @@
+"""One self-contained HTML page of what is in `results/`: `metalearn report`."""

@@ -1,0 +1,199 @@
+"""The page as a text: what stands in it, and what must not."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from made_up import SUMMARY
+
+from metalearn.cli import main
+
+
+class Page(HTMLParser):
+    """Its elements, its texts, and its tables as rows of texts."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: list[list[list[str]]] = []
+        self.text = ""
+        self.in_cell = False
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag):
+        self.in_cell = self.in_cell and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        self.text += data
+        if self.in_cell:
+            self.tables[-1][-1][-1] += data.strip()
+
+    def table(self, *columns: str) -> list[list[str]]:
+        return next(t[1:] for t in self.tables if t[0] == list(columns))
+
+
+def page(tmp_path: Path, results: Path, *words: str) -> Page:
+    out = tmp_path / "out" / "report.html"
+    assert main(["report", f"results={results}", f"out={out}", *words]) == 0
+    assert [p.name for p in out.parent.iterdir()] == ["report.html"]
+    return Page(out)
+
+
+def test_it_begins_with_the_findings(tmp_path, results, capsys):
+    made = page(tmp_path, results)
+    at = [made.text.index(s) for s in ("Findings", "It grows 12 times.", "Sizes")]
+    assert at == sorted(at)
+    assert "It grows again." in made.text
+    assert "Omniglot 5-way 1-shot after 500 meta-steps of 32 tasks: imaml 56.80" in made.text
+    shown = {a["href"] for tag, a in made.elements if tag == "use"}  # small, beside the findings
+    assert {f"#s-{where}-s-growth" for where in ("memory", "quick--memory")} <= shown
+    assert "2 studies, 1 run, 1 other result" in capsys.readouterr().out
+
+
+def test_its_tables_are_complete(tmp_path, results):
+    made = page(tmp_path, results)
+    rows = pd.read_csv(results / "memory" / "rows.csv", keep_default_na=False)
+    expected = [[str(r.n), r.method, f"{r.cube:.4g}"] for r in rows.itertuples()]
+    assert made.table("n", "method", "cube") == expected
+    assert "None" in {row[1] for row in expected}  # a word of the study's, not a missing value
+    sizes = made.table("n", "method", "cube", "size", "steps", "bound")
+    assert [row[-1] for row in sizes] == ["inf", "1e-08", "2.5", ""]
+    assert made.table("radius", "solver") == [["0.5", "GMRES"], ["0.9", "CG"]]
+    assert any(row[:2] == ["iMAML, Hessian-free", "99.50 ± 0.26"] for t in made.tables for row in t)
+    assert any("a course report" in cell for t in made.tables for row in t for cell in row)
+
+
+def test_provenance_stands_with_each_result(tmp_path, results):
+    made = page(tmp_path, results)
+    origin = json.loads((results / "memory" / "provenance.json").read_text())
+    for part in (origin["command"], origin["date"], origin["machine"], "seeds=[0, 1]"):
+        assert part in made.text
+    assert "circle.py" in made.text and "meta_steps=7" in made.text
+    assert "a.b" not in made.text  # _target_ is the code's affair
+
+
+def test_it_asks_nobody_for_anything(tmp_path, results):
+    made = page(tmp_path, results)
+    for tag, attributes in made.elements:
+        assert tag not in ("iframe", "object", "embed", "base", "form", "audio", "video")
+        for name, value in attributes.items():
+            if name in ("src", "href", "xlink:href", "srcset", "action", "poster", "data"):
+                assert re.match(r"#|data:", str(value)), (tag, name, value)
+            assert not re.search(r"https?:|url\((?!#)", str(value)), (tag, name, value)
+    for block in re.findall(r"<(?:style|script)>(.*?)</", made.source, re.DOTALL):
+        assert not re.search(r"https?:|//|@import|url\(", block)
+
+
+def test_no_two_ids_are_equal(tmp_path, results):
+    ids = [a["id"] for _, a in page(tmp_path, results).elements if "id" in a]
+    assert len(ids) == len(set(ids)) > 20
+
+
+def test_hostile_texts_are_only_shown(tmp_path, results):
+    hostile = '"><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}'
+    folder = results / "memory"
+    origin = json.loads((folder / "provenance.json").read_text())
+    origin |= {"title": hostile, "command": hostile, "machine": hostile}
+    origin["options"] = {hostile: hostile}
+    (folder / "provenance.json").write_text(json.dumps(origin))
+    (folder / "findings.json").write_text(json.dumps([hostile]))
+    table = {"columns": [hostile], "rows": [[hostile]]}
+    (folder / "tables.json").write_text(json.dumps({hostile: table}))
+    (folder / "growth.svg").rename(folder / "a'><b id=x onload=y>.svg")
+    summary = {**SUMMARY, "name": hostile, "command": hostile}
+    (results / "run.json").write_text(json.dumps(summary))
+    made = page(tmp_path, results)
+    tags = [tag for tag, _ in made.elements]
+    assert tags.count("script") == 1 and "img" not in tags
+    assert not any(name.startswith("on") for _, a in made.elements for name in a)
+    assert made.text.count(hostile) >= 8
+
+
+def test_the_same_files_make_the_same_page(tmp_path, results):
+    once, twice = (page(tmp_path / n, results).source for n in "ab")
+    assert once == twice
+
+
+def test_an_empty_folder_gives_a_page_that_says_so(tmp_path, capsys):
+    (tmp_path / "results").mkdir()
+    made = page(tmp_path, tmp_path / "results")
+    assert "There is nothing yet" in made.text
+    assert made.tables == [] and "Findings" not in made.text
+    assert "0 studies, 0 runs, 0 other results" in capsys.readouterr().out
+
+
+def test_chosen_runs_stand_beside(tmp_path, results):
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    summary = {**SUMMARY, "name": "glyphs_maml", "test_accuracy": 0.51}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "config.yaml").write_text(
+        "tasks: {dataset: {_target_: metalearn.tasks.glyphs.glyphs}, ways: 5, shots: 1}\n"
+    )
+    steps = [{"step": n, "validation_accuracy": n / 100} for n in (10, 20)] + [{"step": 21}]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(s)}\n" for s in steps) + '{"st')
+    for given in (folder, tmp_path / "runs"):
+        made = page(tmp_path / given.name, results, f"runs=[{given}]")
+        assert (
+            "Glyphs 5-way 1-shot after 500 meta-steps of 32 tasks: glyphs_maml 51.00" in made.text
+        )
+        assert "Validation accuracy over training" in made.text
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"7", b"\xff\xfe\x00"], ids=repr)
+@pytest.mark.parametrize("name", ["provenance.json", "findings.json", "tables.json", "growth.svg"])
+def test_a_damaged_file_is_one_sentence_that_names_it(tmp_path, results, capsys, name, content):
+    damage(tmp_path, results, capsys, name, content)
+
+
+@pytest.mark.parametrize("content", [b"", b"n,m\n1,2\n1,2,3,4\n", b"\xff\xfe\x00"], ids=repr)
+def test_damaged_rows_are_one_sentence_that_names_them(tmp_path, results, capsys, content):
+    damage(tmp_path, results, capsys, "rows.csv", content)
+
+
+def damage(tmp_path, results, capsys, name, content):
+    path = results / "memory" / name
+    path.write_bytes(content)
+    out = tmp_path / "report.html"
+    out.write_text("the page of yesterday")
+    assert main(["report", f"results={results}", f"out={out}"]) == 2
+    said = capsys.readouterr().err
+    assert str(path) in said and said.count("\n") == 1 and "Traceback" not in said
+    assert out.read_text() == "the page of yesterday"
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("change", [{"test_accuracy": "high"}, {"steps": None, "test_loss": []}])
+def test_a_damaged_summary_is_one_sentence(tmp_path, results, capsys, change):
+    path = results / "omniglot_500" / "omniglot_5w1s_imaml.json"
+    path.write_text(json.dumps({**SUMMARY, **change}))
+    assert main(["report", f"results={results}", f"out={tmp_path}/r.html"]) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+def test_it_needs_no_pytorch(tmp_path, results):
+    """Which is what takes long to import."""
+    program = (
+        "import sys; from metalearn.cli import main\n"
+        f"assert main(['report', 'results={results}', 'out={tmp_path}/report.html']) == 0\n"
+        "assert not {'torch', 'wandb', 'learn2learn', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

@@ -1,0 +1,30 @@
+"""Where a figure comes from, without where it was made."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import metalearn
+from metalearn.provenance import provenance
+
+ROOT = Path(metalearn.__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        ([f"{ROOT}/.venv/bin/metalearn", "train", "seed=1"], "metalearn train seed=1"),
+        ([f"{ROOT}/scripts/exercises/circle.py"], "scripts/exercises/circle.py"),
+        ([f"{ROOT}/metalearn/__main__.py", "bench", "cg"], "python -m metalearn bench cg"),
+        (["metalearn", "solve", "results=/home/me/x"], "metalearn solve results=x"),
+        (["metalearn", "solve", "results=runs/x"], "metalearn solve results=runs/x"),
+        (["metalearn", "evaluate", "/home/me/best.pt"], "metalearn evaluate best.pt"),
+    ],
+)
+def test_the_command_is_what_one_types_in_the_checkout(argv, command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", argv)
+    assert provenance(torch.device("cpu"))["command"] == command
