@@ -150,7 +150,9 @@ class GradientStudy:
                 found.append(_cell("bias", problem, self.bias_condition, method))
         return found
 
-    def measure(self, cell: Cell) -> list[Row]:
+    def measure(self, cell: Cell, device: torch.device) -> list[Row]:
+        if device.type != "cpu":
+            raise UsageError(f"device={device}; these problems are small: use device=cpu")
         at: Any = cell
         problem = PROBLEMS[at["problem"]](at["condition"], self.size, self.seeds)
         measures = {"accuracy": self._accuracy, "products": self._products, "bias": self._bias}

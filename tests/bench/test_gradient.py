@@ -27,12 +27,15 @@ OPTIONS = dict(
     bias_steps=[2, 8],
     bias_cg_iters=3,
 )
+CPU = torch.device("cpu")
 TINY = GradientStudy(**OPTIONS)
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return pd.DataFrame([{**cell, **row} for cell in TINY.cells() for row in TINY.measure(cell)])
+    return pd.DataFrame(
+        [{**cell, **row} for cell in TINY.cells() for row in TINY.measure(cell, CPU)]
+    )
 
 
 @pytest.fixture(scope="module")
