@@ -29,7 +29,7 @@ class MemoryStudy:
         parts: what is measured, of `PARTS`: "steps", and where wanted the other three.
         network: where every method is measured, a name of `NETWORKS`.
         steps: inner steps there.
-        long_steps: further inner steps there, for the methods measured `everywhere` ("long").
+        long_steps: further inner steps there ("long"), for the methods measured `everywhere`.
         second: another network, for those methods ("second").
         second_steps: inner steps there.
         batch: tasks at once on the first network, for those methods ("batch").
