@@ -67,8 +67,8 @@ class Implicit(MetaGradient):
     linear_solver: LinearSolver | None = field(default_factory=CG)
     damping: float = 0.0
     curvature: Literal["hessian", "gauss_newton"] = "hessian"
-    warm_start: bool = False
-    linearisation: Literal["kept", "recomputed"] = "kept"
+    warm_start: bool = field(default=False, kw_only=True)
+    linearisation: Literal["kept", "recomputed"] = field(default="kept", kw_only=True)
 
     def __post_init__(self) -> None:
         if self.curvature not in ("hessian", "gauss_newton"):

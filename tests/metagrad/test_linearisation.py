@@ -12,20 +12,27 @@ from metalearn.inner import GradientDescent, NewtonCG
 from metalearn.linear_solve import CG
 from metalearn.metagrad import Implicit
 from metalearn.nn import Conv4
-from metalearn.problem import FewShot
+from metalearn.problem import CompositeProblem, FewShot
 from metalearn.tree import leaves_of
 
 CURVATURES = ["hessian", "gauss_newton"]
 
 
-@pytest.mark.parametrize("curvature", CURVATURES)
-@pytest.mark.parametrize("name", list(problems()))
+CASES = [
+    (name, curvature)
+    for name, (problem, _, _) in problems().items()
+    for curvature in CURVATURES
+    if curvature == "hessian" or isinstance(problem, CompositeProblem)
+]
+
+
+@pytest.mark.parametrize(("name", "curvature"), CASES)
 def test_recomputed_is_the_same_gradient(name, curvature):
     problem, meta, task = problems()[name]
     # Converged, and solved: rounding is then all that can differ.
     inner, solver = NewtonCG(60, cg_iters=40, tol=1e-11), CG(60, rtol=1e-12)
     kept, recomputed = (
-        Implicit(inner, solver, 0.1, curvature, linearisation)(problem, meta, task)
+        Implicit(inner, solver, 0.1, curvature, linearisation=linearisation)(problem, meta, task)
         for linearisation in ("kept", "recomputed")
     )
     assert relative_difference(recomputed.grads, kept.grads) < 1e-10
@@ -42,9 +49,9 @@ def test_recomputed_is_the_same_gradient_of_a_network(strided, curvature):
     meta, task = dict(model.named_parameters()), batch(3, 3, 2, 1)
     # Five iterations do not yet multiply the rounding in which the two differ.
     kept, recomputed = (
-        Implicit(GradientDescent(3, 0.1), CG(5, rtol=0.0), 0.0, curvature, linearisation)(
-            FewShot(model, 2.0), meta, task
-        )
+        Implicit(
+            GradientDescent(3, 0.1), CG(5, rtol=0.0), 0.0, curvature, linearisation=linearisation
+        )(FewShot(model, 2.0), meta, task)
         for linearisation in ("kept", "recomputed")
     )
     assert relative_difference(recomputed.grads, kept.grads) < 1e-10

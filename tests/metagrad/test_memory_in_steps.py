@@ -31,7 +31,10 @@ def peak(metagrad, prox, channels=32):
 @pytest.mark.parametrize(("curvature", "linearisation"), WAYS)
 def test_implicit_is_flat(curvature, linearisation):
     one, many = (
-        peak(Implicit(GradientDescent(k, 0.01), CG(3), 0.0, curvature, linearisation), 2.0)
+        peak(
+            Implicit(GradientDescent(k, 0.01), CG(3), 0.0, curvature, linearisation=linearisation),
+            2.0,
+        )
         for k in (1, 64)
     )
     assert abs(many - one) <= 0.02 * one
@@ -53,7 +56,9 @@ def in_inner_gradients(tasks, curvature, linearisation, strided=True):
     gradient = peak_bytes(
         lambda: value_and_grad(lambda p: problem.inner_objective(p, constant, task), params), CPU
     )[1]
-    way = Implicit(GradientDescent(2, 0.1), CG(3, rtol=0.0), 0.0, curvature, linearisation)
+    way = Implicit(
+        GradientDescent(2, 0.1), CG(3, rtol=0.0), 0.0, curvature, linearisation=linearisation
+    )
     return peak_bytes(lambda: way(problem, meta, task), CPU)[1] / gradient
 
 
