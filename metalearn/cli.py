@@ -18,6 +18,7 @@ metalearn VERB [key=value ...]      differentiating through optimisation
 
   train           one training run into runs/
   evaluate        accuracy of a checkpoint on held-out classes
+  bench NAME      a study into results/
   solve NAME      the other uses of implicit gradients: deq
   data prepare    build a dataset's cache
 
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "evaluate": _evaluate,
+        "bench": lambda words: _study("bench", words),
         "solve": lambda words: _study("solve", words),
         "data": _data,
     }

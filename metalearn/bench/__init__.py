@@ -1,0 +1,1 @@
+"""Studies of the ways to differentiate: `metalearn bench NAME`."""
