@@ -6,6 +6,7 @@ from metalearn.metagrad.base import (
     MetaGradientResult,
     NonFiniteGradient,
 )
+from metalearn.metagrad.by_iterations import implicit_by_iterations
 from metalearn.metagrad.certificate import Certificate
 from metalearn.metagrad.first_order import FirstOrder
 from metalearn.metagrad.implicit import Implicit
@@ -22,4 +23,5 @@ __all__ = [
     "NonFiniteGradient",
     "Reptile",
     "Unrolled",
+    "implicit_by_iterations",
 ]
