@@ -80,11 +80,15 @@ def _compute(rows: pd.DataFrame) -> Property:
     iterations = implicit.cg_iterations
     known = implicit.dropna(subset="condition")
     network = implicit[implicit.condition.isna()].cg_iterations.iloc[0]
-    wrong = []
+    within = int(((iterations >= 10) & (iterations <= 50)).sum())
+    verdict = "holds"
     if (unrolled.products != steps).any():
-        wrong.append(f"the sweep takes {swept} products, not {steps}")
-    if iterations.min() < 10 or iterations.max() > 50:
-        wrong.append(f"CG takes {_span(iterations)} iterations, not 10 to 50")
+        verdict = f"does not hold: the sweep takes {swept} products for {steps} steps"
+    elif within < len(iterations):
+        verdict = (
+            f"in part: CG takes 10 to 50 iterations on {within} of the {len(iterations)} problems, "
+            f"{_span(iterations)} on all: it depends on their condition"
+        )
     return Property(
         "compute of one gradient",
         "one sweep back through K steps, against a solve of 10 to 50 Hessian products",
@@ -94,7 +98,7 @@ def _compute(rows: pd.DataFrame) -> Property:
         f"{_span(known.condition)}, {network:.0f} on {_problem(implicit)}, to a residual of "
         f"{implicit.residual.max():.0e}; {_span(implicit.products)} products in the time of "
         f"{_in_gradients(implicit)} inner gradients",
-        f"does not hold: {'; '.join(wrong)}" if wrong else "holds",
+        verdict,
         "compute",
         ("cg", "gradient"),
     )
