@@ -119,7 +119,9 @@ class CGStudy:
             return [n for n in self.train_iterations if n or way == "cg"]
         return [self.way_iterations] if prox == self.proxes[0] else []
 
-    def measure(self, cell: Cell) -> list[Row]:
+    def measure(self, cell: Cell, device: torch.device) -> list[Row]:
+        if device.type != "cpu":
+            raise UsageError(f"device={device}; what is compared is in float64: use device=cpu")
         measures: dict[Any, Callable[[Any], list[Row]]] = {
             "task": self._task,
             "gradient": self._gradient,

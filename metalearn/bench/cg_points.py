@@ -18,7 +18,6 @@ from metalearn.experiment import Experiment
 from metalearn.inner import GradientDescent, NewtonCG
 from metalearn.linear_solve import CG, LinearSolver, MatVec, Solution, Status
 from metalearn.metagrad import Implicit
-from metalearn.metagrad.by_iterations import WarmStart
 from metalearn.problem import FewShot, Params
 from metalearn.study import Row
 from metalearn.tasks import TaskBatch
@@ -64,9 +63,15 @@ class Points:
         minimum = NewtonCG(20, cg_iters=60, tol=MINIMUM, halvings=40)(objective, near).params
         return cls(experiment, task, earlier, {"adapted": adapted, "minimum": minimum})
 
+    @property
+    def problem(self) -> FewShot:
+        problem = self.experiment.problem
+        assert isinstance(problem, FewShot)
+        return problem
+
     def systems(self, place: Place, curvature: Literal["hessian", "gauss_newton"]) -> Systems:
         meta, task = _wide(self.experiment.meta), self.task.to(torch.float64)
-        return Systems(self.experiment.problem, meta, task, self.places[place], curvature)
+        return Systems(self.problem, meta, task, self.places[place], curvature)
 
     @cached_property
     def adapted(self) -> Tensor:
@@ -96,7 +101,7 @@ def solved(
 ) -> list[Row]:
     """A row for each task and number of CG iterations, all in float64: what is left to be solved of
     the system that CG was given (`error`), and of the exact meta-gradient (`true_error`)."""
-    systems, prox = points.systems(place, curvature), points.experiment.problem.prox
+    systems, prox = points.systems(place, curvature), points.problem.prox
     x = points.adapted if place == "adapted" else systems.exact()
     (low, high), size = systems.spectrum(), x.norm(dim=1)
     definite = low > 0
@@ -154,11 +159,10 @@ def compared(points: Points, place: Place, metagrad: Implicit) -> Row:
     """A meta-gradient in training's float32 against the exact ones: that of the system it solved,
     and the true one, of the minimum. At "minimum" these two are one, the system is definite, and
     the time is that of the solve, no inner step being taken."""
-    problem, meta = points.experiment.problem, points.experiment.meta
+    problem, meta = points.problem, points.experiment.meta
     chosen = points.known or list(range(len(points.task)))
     task = TaskBatch(*(getattr(points.task, f.name)[chosen] for f in fields(TaskBatch)))
-    if isinstance(metagrad.linear_solver, WarmStart):
-        metagrad(problem, meta, points.earlier)
+    carry = metagrad(problem, meta, points.earlier).carry if metagrad.warm_start else {}
     start: Any = problem
     if place == "minimum":
         at = {name: p[chosen].float() for name, p in points.places[place].items()}
@@ -166,12 +170,12 @@ def compared(points: Points, place: Place, metagrad: Implicit) -> Row:
     products = [0]
     if metagrad.linear_solver is not None:
         counted = replace(metagrad, linear_solver=Counted(metagrad.linear_solver, products))
-        result = counted(start, meta, task)
+        result = counted(start, meta, task, **carry)
     else:
         result = metagrad(start, meta, task)
     found = torch.cat([g.flatten() for g in result.grads.values()]).double()
     row: dict[str, Any] = {"point": place, "tasks": len(points.known), "products": products[0]}
-    row["gradient_s"] = seconds(lambda: metagrad(start, meta, task), 3)
+    row["gradient_s"] = seconds(lambda: metagrad(start, meta, task, **carry), 3)
     for name, x in (("", getattr(points, place)), ("true_", points.minimum)):
         exact = problem.prox * x[chosen].mean(0)
         row[f"{name}error"] = _plain((found - exact).norm() / exact.norm())

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from metalearn.errors import UsageError
 from metalearn.inner import InnerSolver
 from metalearn.linear_solve import (
     CG,
     Jacobi,
-    LinearSolver,
-    MatVec,
     Neumann,
     Nystrom,
-    Solution,
 )
 from metalearn.metagrad.implicit import Implicit
-from metalearn.tree import Tree, leaves_of, like_tree
 
 WAYS: Mapping[str, Callable[[int, float], dict[str, Any]]] = {
     "cg": lambda n, damping: {"linear_solver": CG(n)},
@@ -32,7 +25,7 @@ WAYS: Mapping[str, Callable[[int, float], dict[str, Any]]] = {
         "linear_solver": CG(n, preconditioner=Nystrom(5, damping=1e-3, power=1))
     },
     "jacobi_cg": lambda n, damping: {"linear_solver": CG(n, preconditioner=Jacobi(8))},
-    "warm_cg": lambda n, damping: {"linear_solver": WarmStart(CG(n))},
+    "warm_cg": lambda n, damping: {"linear_solver": CG(n), "warm_start": True},
 }
 """`Implicit`'s options by the name of a way, the number of iterations and the damping."""
 
@@ -48,7 +41,7 @@ def implicit_by_iterations(
         way: "cg"; "gauss_newton", CG with that curvature; "damped", CG with `damping` on A's
             diagonal; "neumann"; "nystrom", whose own damping is `damping`; CG preconditioned,
             "nystrom_cg" (10 products more a solve) and "jacobi_cg" (8 more); "warm_cg", begun with
-            the mean of the last solve's solutions.
+            the mean of the last meta-step's solutions.
 
     Raises:
         UsageError: an unknown way, or a negative number.
@@ -62,27 +55,3 @@ def implicit_by_iterations(
     if iterations == 0:
         return Implicit(inner, None)
     return Implicit(inner, **WAYS[way](iterations, damping))
-
-
-@dataclass(frozen=True)
-class WarmStart:
-    """A solver that starts every system from the mean of its own last solution's systems.
-
-    Its last solution lasts as long as the object: a run that is resumed begins with none.
-    """
-
-    solver: LinearSolver
-    _last: list[Tree] = field(default_factory=list, init=False, repr=False, compare=False)
-
-    def __call__(
-        self, matvec: MatVec, b: Tree, x0: Tree | None = None, batched: bool = False
-    ) -> Solution:
-        if x0 is None and self._last:
-            mean = leaves_of(self._last[0])
-            x0 = like_tree(b, [m.expand_as(x) for m, x in zip(mean, leaves_of(b), strict=True)])
-        solution = self.solver(matvec, b, x0, batched)
-        x = leaves_of(solution.value)
-        with torch.no_grad():
-            means = [leaf.mean(0, keepdim=True) for leaf in x] if batched else x
-        self._last[:] = [like_tree(solution.value, means)]
-        return solution

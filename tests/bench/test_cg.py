@@ -19,6 +19,7 @@ from metalearn.linear_solve import CG, Dense
 from metalearn.metagrad import Implicit
 from metalearn.study import options
 
+CPU = torch.device("cpu")
 TINY = CGStudy(
     seeds=[0],
     iterations=[0, 1, 2, 5, 12],
@@ -40,7 +41,7 @@ TINY = CGStudy(
 
 def measured(*parts: str) -> list[dict]:
     cells = [cell for cell in TINY.cells() if cell["part"] in parts]
-    return [{**cell, **row} for cell in cells for row in TINY.measure(cell)]
+    return [{**cell, **row} for cell in cells for row in TINY.measure(cell, CPU)]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_a_full_solve_has_no_error_and_first_order_is_the_study_s_zero():
     full = compared(points, "minimum", Implicit(inner, CG(500, rtol=1e-7)))
     assert full["error"] < 1e-2  # float32 and a condition number of some 1e3
     assert full["error"] == full["true_error"]
-    rows = {(r["way"], r["iterations"], r["point"]): r for r in TINY.measure(gradient_cell())}
+    rows = {(r["way"], r["iterations"], r["point"]): r for r in TINY.measure(gradient_cell(), CPU)}
     first = compared(points, "adapted", Implicit(inner, None))
     assert rows["cg", 0, "adapted"]["true_error"] == first["true_error"]
     assert rows["cg", 0, "adapted"]["products"] == 0
@@ -123,7 +124,7 @@ def test_a_multirun_s_jobs_have_the_accuracies_of_the_study(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     cells = [c for c in TINY.cells() if c["part"] == "accuracy" and c["way"] == "cg"]
     assert [c["iterations"] for c in cells] == [0, 2]
-    expected = [TINY.measure(cell)[-1]["test_accuracy"] for cell in cells]
+    expected = [TINY.measure(cell, CPU)[-1]["test_accuracy"] for cell in cells]
     words = [w for w in TINY.words("cg", 0, 2.0, 0) if "iterations" not in w]
     sweep = [*words, "metagrad.iterations=0,2", "wandb=disabled", "threads=1"]
     assert main(["train", "-m", *sweep]) == 0
