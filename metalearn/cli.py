@@ -35,7 +35,8 @@ DATASETS = ("glyphs", "omniglot", "mini_imagenet", "tiered_imagenet", "cifar_fs"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit status: 0, 1 (training stopped) or 2 (a user's mistake)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # before torch: its profiler talks on stderr
+    for name, level in (("KINETO_LOG_LEVEL", "6"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
+        os.environ.setdefault(name, level)  # before torch: its profiler talks on stderr
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0

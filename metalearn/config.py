@@ -26,11 +26,12 @@ PACKAGE = Path(__file__).resolve().parent
 
 # What an option takes whose default is null, by the last part of its name.
 _NULLABLE: dict[str, type] = {
-    **dict.fromkeys(("threads", "queries", "steps"), int),
-    **dict.fromkeys(("clip_norm", "tol"), float),
+    **dict.fromkeys(("threads", "queries", "steps", "truncate"), int),
+    **dict.fromkeys(("clip_norm", "tol", "step_size"), float),
     **dict.fromkeys(("name", "run_dir", "resume", "source", "checkpoint", "results"), str),
     "transductive": bool,
 }
+_OF_SEVERAL_TYPES = ("metagrad.checkpoint",)  # their constructors check them
 _SEEDS = 2**32  # NumPy takes no larger one
 
 
@@ -302,7 +303,7 @@ def _check_type(word: str, key: str, value: Any, default: Any) -> None:
     """Refuses a value, written as `word`, that is not of its option's type."""
     name = key.rpartition(".")[2]
     wanted = type(default) if default is not None else _NULLABLE.get(name)
-    if wanted is None or (default is None and value is None):
+    if wanted is None or key in _OF_SEVERAL_TYPES or (default is None and value is None):
         return
     if wanted is ListConfig:
         if not isinstance(value, list | ListConfig):

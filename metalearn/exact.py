@@ -25,7 +25,7 @@ def meta_gradient_error(
 ) -> float:
     """|g - exact| / |exact|, g in the precision of `meta`, the exact one in float64.
 
-    The exact one of `Unrolled` is the derivative of its K inner steps; that of `Implicit` the
+    The exact one of `Unrolled` is the derivative of all its K inner steps; that of `Implicit` the
     derivative of the converged inner problem (`exact_implicit`), whatever its inner loop reached.
 
     Raises:
@@ -38,7 +38,8 @@ def meta_gradient_error(
     wide = like_tree(meta, [x.detach().double() for x in leaves_of(meta)])
     wide_task = task.to(torch.float64)
     if isinstance(metagrad, Unrolled):
-        exact = replace(metagrad, backend="batched")(problem, wide, wide_task).grads
+        whole = replace(metagrad, backend="batched", truncate=None, checkpoint=None)
+        exact = whole(problem, wide, wide_task).grads
     else:
         start = metagrad.adapt(problem, wide, wide_task).params
         exact = exact_implicit(problem, wide, wide_task, start)

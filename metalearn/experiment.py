@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,21 +14,29 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from metalearn.errors import UsageError
+from metalearn.learned import LearnedProx, LearnedRates
 from metalearn.machine import find_device, use_threads
 from metalearn.memory import keep_freed_memory
 from metalearn.metagrad import MetaGradient
-from metalearn.problem import FewShot
+from metalearn.problem import BilevelProblem, FewShot, Meta
 from metalearn.tasks import TaskBatch, Tasks
+from metalearn.tree import live, named_leaves
 
 BUILT_FROM = ("metalearn.", "torch.")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What training and evaluation share."""
+    """What training and evaluation share.
+
+    Args:
+        meta: what is learned, a pytree of leaves of autograd: the model's parameters by name, and
+            what else the problem has in its meta.
+    """
 
     model: nn.Module
-    problem: FewShot
+    problem: BilevelProblem
+    meta: Meta
     metagrad: MetaGradient
     tasks: Tasks
     device: torch.device
@@ -47,27 +56,23 @@ class Experiment:
         device = find_device(config.device)
         torch.manual_seed(config.seed)
         model = build(config.model).to(device)
-        problem = FewShot(model, config.prox, config.transductive)
-        return cls(model, problem, build(config.metagrad), build(config.tasks), device)
+        problem, meta = few_shot_problem(model, config)
+        return cls(model, problem, meta, build(config.metagrad), build(config.tasks), device)
 
-    @property
-    def meta(self) -> dict[str, torch.Tensor]:
-        return dict(self.model.named_parameters())
-
-    def load(self, meta: Mapping[str, torch.Tensor]) -> None:
-        """Copies a checkpoint's meta-parameters into the model.
+    def load(self, meta: Meta) -> None:
+        """Copies a checkpoint's meta-parameters into this run's.
 
         Raises:
             UsageError: they are another model's.
         """
-        own = {name: p.shape for name, p in self.meta.items()}
-        if {name: value.shape for name, value in meta.items()} != own:
+        own, given = named_leaves(self.meta), named_leaves(meta)
+        if {k: x.shape for k, x in given.items()} != {k: x.shape for k, x in own.items()}:
             raise UsageError(
                 "the checkpoint's weights do not fit the model of its config; train it again"
             )
         with torch.no_grad():
-            for name, value in meta.items():
-                self.meta[name].copy_(value)
+            for name, value in given.items():
+                own[name].copy_(value)
 
     @torch.no_grad()
     def check(self, task: TaskBatch) -> None:
@@ -77,8 +82,10 @@ class Experiment:
             UsageError: it cannot take the inputs, or its outputs are none for the targets.
         """
         x, y = task.support_x, task.support_y
+        plain = FewShot(self.model)
+        params = plain.init(dict(self.model.named_parameters()), task)
         try:
-            shape = tuple(self.problem.model(self.problem.init(self.meta, task), x).shape[2:])
+            shape = tuple(plain.model(params, x).shape[2:])
         except (RuntimeError, ValueError) as error:
             values = x[0, 0].numel()
             raise UsageError(
@@ -98,6 +105,31 @@ class Experiment:
                 f"the model has outputs of shape {shape} and the tasks have {classes} classes; "
                 f"give it an output a class (model.ways={classes}, or sizes that end in {classes})"
             )
+
+
+def few_shot_problem(model: nn.Module, config: DictConfig) -> tuple[BilevelProblem, Meta]:
+    """The problem that a config describes, and where its meta-parameters start."""
+    learned = config.get("learn_prox", False)
+    if learned and not config.prox > 0:
+        raise UsageError(
+            f"prox={config.prox}; learn_prox=true starts from it, so that it must be above 0"
+        )
+    few_shot = FewShot(
+        model, 0.0 if learned else config.prox, config.transductive, config.get("adapt", "all")
+    )
+    theta = dict(model.named_parameters())
+    problem: BilevelProblem = few_shot
+    meta: Meta = theta
+    like = next(model.parameters()).detach()
+    if learned:
+        problem = LearnedProx(few_shot)
+        log_prox = like.new_tensor(math.log(config.prox)).requires_grad_()
+        meta = {"theta": meta, "log_prox": log_prox}
+    if config.get("learn_rates", False):
+        problem = LearnedRates(problem)
+        log_rates = {name: torch.zeros_like(theta[name]) for name in few_shot.adapted}
+        meta = {"theta": meta, "log_rates": live(log_rates)}
+    return problem, meta
 
 
 def build(config: Any) -> Any:

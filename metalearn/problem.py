@@ -7,7 +7,8 @@ where               params*(meta) minimises inner(params, meta), or K steps from
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -74,25 +75,35 @@ class FewShot:
         transductive: batch norm normalises the queries by their own statistics, so that a query's
             prediction depends on the others (as in the papers); if False, by those of the support
             set.
+        adapt: the parameters that the inner loop moves: "all"; "head", those of the model's last
+            layer, which is ANIL's problem (Raghu et al. 2020); or names. The others are the body,
+            shared by all tasks and a part of meta alone; the proximal term does not hold them.
 
-    `meta` is `dict(model.named_parameters())`.
+    `meta` is `dict(model.named_parameters())`, `adapted` the names of phi's tensors.
     """
 
-    def __init__(self, model: nn.Module, prox: float = 0.0, transductive: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        prox: float = 0.0,
+        transductive: bool = True,
+        adapt: Literal["all", "head"] | Sequence[str] = "all",
+    ) -> None:
         if not 0 <= prox < math.inf:
             raise UsageError(f"prox={prox}; the proximal strength must be at least 0, and finite")
         self.model = TaskBatched(model)
         self.prox = prox
         self.transductive = transductive
+        self.adapted = _adapted([name for name, _ in model.named_parameters()], adapt)
 
     def init(self, meta: Params, task: TaskBatch) -> Params:
-        return {name: p.expand(len(task), *p.shape) for name, p in meta.items()}
+        return {name: meta[name].expand(len(task), *meta[name].shape) for name in self.adapted}
 
     def inner_objective(self, params: Params, meta: Params, task: TaskBatch) -> Tensor:
         return self.inner_loss(self.inner_outputs(params, meta, task), meta, task)
 
     def inner_outputs(self, params: Params, meta: Params, task: TaskBatch) -> dict[str, Any]:
-        predictions = self.model(params, task.support_x)
+        predictions = self._predict(params, meta, task.support_x)
         # The proximal term is quadratic in the parameters, which are therefore outputs too.
         return {"predictions": predictions} | ({"params": params} if self.prox else {})
 
@@ -100,25 +111,47 @@ class FewShot:
         loss = prediction_loss(outputs["predictions"], task.support_y)
         if not self.prox:
             return loss
-        distance = sum(task_half_square(outputs["params"][name] - p) for name, p in meta.items())
+        distance = sum(task_half_square(p - meta[name]) for name, p in outputs["params"].items())
         return loss + self.prox * distance
 
     def outer_objective(
         self, params: Params, meta: Params, task: TaskBatch
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        predictions = self._query_predictions(params, task)
+        predictions = self._query_predictions(params, meta, task)
         loss = prediction_loss(predictions, task.query_y)
         if task.query_y.is_floating_point():
             return loss, {}
         correct = predictions.detach().argmax(dim=-1) == task.query_y
         return loss, {"accuracy": correct.to(loss.dtype).mean(dim=1)}
 
-    def _query_predictions(self, params: Params, task: TaskBatch) -> Tensor:
+    def _query_predictions(self, params: Params, meta: Params, task: TaskBatch) -> Tensor:
         if self.transductive:
-            return self.model(params, task.query_x)
+            return self._predict(params, meta, task.query_x)
         shown = task.support_x.shape[1]
         both = torch.cat([task.support_x, task.query_x], dim=1)
-        return self.model(params, both, statistics_from=shown)[:, shown:]
+        return self._predict(params, meta, both, statistics_from=shown)[:, shown:]
+
+    def _predict(
+        self, params: Params, meta: Params, x: Tensor, statistics_from: int | None = None
+    ) -> Tensor:
+        body = {name: p.expand(len(x), *p.shape) for name, p in meta.items() if name not in params}
+        return self.model({**body, **params}, x, statistics_from)
+
+
+def _adapted(names: list[str], adapt: str | Sequence[str]) -> list[str]:
+    """The names that `FewShot(adapt=...)` means."""
+    if adapt == "all":
+        return names
+    if adapt == "head":
+        layer = names[-1].rpartition(".")[0]
+        return [name for name in names if name.rpartition(".")[0] == layer]
+    if isinstance(adapt, str):
+        raise UsageError(f"adapt={adapt!r}; expected 'all', 'head' or a list of parameters' names")
+    if odd := sorted(set(adapt).difference(names)):
+        raise UsageError(f"adapt has {odd[0]!r}, which is none of {', '.join(names)}")
+    if not adapt:
+        raise UsageError("adapt=[] leaves the inner loop nothing to adapt; name a parameter")
+    return [name for name in names if name in adapt]
 
 
 def prediction_loss(predictions: Tensor, targets: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 _warn = logging.getLogger(__name__).warning
 
+LONGEST_NAME = 80
+"""Of a table; W&B's limit is 128 with what it adds."""
+
 
 class Tracker:
     """A W&B run of the real client; offline unless `mode` says otherwise, and nothing is sent then.
@@ -67,9 +70,12 @@ class Tracker:
             self._guard(lambda: self._run.log(values, step=step))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Log a table under `name`, with the row of the step last logged."""
+        """Log a table under `name`, with the row of the step last logged.
+
+        W&B makes a file name of it and breaks off where that is too long: it gets the first part.
+        """
         if self._run is not None:
-            self._guard(lambda: self._log_table(name, columns, rows))
+            self._guard(lambda: self._log_table(name[:LONGEST_NAME], columns, rows))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Set the run's summary, less its None values, and close the run; idempotent."""

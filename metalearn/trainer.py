@@ -22,6 +22,7 @@ from metalearn.provenance import provenance
 from metalearn.reporting import closing, figures, named, progress_line, solve_warning
 from metalearn.run_folder import RunFolder
 from metalearn.tasks import TaskBatch
+from metalearn.tree import fixed, leaves_of, like_tree
 
 
 class TrainingStopped(RuntimeError):
@@ -46,7 +47,8 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
     held_out = experiment.tasks.sampler("validation", config.validation.seed, device)
     episodes = held_out.state_dict()  # every validation sees the same tasks
     experiment.tasks.sampler("test", config.test.seed, device)  # a split that is short fails now
-    optimiser = build_optimiser(config.optimiser, meta.values())
+    leaves = leaves_of(meta)
+    optimiser = build_optimiser(config.optimiser, leaves)
     schedule = _schedule(config, optimiser)
 
     drawn = sampler.state_dict()
@@ -57,6 +59,7 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
 
     run = RunFolder(run_dir, config, resume)
     step, best, wandb_id = 0, -math.inf, None
+    carry: dict[str, Any] = {}  # what a meta-gradient hands on to the next meta-step's
     if resume:
         state = checkpoint.load(run.last)
         step, best, wandb_id = state["step"], state["best"], state.get("wandb_id")
@@ -65,6 +68,7 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
         if best > -math.inf:
             checkpoint.load(run.best)  # the summary needs it
         experiment.load(state["meta"])
+        carry = _on(device, state.get("carry", {}))
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
         sampler.load_state_dict(state["sampler"])
@@ -75,7 +79,8 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
         return {
             "step": step,
             "best": best,
-            "meta": {name: p.detach() for name, p in meta.items()},
+            "meta": fixed(meta),
+            "carry": carry,
             "optimiser": optimiser.state_dict(),
             "schedule": schedule.state_dict(),
             "sampler": sampler.state_dict(),
@@ -99,13 +104,13 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
             task = sampler.sample(config.meta_batch)
             sampled = time.perf_counter()
             try:
-                result = metagrad(problem, meta, task)
-                for name, p in meta.items():
-                    p.grad = result.grads[name]
+                result = metagrad(problem, meta, task, **carry)
+                for p, grad in zip(leaves, leaves_of(result.grads), strict=True):
+                    p.grad = grad
                 if config.clip_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(list(meta.values()), config.clip_norm)
+                    torch.nn.utils.clip_grad_norm_(leaves, config.clip_norm)
                 optimiser.step()
-                if not all(p.isfinite().all() for p in meta.values()):
+                if not all(p.isfinite().all() for p in leaves):
                     raise NonFiniteGradient(
                         "the optimiser's step made meta-parameters that are not finite; "
                         "a smaller optimiser.lr is the usual cure"
@@ -118,6 +123,7 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
                 ) from error
             schedule.step()
             step += 1
+            carry = result.carry
             row = {"step": step, **figures(result), "peak_memory_bytes": peak}
             row |= {"sample_s": sampled - began, "step_s": time.perf_counter() - began}
             warning = None if warned else solve_warning(result)
@@ -184,6 +190,10 @@ def _schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1.0)
 
 
+def _on(device: torch.device, tree: Any) -> Any:
+    return like_tree(tree, [x.to(device) for x in leaves_of(tree)])
+
+
 def _peak(experiment: Experiment, task: TaskBatch) -> int:
     """Peak bytes of one meta-gradient, measured apart: on a CPU the profiler slows what it sees."""
 
@@ -201,7 +211,7 @@ def _summary(
 ) -> dict[str, Any]:
     """Figures on the test split, by the meta-parameters that validated best."""
     chosen = checkpoint.load(run.best)
-    meta = {name: value.to(experiment.device) for name, value in chosen["meta"].items()}
+    meta = _on(experiment.device, chosen["meta"])
     sampler = experiment.tasks.sampler("test", config.test.seed, experiment.device)
     scores = evaluate(experiment.problem, experiment.metagrad, meta, sampler, config.test.tasks)
     times = sorted(row["step_s"] for row in run.rows())  # of all sessions of the run

@@ -8,7 +8,13 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import (
+    TreeSpec,
+    keystr,
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_unflatten,
+)
 
 from metalearn.forward_mode import first_order
 
@@ -107,6 +113,11 @@ class Raveler:
 def leaves_of(tree: Tree) -> list[Tensor]:
     """The tensors of a pytree, in its order."""
     return tree_flatten(tree)[0]
+
+
+def named_leaves(tree: Tree) -> dict[str, Tensor]:
+    """The tensors of a pytree by their paths in it, such as "['penalty']['log']"."""
+    return {keystr(path): leaf for path, leaf in tree_flatten_with_path(tree)[0]}
 
 
 def like_tree(tree: Tree, leaves: Sequence[Tensor]) -> Tree:

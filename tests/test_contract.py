@@ -19,7 +19,7 @@ from metalearn.linear_solve import (
     NormalCG,
     Nystrom,
 )
-from metalearn.metagrad import FirstOrder, Implicit, Unrolled
+from metalearn.metagrad import FirstOrder, Implicit, Reptile, Unrolled
 from metalearn.problem import BilevelProblem, FewShot
 
 
@@ -69,7 +69,10 @@ def test_meta_gradients_on_a_model():
     for way in (
         Unrolled(inner, backend="higher"),
         Unrolled(Adam(2, 0.1), backend="batched"),
+        Unrolled(inner, backend="higher", truncate=1, checkpoint=None),
+        Unrolled(inner, backend="batched", truncate=None, checkpoint="sqrt"),
         FirstOrder(inner),
+        Reptile(inner),
         Implicit(inner, linear_solver=CG(), damping=0.0, curvature="hessian"),
         Implicit(NewtonCG(2, cg_iters=5), CG(2), curvature="gauss_newton"),
         Implicit(LBFGS(3), CG(2)),
@@ -92,7 +95,7 @@ def test_meta_gradients_on_a_model():
 def test_public_names():
     assert set(linear_solve.__all__) >= {"CG", "Neumann", "GMRES", "BiCGStab", "NormalCG"}
     assert set(linear_solve.__all__) >= {"Dense", "Nystrom", "Jacobi", "Solution", "Status"}
-    assert set(metagrad.__all__) >= {"Unrolled", "FirstOrder", "Implicit"}
+    assert set(metagrad.__all__) >= {"Unrolled", "FirstOrder", "Implicit", "Reptile"}
 
 
 def test_importing_the_package_imports_no_torch():

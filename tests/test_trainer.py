@@ -15,11 +15,14 @@ from tiny_run import TINY, rows, run, timeless
 
 from metalearn import checkpoint
 from metalearn.cli import main
+from metalearn.config import config_folder
 from metalearn.evaluation import Estimate
 from metalearn.run_folder import _json
+from metalearn.tree import leaves_of
 
 SINUSOID = ["tasks=sinusoid", "model=mlp_sinusoid", "metagrad=maml_batched", "steps=4"]
 SINUSOID += ["meta_batch=2", "validation.tasks=4", "test.tasks=4", "wandb=disabled"]
+CHOICES = sorted(file.stem for file in (config_folder() / "metagrad").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +73,7 @@ def test_the_same_seed_gives_the_same_metrics(tmp_path):
     assert timeless(tmp_path / "c") != timeless(tmp_path / "a")
 
 
-@pytest.mark.parametrize(
-    "choice",
-    ["maml", "maml_batched", "first_order", "imaml_gn", "imaml_hf", "imaml_authors_code"],
-)
+@pytest.mark.parametrize("choice", CHOICES)
 def test_every_meta_gradient_trains(tmp_path, choice):
     assert run(tmp_path / "r", f"metagrad={choice}", "wandb=disabled") == 0
     losses = [row["query_loss"] for row in rows(tmp_path / "r")]
@@ -190,14 +190,46 @@ def test_a_run_is_not_written_over(tmp_path, capsys):
     assert "holds a run already" in capsys.readouterr().err
 
 
-def test_a_resumed_run_equals_an_undisturbed_one(tmp_path):
-    words = ["metagrad=imaml", "wandb=disabled"]
+@pytest.mark.parametrize(
+    "choice", ["imaml", "imaml_warm", "imaml_learned_prox", "meta_sgd", "anil"]
+)
+def test_a_resumed_run_equals_an_undisturbed_one(tmp_path, choice):
+    words = [f"metagrad={choice}", "wandb=disabled"]
     assert run(tmp_path / "whole", *words) == 0
     assert run(tmp_path / "parts", *words, "steps=3") == 0
     assert main(["train", f"resume={tmp_path / 'parts'}", "steps=6"]) == 0
     assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
-    one, other = (checkpoint.load(tmp_path / k / "last.pt")["meta"] for k in ("parts", "whole"))
-    assert all(torch.equal(one[k], other[k]) for k in one)
+    one, other = (checkpoint.load(tmp_path / k / "last.pt") for k in ("parts", "whole"))
+    for key in ("meta", "carry"):
+        pairs = zip(leaves_of(one[key]), leaves_of(other[key]), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert bool(one["carry"]) == (choice == "imaml_warm")
+
+
+def test_what_is_learned_beside_the_weights_is_trained_and_evaluated(tmp_path, capsys):
+    words = ["metagrad=maml_batched", "learn_rates=true", "learn_prox=true", "prox=0.5"]
+    words += ["adapt=head", "optimiser.lr=0.01", "wandb=disabled"]
+    assert run(tmp_path / "r", *words) == 0
+    meta = checkpoint.load(tmp_path / "r" / "best.pt")["meta"]
+    assert set(meta["log_rates"]) == {"3.weight", "3.bias"}
+    assert all((x != 0).all() for x in meta["log_rates"].values())
+    strength = meta["theta"]["log_prox"].exp().item()
+    assert rows(tmp_path / "r")[0]["query_prox"] == pytest.approx(0.5)
+    assert abs(strength - 0.5) > 1e-3
+    capsys.readouterr()
+    assert main(["evaluate", f"checkpoint={tmp_path / 'r' / 'best.pt'}", "tasks=8"]) == 0
+    said = capsys.readouterr().out
+    assert "accuracy" in said and f"prox       {strength:.4f}" in said
+
+
+def test_a_warm_start_changes_what_the_second_meta_step_solves(tmp_path):
+    # Of one iteration each, so that the start shows in the residual.
+    words = ["metagrad.linear_solver.max_iters=1", "wandb=disabled", "steps=3"]
+    for choice in ("imaml", "imaml_warm"):
+        assert run(tmp_path / choice, f"metagrad={choice}", *words) == 0
+    cold, warm = timeless(tmp_path / "imaml"), timeless(tmp_path / "imaml_warm")
+    assert warm[0] == cold[0] | {"peak_memory_bytes": warm[0]["peak_memory_bytes"]}
+    assert warm[1]["solve_relative_residual"] != cold[1]["solve_relative_residual"]
 
 
 def test_a_finished_run_that_is_resumed_keeps_its_steps_and_times(finished):

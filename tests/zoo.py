@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.inner import InnerSolver
+from metalearn.learned import LearnedProx, LearnedRates
 from metalearn.nn import MLP
 from metalearn.problem import FewShot, Meta, Params
 from metalearn.tasks import TaskBatch
@@ -102,7 +103,7 @@ class LearnedRidge:
         return loss + 0.01 * (meta["penalty"]["log"] ** 2).sum(), {}
 
 
-def few_shot(regression: bool, prox: float) -> tuple[FewShot, Meta, TaskBatch]:
+def few_shot(regression: bool, prox: float, adapt: str = "all") -> tuple[FewShot, Meta, TaskBatch]:
     torch.manual_seed(0)
     model = MLP([3, 5, 2], nn.Tanh).double()
     g = torch.Generator().manual_seed(1)
@@ -115,7 +116,24 @@ def few_shot(regression: bool, prox: float) -> tuple[FewShot, Meta, TaskBatch]:
             return torch.randn(3, 8, 2, generator=g, dtype=torch.float64)
         return torch.randint(0, 2, (3, 8), generator=g)
 
-    return FewShot(model, prox), dict(model.named_parameters()), TaskBatch(x(), y(), x(), y())
+    problem = FewShot(model, prox, adapt=adapt)
+    return problem, dict(model.named_parameters()), TaskBatch(x(), y(), x(), y())
+
+
+def learned_rates(prox: float) -> tuple[LearnedRates, Meta, TaskBatch]:
+    """Few-shot classification whose inner rates are multiplied by 0.6 to 1.6."""
+    problem, theta, task = few_shot(regression=False, prox=prox)
+    log_rates = {
+        name: torch.linspace(-0.5, 0.5, p.numel(), dtype=p.dtype).view_as(p)
+        for name, p in theta.items()
+    }
+    return LearnedRates(problem), {"theta": theta, "log_rates": log_rates}, task
+
+
+def learned_prox(prox: float) -> tuple[LearnedProx, Meta, TaskBatch]:
+    problem, theta, task = few_shot(regression=False, prox=0.0)
+    log_prox = torch.tensor(prox, dtype=torch.float64).log()
+    return LearnedProx(problem), {"theta": theta, "log_prox": log_prox}, task
 
 
 def problems() -> dict[str, tuple[Any, Meta, Any]]:
@@ -134,13 +152,28 @@ def problems() -> dict[str, tuple[Any, Meta, Any]]:
         ),
         "classification": few_shot(regression=False, prox=0.5),
         "regression": few_shot(regression=True, prox=0.5),
+        "head": few_shot(regression=False, prox=0.5, adapt="head"),
+        "learned_rates": learned_rates(prox=0.5),
+        "learned_prox": learned_prox(prox=0.5),
     }
 
 
+NAMES = list(problems())
+# The proximal strength is in neither init nor the outer objective, which is what these go through.
+FIRST_ORDER = [name for name in NAMES if name != "learned_prox"]
+
+
 def finite_differences(
-    problem: Any, meta: Meta, task: Any, inner: InnerSolver, step: float = 1e-3
+    problem: Any,
+    meta: Meta,
+    task: Any,
+    inner: InnerSolver,
+    step: float = 1e-3,
+    start: Params | None = None,
 ) -> Any:
     """Fourth-order differences of the bilevel value: mean outer objective after the inner loop.
+
+    A loop that converges may begin at `start`, near its end, in place of the problem's init.
 
     The error is O(step^4) = 1e-12 of truncation and O(tol / step) = 1e-8 of the inner solve.
     (Second order would want a step of 1e-5, which makes the inner solve's share 1e-6.)
@@ -150,7 +183,8 @@ def finite_differences(
     def value() -> Tensor:
         at = like_tree(meta, leaves)
         solution = inner(
-            lambda params: problem.inner_objective(params, at, task), problem.init(at, task)
+            lambda params: problem.inner_objective(params, at, task),
+            start or problem.init(at, task),
         )
         return problem.outer_objective(solution.params, at, task)[0].mean()
 

@@ -5,7 +5,7 @@ to (T,) values, task by task. Where a tolerance is given, each task stops on its
 norm of its gradient is at most that.
 """
 
-from metalearn.inner.first_order import Adam, GradientDescent
+from metalearn.inner.first_order import Adam, GradientDescent, GradientMethod, LoopState
 from metalearn.inner.lbfgs import LBFGS
 from metalearn.inner.newton import NewtonCG
 from metalearn.inner.solver import InnerSolution, InnerSolver, Objective, value_and_grad
@@ -14,8 +14,10 @@ __all__ = [
     "LBFGS",
     "Adam",
     "GradientDescent",
+    "GradientMethod",
     "InnerSolution",
     "InnerSolver",
+    "LoopState",
     "NewtonCG",
     "Objective",
     "value_and_grad",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +18,47 @@ from metalearn.inner.solver import (
     check_tol,
     value_and_grad,
 )
-from metalearn.tree import task_norm
+from metalearn.tree import fixed, leaves_of, live, task_norm
+
+Memory = tuple[list[Tensor], ...]
+"""What a method remembers of earlier gradients: lists of tensors like the params."""
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """An inner loop between two steps: all that the next one depends on.
+
+    Args:
+        params: dict of (T, ...).
+        memory: velocities or moments.
+        count: steps made.
+        moving: (T,) bool, the tasks that have not met the tolerance.
+        taken: (T,) int64, the steps that each task took.
+    """
+
+    params: Params
+    memory: Memory
+    count: int
+    moving: Tensor
+    taken: Tensor
+
+    def leaves(self) -> list[Tensor]:
+        """Its tensors that a gradient can be had of, params first."""
+        return leaves_of((self.params, self.memory))
+
+    def live(self) -> LoopState:
+        """The same state, its tensors as fresh leaves of a graph of its own."""
+        params, memory = live((self.params, self.memory))
+        return LoopState(params, memory, self.count, self.moving, self.taken)
 
 
 @dataclass(frozen=True)
 class GradientMethod(InnerSolver):
-    """The loop that the first-order methods share; they differ in `direction`."""
+    """The loop that the first-order methods share; they differ in `direction`.
+
+    `advance` is a pure function of a `LoopState`, so that the loop can be run in parts, and each
+    part with a graph or without.
+    """
 
     steps: int
     lr: float
@@ -38,30 +72,43 @@ class GradientMethod(InnerSolver):
         check_tol(self.stopping())
 
     @abstractmethod
-    def direction(self) -> Callable[[list[Tensor]], list[Tensor]]:
-        """A fresh map from gradients to directions of descent, which may remember earlier ones.
+    def remembered(self) -> int:
+        """The length of `Memory`, which begins as zeros."""
 
-        A step is `lr` times the direction.
-        """
+    @abstractmethod
+    def direction(
+        self, grads: list[Tensor], memory: Memory, count: int
+    ) -> tuple[list[Tensor], Memory]:
+        """The direction of descent of step number `count` (1 is the first), and the memory after
+        it. A step is `lr` times the direction."""
 
     def stopping(self) -> float | None:
         """The gradient norm at which a task stops, or None."""
         return None
 
-    def minimise(
-        self, objective: Objective, params: Params, create_graph: bool = False
-    ) -> tuple[Params, Tensor]:
-        tol, direction = self.stopping(), self.direction()
-        tasks = len(next(iter(params.values())))
-        device = next(iter(params.values())).device
-        taken = torch.zeros(tasks, dtype=torch.int64, device=device)
-        moving = torch.ones(tasks, dtype=torch.bool, device=device)
+    def start(self, params: Params) -> LoopState:
+        leaves = list(params.values())
+        memory = tuple([torch.zeros_like(p) for p in leaves] for _ in range(self.remembered()))
+        taken = torch.zeros(len(leaves[0]), dtype=torch.int64, device=leaves[0].device)
+        return LoopState(params, memory, 0, torch.ones_like(taken, dtype=torch.bool), taken)
+
+    def advance(
+        self, objective: Objective, state: LoopState, steps: int, create_graph: bool = False
+    ) -> LoopState:
+        """The state after `steps` more steps.
+
+        With `create_graph` it is differentiable in what `objective` depends on and in the state's
+        own params and memory, the params having a graph or being leaves of one; else it carries no
+        graph.
+        """
+        tol, moving, taken = self.stopping(), state.moving, state.taken
+        params, memory = state.params, state.memory
         if not create_graph:
-            params = {name: p.detach() for name, p in params.items()}
-        for _ in range(self.steps):
+            params, memory = fixed((params, memory))
+        for count in range(state.count + 1, state.count + steps + 1):
             _, grads = value_and_grad(objective, params, create_graph)
             with torch.set_grad_enabled(create_graph):
-                moves = direction(grads)
+                moves, memory = self.direction(grads, memory, count)
                 if tol is not None:
                     moving = moving & (task_norm([g.detach() for g in grads]) > tol)
                     if not moving.any():
@@ -71,8 +118,12 @@ class GradientMethod(InnerSolver):
                     name: torch.sub(p, move, alpha=self.lr)
                     for (name, p), move in zip(params.items(), moves, strict=True)
                 }
-            taken += moving
-        return params, taken
+            taken = taken + moving
+        return LoopState(params, memory, state.count + steps, moving, taken)
+
+    def minimise(self, objective: Objective, params: Params) -> tuple[Params, Tensor]:
+        end = self.advance(objective, self.start(params), self.steps)
+        return end.params, end.taken
 
 
 @dataclass(frozen=True)
@@ -97,20 +148,17 @@ class GradientDescent(GradientMethod):
     def stopping(self) -> float | None:
         return self.tol
 
-    def direction(self) -> Callable[[list[Tensor]], list[Tensor]]:
-        velocity: list[Tensor] = []
+    def remembered(self) -> int:
+        return 1 if self.momentum else 0
 
-        def step(grads: list[Tensor]) -> list[Tensor]:
-            if self.momentum:
-                velocity[:] = (
-                    [self.momentum * v + g for v, g in zip(velocity, grads, strict=True)]
-                    if velocity
-                    else grads
-                )
-                return list(velocity)
-            return grads
-
-        return step
+    def direction(
+        self, grads: list[Tensor], memory: Memory, count: int
+    ) -> tuple[list[Tensor], Memory]:
+        if not self.momentum:
+            return grads, memory
+        (velocity,) = memory
+        velocity = [self.momentum * v + g for v, g in zip(velocity, grads, strict=True)]
+        return velocity, (velocity,)
 
 
 @dataclass(frozen=True)
@@ -142,28 +190,19 @@ class Adam(GradientMethod):
     def stopping(self) -> float | None:
         return self.tol
 
-    def direction(self) -> Callable[[list[Tensor]], list[Tensor]]:
+    def remembered(self) -> int:
+        return 2
+
+    def direction(
+        self, grads: list[Tensor], memory: Memory, count: int
+    ) -> tuple[list[Tensor], Memory]:
         beta1, beta2 = self.betas
-        first: list[Tensor] = []
-        second: list[Tensor] = []
-        count = 0
-
-        def step(grads: list[Tensor]) -> list[Tensor]:
-            nonlocal count
-            count += 1
-            if not first:
-                first.extend(torch.zeros_like(g) for g in grads)
-                second.extend(torch.zeros_like(g) for g in grads)
-            first[:] = [beta1 * m + (1 - beta1) * g for m, g in zip(first, grads, strict=True)]
-            second[:] = [
-                beta2 * v + (1 - beta2) * g * g for v, g in zip(second, grads, strict=True)
-            ]
-            rate = math.sqrt(1 - beta2**count) / (1 - beta1**count)
-            return [
-                rate * m / (_safe_sqrt(v) + self.eps) for m, v in zip(first, second, strict=True)
-            ]
-
-        return step
+        first, second = memory
+        first = [beta1 * m + (1 - beta1) * g for m, g in zip(first, grads, strict=True)]
+        second = [beta2 * v + (1 - beta2) * g * g for v, g in zip(second, grads, strict=True)]
+        rate = math.sqrt(1 - beta2**count) / (1 - beta1**count)
+        moves = [rate * m / (_safe_sqrt(v) + self.eps) for m, v in zip(first, second, strict=True)]
+        return moves, (first, second)
 
 
 def _safe_sqrt(v: Tensor) -> Tensor:

@@ -41,13 +41,7 @@ class LBFGS(InnerSolver):
             )
         check_tol(self.tol)
 
-    def minimise(
-        self, objective: Objective, params: Params, create_graph: bool = False
-    ) -> tuple[Params, Tensor]:
-        if create_graph:
-            raise UsageError(
-                "LBFGS has no unrolled derivative; use an implicit or first-order meta-gradient"
-            )
+    def minimise(self, objective: Objective, params: Params) -> tuple[Params, Tensor]:
         raveler = Raveler.of({name: p.detach() for name, p in params.items()}, batched=True)
 
         def value_and_slopes(x: Tensor) -> tuple[Tensor, Tensor]:

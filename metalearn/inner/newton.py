@@ -50,13 +50,7 @@ class NewtonCG(InnerSolver):
             )
         check_tol(self.tol)
 
-    def minimise(
-        self, objective: Objective, params: Params, create_graph: bool = False
-    ) -> tuple[Params, Tensor]:
-        if create_graph:
-            raise UsageError(
-                "NewtonCG has no unrolled derivative; use an implicit or first-order meta-gradient"
-            )
+    def minimise(self, objective: Objective, params: Params) -> tuple[Params, Tensor]:
         names = list(params)
         leaves = [p.detach() for p in params.values()]
         taken = torch.zeros(len(leaves[0]), dtype=torch.int64, device=leaves[0].device)

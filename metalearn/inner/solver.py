@@ -37,14 +37,8 @@ class InnerSolver(ABC):
     """A frozen dataclass whose fields are its options."""
 
     @abstractmethod
-    def minimise(
-        self, objective: Objective, params: Params, create_graph: bool = False
-    ) -> tuple[Params, Tensor]:
-        """The params reached and the steps taken, (T,).
-
-        With `create_graph` they are differentiable in what `params` and `objective` depend on; else
-        they carry no graph.
-        """
+    def minimise(self, objective: Objective, params: Params) -> tuple[Params, Tensor]:
+        """The params reached, which carry no graph, and the steps taken, (T,)."""
 
     def __call__(self, objective: Objective, params: Params) -> InnerSolution:
         params, steps = self.minimise(objective, params)

@@ -86,6 +86,7 @@ class CG:
                 ap = rows(running, ap, 0.0)
                 alpha = torch.where(running, rz / torch.where(running, pap, 1.0), 0.0)
                 r = torch.addcmul(r, -alpha[:, None], ap)
+                del ap  # so that the next product has its memory
                 r_norm = r.norm(dim=1)
                 usable = r_norm.isfinite() & ~defective
                 x = rows(usable, torch.addcmul(x, alpha[:, None], p), x)

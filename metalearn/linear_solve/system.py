@@ -60,7 +60,8 @@ class System:
         target = rows(finite, target, 0.0)
         tolerance = (rtol * torch.where(finite, norm, 0.0)).maximum(atol / scale)
         if x0 is None:
-            x, r, r_norm = torch.zeros_like(target), target, torch.where(finite, norm, 0.0)
+            x = target.new_zeros(()).expand_as(target)  # it is kept, and takes no memory
+            r, r_norm = target, torch.where(finite, norm, 0.0)
         else:
             x = raveler.ravel(x0) / scale[:, None]
             usable = rows_finite(x)

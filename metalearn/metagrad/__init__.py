@@ -6,9 +6,11 @@ from metalearn.metagrad.base import (
     MetaGradientResult,
     NonFiniteGradient,
 )
+from metalearn.metagrad.by_iterations import implicit_by_iterations
 from metalearn.metagrad.certificate import Certificate
 from metalearn.metagrad.first_order import FirstOrder
 from metalearn.metagrad.implicit import Implicit
+from metalearn.metagrad.reptile import Reptile
 from metalearn.metagrad.unrolled import Unrolled
 
 __all__ = [
@@ -19,5 +21,7 @@ __all__ = [
     "MetaGradient",
     "MetaGradientResult",
     "NonFiniteGradient",
+    "Reptile",
     "Unrolled",
+    "implicit_by_iterations",
 ]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from metalearn.errors import UsageError
 from metalearn.inner import InnerSolution, InnerSolver
 from metalearn.metagrad.certificate import Certificate
-from metalearn.problem import BilevelProblem, Meta
-from metalearn.tree import fixed, leaves_of, like_tree, live, partials
+from metalearn.problem import BilevelProblem, Meta, Params
+from metalearn.tree import fixed, leaves_of, like_tree, live, named_leaves, partials
 
 
 class NonFiniteGradient(ArithmeticError):
@@ -31,6 +30,10 @@ class MetaGradientResult:
         metrics: the problem's further figures, each (T,).
         inner: the inner solution that the tasks reached.
         certificate: of an implicit gradient; None for the others.
+        solution: of an implicit gradient's linear system, x = A^-1 (d outer / d params) as far as
+            it was solved, a dict of (T, ...) like the params; None for the others.
+        carry: keyword arguments for the next meta-step's call, which a training loop hands on;
+            empty for what needs none.
     """
 
     grads: Any
@@ -38,6 +41,8 @@ class MetaGradientResult:
     metrics: dict[str, Tensor]
     inner: InnerSolution
     certificate: Certificate | None = None
+    solution: Params | None = None
+    carry: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.outer_loss.isfinite().all():
@@ -54,7 +59,10 @@ class MetaGradientResult:
 
 
 class MetaGradient(ABC):
-    """A way to differentiate a bilevel problem: `meta_gradient(problem, meta, task)`."""
+    """A way to differentiate a bilevel problem: `meta_gradient(problem, meta, task)`.
+
+    It keeps no state: one that goes on from the meta-step before takes `**previous.carry` too.
+    """
 
     inner: InnerSolver
 
@@ -106,7 +114,7 @@ def mean_over_tasks(meta: Meta, summed: Sequence[Tensor | None], tasks: int) -> 
     """
     missing = [i for i, g in enumerate(summed) if g is None]
     if missing:
-        paths = [keystr(path) or "meta" for path, _ in tree_flatten_with_path(meta)[0]]
+        paths = list(named_leaves(meta))
         raise UsageError(
             f"no gradient reaches meta{', meta'.join(paths[i] for i in missing)}: neither the "
             "outer objective nor what this method differentiates depends on it; leave it out of "

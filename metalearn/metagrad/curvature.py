@@ -1,11 +1,13 @@
-"""The inner objective linearised once at a point: its gradient, curvature products, mixed partials.
+"""The inner objective linearised at a point: its gradient, curvature products, mixed partials.
 
-Both classes serve one implicit gradient: `matvec` is called for each Krylov iteration on one
-retained graph, `mixed` once at the end.
+A `Curvature` serves one implicit gradient: `matvec` is called for each Krylov iteration, `mixed`
+once at the end. `Hessian` and `GaussNewton` make one graph and keep it for all products;
+`Recomputed` makes either of them anew for each product, which takes more time and less memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from metalearn.errors import UsageError
 from metalearn.problem import BilevelProblem, CompositeProblem, Meta, Params
-from metalearn.tree import add, fixed, gradients, leaves_of, like_tree, partials
+from metalearn.tree import add, fixed, gradients, leaves_of, like_tree, live, partials
 
 
 class Curvature(Protocol):
@@ -22,8 +24,9 @@ class Curvature(Protocol):
     gradient: list[Tensor]
     """d inner / d params, each (T, ...)"""
 
-    def matvec(self, v: list[Tensor]) -> list[Tensor]:
-        """Each task's curvature matrix times its v."""
+    def matvec(self, v: list[Tensor], last: bool = False) -> list[Tensor]:
+        """Each task's curvature matrix times its v. `last`: nothing is asked for after it, so that
+        the graph goes as it is used."""
         ...
 
     def mixed(self, x: list[Tensor]) -> list[Tensor | None]:
@@ -43,8 +46,8 @@ class Hessian:
         self.objective = objective.detach()
         self.gradient = [g.detach() for g in self._graph]
 
-    def matvec(self, v: list[Tensor]) -> list[Tensor]:
-        return gradients(self._graph, self._params, v, retain_graph=True)
+    def matvec(self, v: list[Tensor], last: bool = False) -> list[Tensor]:
+        return gradients(self._graph, self._params, v, retain_graph=not last)
 
     def mixed(self, x: list[Tensor]) -> list[Tensor | None]:
         return partials(self._graph, self._meta, x)
@@ -79,9 +82,9 @@ class GaussNewton:
         self.objective = loss.detach()
         self.gradient = [g.detach() for g in self._pulled]
 
-    def matvec(self, v: list[Tensor]) -> list[Tensor]:
+    def matvec(self, v: list[Tensor], last: bool = False) -> list[Tensor]:
         with torch.no_grad():
-            return self._transposed(self._curved(self._pushed(v)))
+            return self._transposed(self._curved(self._pushed(v, last), last), last)
 
     def mixed(self, x: list[Tensor]) -> list[Tensor | None]:
         pushed = self._pushed(x)
@@ -92,14 +95,50 @@ class GaussNewton:
         )
         return [add(add(a, b), c) for a, b, c in zip(*parts, strict=True)]
 
-    def _pushed(self, v: list[Tensor]) -> list[Tensor]:
+    def _pushed(self, v: list[Tensor], last: bool = False) -> list[Tensor]:
         """J v"""
-        return gradients(self._pulled, self._weights, v, retain_graph=True)
+        return gradients(self._pulled, self._weights, v, retain_graph=not last)
 
-    def _curved(self, pushed: list[Tensor]) -> list[Tensor]:
+    def _curved(self, pushed: list[Tensor], last: bool = False) -> list[Tensor]:
         """The loss's Hessian in the outputs times `pushed`."""
-        return gradients(self._dloss, self._points, pushed, retain_graph=True)
+        return gradients(self._dloss, self._points, pushed, retain_graph=not last)
 
-    def _transposed(self, w: list[Tensor]) -> list[Tensor]:
+    def _transposed(self, w: list[Tensor], last: bool = False) -> list[Tensor]:
         """J' w"""
-        return leaves_of(self._pull(like_tree(self._outputs, w)))
+        return leaves_of(self._pull(like_tree(self._outputs, w), retain_graph=not last))
+
+
+class Recomputed:
+    """Another curvature, made for one task and one product at a time and let go of after it."""
+
+    def __init__(
+        self,
+        make: Callable[[BilevelProblem, Params, Meta, Any], Curvature],
+        problem: BilevelProblem,
+        params: Params,
+        meta: Meta,
+        task: Any,
+    ) -> None:
+        def of_task(t: int) -> Curvature:
+            own = {name: p[t : t + 1] for name, p in params.items()}
+            return make(problem, live(own), meta, task[t : t + 1])
+
+        self._of_task, self._meta = of_task, leaves_of(meta)
+        with torch.enable_grad():
+            objective = problem.inner_objective(params, fixed(meta), task)
+            self.gradient = gradients(objective.sum(), list(params.values()))
+        self.objective = objective.detach()
+
+    def matvec(self, v: list[Tensor], last: bool = False) -> list[Tensor]:
+        products = [self._of_task(t).matvec(own, last=True) for t, own in self._by_task(v)]
+        return [torch.cat(parts) for parts in zip(*products, strict=True)]
+
+    def mixed(self, x: list[Tensor]) -> list[Tensor | None]:
+        summed: list[Tensor | None] = [None] * len(self._meta)
+        for t, own in self._by_task(x):
+            found = self._of_task(t).mixed(own)
+            summed = [add(a, b) for a, b in zip(summed, found, strict=True)]
+        return summed
+
+    def _by_task(self, v: list[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
+        return ((t, [x[t : t + 1] for x in v]) for t in range(len(self.objective)))

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.errors import UsageError
-from metalearn.inner import Adam, GradientDescent, InnerSolver
+from metalearn.inner import Adam, GradientDescent, GradientMethod, LoopState
 from metalearn.problem import BilevelProblem, Meta, Params
-from metalearn.tree import add, gradients, leaves_of, live, partials
+from metalearn.tree import add, fixed, gradients, leaves_of, live, partials
 
 
 class _Holder(nn.Module):
@@ -26,31 +26,39 @@ class _Holder(nn.Module):
 
 
 def unroll_with_higher(
-    inner: InnerSolver, problem: BilevelProblem, meta: Meta, task: Any
+    inner: GradientMethod, problem: BilevelProblem, meta: Meta, task: Any, kept: int
 ) -> tuple[Tensor, dict[str, Tensor], Params, Tensor, list[Tensor | None]]:
-    """Outer loss (T,), metrics, adapted params, steps (T,), and the gradient summed over tasks."""
-    results = [_one_task(inner, problem, meta, task[i : i + 1]) for i in range(len(task))]
+    """Outer loss (T,), metrics, adapted params, steps (T,), and the gradient summed over tasks.
+
+    `higher` takes the last `kept` steps; those before them need no derivative.
+    """
+    results = [_one_task(inner, problem, meta, task[i : i + 1], kept) for i in range(len(task))]
     losses, metrics, params, grads = zip(*results, strict=True)
     loss = torch.cat(losses)
     return (
         loss,
         {name: torch.cat([m[name] for m in metrics]) for name in metrics[0]},
         {name: torch.cat([p[name] for p in params]) for name in params[0]},
-        torch.full(loss.shape, inner.steps, dtype=torch.int64, device=loss.device),  # type: ignore[attr-defined]
+        torch.full(loss.shape, inner.steps, dtype=torch.int64, device=loss.device),
         [reduce(add, parts) for parts in zip(*grads, strict=True)],
     )
 
 
 def _one_task(
-    inner: InnerSolver, problem: BilevelProblem, meta: Meta, task: Any
+    inner: GradientMethod, problem: BilevelProblem, meta: Meta, task: Any, kept: int
 ) -> tuple[Tensor, dict[str, Tensor], Params, list[Tensor | None]]:
     import higher
 
-    meta = live(meta)
+    constant, meta = fixed(meta), live(meta)
     with torch.enable_grad():
         start = problem.init(meta, task)
-        holder = _Holder(start)
-        optimiser = _torch_optimiser(inner, holder)
+        reached = inner.advance(
+            lambda params: problem.inner_objective(params, constant, task),
+            inner.start(start),
+            inner.steps - kept,
+        )
+        holder = _Holder(reached.params)
+        optimiser = _torch_optimiser(inner, holder, reached)
         with higher.innerloop_ctx(
             holder, optimiser, copy_initial_weights=False, track_higher_grads=True
         ) as (patched, differentiable):
@@ -58,7 +66,7 @@ def _one_task(
             def current() -> Params:
                 return dict(zip(start, patched.parameters(), strict=True))
 
-            for _ in range(inner.steps):  # type: ignore[attr-defined]
+            for _ in range(kept):
                 differentiable.step(problem.inner_objective(current(), meta, task).sum())
             adapted = current()
             loss, metrics = problem.outer_objective(adapted, meta, task)
@@ -74,15 +82,25 @@ def _one_task(
     )
 
 
-def _torch_optimiser(inner: InnerSolver, holder: nn.Module) -> torch.optim.Optimizer:
-    """The torch optimiser that `higher` makes differentiable."""
-    if isinstance(inner, GradientDescent | Adam) and inner.tol is None:
-        if isinstance(inner, Adam):
-            return torch.optim.Adam(
-                holder.parameters(), lr=inner.lr, betas=inner.betas, eps=inner.eps
-            )
-        return torch.optim.SGD(holder.parameters(), lr=inner.lr, momentum=inner.momentum)
-    raise UsageError(
-        f"{inner} cannot be unrolled by higher; use GradientDescent or Adam without tol, "
-        "or backend='batched'"
-    )
+def _torch_optimiser(
+    inner: GradientMethod, holder: nn.Module, reached: LoopState
+) -> torch.optim.Optimizer:
+    """The torch optimiser that `higher` makes differentiable, as it stands after earlier steps."""
+    optimiser: torch.optim.Optimizer
+    names: tuple[str, ...]
+    if isinstance(inner, GradientDescent) and inner.tol is None:
+        optimiser = torch.optim.SGD(holder.parameters(), lr=inner.lr, momentum=inner.momentum)
+        names = ("momentum_buffer",) if inner.momentum else ()
+    elif isinstance(inner, Adam) and inner.tol is None:
+        optimiser = torch.optim.Adam(
+            holder.parameters(), lr=inner.lr, betas=inner.betas, eps=inner.eps
+        )
+        names = ("exp_avg", "exp_avg_sq")
+    else:
+        raise UsageError(
+            f"{inner} cannot be unrolled by higher; use GradientDescent or Adam without tol, "
+            "or backend='batched'"
+        )
+    for p, *remembered in zip(holder.parameters(), *reached.memory, strict=True):
+        optimiser.state[p] = {"step": reached.count, **dict(zip(names, remembered, strict=True))}
+    return optimiser

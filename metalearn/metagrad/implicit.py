@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from metalearn.errors import UsageError
 from metalearn.inner import InnerSolution, InnerSolver
-from metalearn.linear_solve import CG, LinearSolver
+from metalearn.linear_solve import CG, LinearSolver, NormalCG
 from metalearn.metagrad.base import (
     MetaGradient,
     MetaGradientResult,
@@ -16,9 +16,9 @@ from metalearn.metagrad.base import (
     outer_gradient,
 )
 from metalearn.metagrad.certificate import Certificate
-from metalearn.metagrad.curvature import Curvature, GaussNewton, Hessian
+from metalearn.metagrad.curvature import Curvature, GaussNewton, Hessian, Recomputed
 from metalearn.metagrad.first_order import first_order_at
-from metalearn.problem import BilevelProblem, Meta
+from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.tree import add, fixed, live, task_norm
 
 
@@ -41,9 +41,21 @@ class Implicit(MetaGradient):
         damping: added to A's diagonal, in the units of the inner objective's curvature; >= 0.
         curvature: "hessian", or "gauss_newton" (positive semi-definite, so that A is positive
             definite wherever lambda + damping > 0).
+        warm_start: the result's `carry` holds the mean of x over the tasks, from which every task's
+            solve of the next meta-step then starts. Few-shot tasks, new at every meta-step, have
+            too little in common for it to help: after as many iterations of CG the residual was
+            larger than from 0 in each setting tried on glyphs.
+        linearisation: "kept": one graph of the inner gradient serves all products, in the memory of
+            about two inner gradients of all tasks (up to three in deep networks); or "recomputed":
+            each product makes a graph of its own, task by task, so that a batch of several tasks
+            takes little more than its inner loop. The gradient is the same; with 16 inner steps and
+            5 products it takes 1.2 to 1.3 times as long, with many small tasks up to 3 times.
 
-    A task whose first product meets negative curvature has no solution to add: x stays 0 there, and
-    its status says so.
+    A task whose first product meets negative curvature has no solution to add: x stays at its start
+    there, 0 but for a warm start, and its status says so.
+
+    `implicit(problem, meta, task, x0=previous.solution)` starts each task's solve from its own last
+    solution, for problems whose tasks recur; a task axis of length 1 serves all tasks.
 
     Raises:
         UsageError: the inner objective does not depend on meta (`FewShot(prox=0)`), so that the
@@ -55,11 +67,17 @@ class Implicit(MetaGradient):
     linear_solver: LinearSolver | None = field(default_factory=CG)
     damping: float = 0.0
     curvature: Literal["hessian", "gauss_newton"] = "hessian"
+    warm_start: bool = field(default=False, kw_only=True)
+    linearisation: Literal["kept", "recomputed"] = field(default="kept", kw_only=True)
 
     def __post_init__(self) -> None:
         if self.curvature not in ("hessian", "gauss_newton"):
             raise UsageError(
                 f"curvature={self.curvature!r} is unknown; expected 'hessian' or 'gauss_newton'"
+            )
+        if self.linearisation not in ("kept", "recomputed"):
+            raise UsageError(
+                f"linearisation={self.linearisation!r} is unknown; expected 'kept' or 'recomputed'"
             )
         if getattr(self.linear_solver, "max_iters", 1) < 1:
             raise UsageError(
@@ -69,7 +87,9 @@ class Implicit(MetaGradient):
         if not 0 <= self.damping < math.inf:
             raise UsageError(f"damping={self.damping}; expected a number of at least 0")
 
-    def __call__(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
+    def __call__(
+        self, problem: BilevelProblem, meta: Meta, task: Any, x0: Params | None = None
+    ) -> MetaGradientResult:
         if self.linear_solver is None:
             adapted = self.adapt(problem, meta, task)
             certificate = Certificate(adapted.grad_norm)
@@ -83,11 +103,12 @@ class Implicit(MetaGradient):
         params, meta = live(params), live(meta)
         loss, metrics, by_params, direct = outer_gradient(problem, params, meta, task)
 
-        make: type[Hessian] | type[GaussNewton] = (
-            Hessian if self.curvature == "hessian" else GaussNewton
-        )
-        curvature: Curvature = make(problem, params, meta, task)
-        solution = self.linear_solver(self._damped(curvature), by_params, batched=True)
+        curvature = self._curvature(problem, params, meta, task)
+        start = None if x0 is None else [x0[name].expand_as(p) for name, p in params.items()]
+        system, solver = self._damped(curvature), self.linear_solver
+        if isinstance(solver, NormalCG) and solver.transpose is None:
+            solver = replace(solver, transpose=system)  # A is symmetric
+        solution = solver(system, by_params, start, batched=True)
         mixed = curvature.mixed(solution.value)
         if all(m is None for m in mixed):
             raise UsageError(
@@ -96,6 +117,10 @@ class Implicit(MetaGradient):
             )
         summed = [add(d, None if m is None else -m) for d, m in zip(direct, mixed, strict=True)]
         grad_norm = task_norm(curvature.gradient)
+        x = dict(zip(params, solution.value, strict=True))
+        carry = {}
+        if self.warm_start:
+            carry["x0"] = {name: value.mean(0, keepdim=True) for name, value in x.items()}
         return MetaGradientResult(
             mean_over_tasks(meta, summed, len(loss)),
             loss,
@@ -104,7 +129,19 @@ class Implicit(MetaGradient):
             Certificate.of(
                 grad_norm, solution, self.damping, exact_curvature=self.curvature == "hessian"
             ),
+            x,
+            carry,
         )
+
+    def _curvature(
+        self, problem: BilevelProblem, params: Params, meta: Meta, task: Any
+    ) -> Curvature:
+        make: type[Hessian] | type[GaussNewton] = (
+            Hessian if self.curvature == "hessian" else GaussNewton
+        )
+        if self.linearisation == "kept":
+            return make(problem, params, meta, task)
+        return Recomputed(make, problem, params, meta, task)
 
     def _damped(self, curvature: Curvature) -> Any:
         if not self.damping:

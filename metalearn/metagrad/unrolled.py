@@ -1,7 +1,8 @@
-"""The unrolled meta-gradient: back through every inner step, as MAML does."""
+"""The unrolled meta-gradient: back through the inner steps, as MAML does."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,42 +10,89 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import UsageError
-from metalearn.inner import InnerSolution, InnerSolver, value_and_grad
-from metalearn.metagrad.base import MetaGradient, MetaGradientResult, mean_over_tasks
+from metalearn.inner import GradientMethod, InnerSolution, InnerSolver, LoopState, value_and_grad
+from metalearn.metagrad.base import (
+    MetaGradient,
+    MetaGradientResult,
+    mean_over_tasks,
+    through_init,
+)
 from metalearn.metagrad.higher_backend import unroll_with_higher
 from metalearn.problem import BilevelProblem, Meta, Params
-from metalearn.tree import fixed, leaves_of, live, partials, task_norm
+from metalearn.tree import add, fixed, leaves_of, live, partials, task_norm
 
 
 @dataclass(frozen=True)
 class Unrolled(MetaGradient):
     """The exact derivative of the inner loop as run, K steps and no more; Finn et al. 2017.
 
-    Memory grows with the number of inner steps.
+    Memory grows with the number of inner steps, unless they are truncated or checkpointed.
 
     Args:
         inner: `GradientDescent` or `Adam`.
         backend: "higher" runs the tasks one by one with the library `higher`, the reference;
             "batched" runs all tasks in one graph.
+        truncate: back through the last `truncate` steps only (Shaban et al. 2019), the loop's state
+            before them a constant. What reaches meta through the earlier steps' objective is left
+            out; `problem.init` is carried over them as by `FirstOrder`, d params / d init taken to
+            be the identity, since it would else be lost altogether, and MAML's whole gradient with
+            it. 0: `FirstOrder` itself; K or more, and None: the exact derivative.
+        checkpoint: keep the loop's state at the start of each segment of `checkpoint` steps, and
+            make a segment's graph anew when its turn has come in the backward sweep (Chen et al.
+            2016): the same gradient, for one more run of the inner loop without a graph, in the
+            memory of K / checkpoint states and one segment's graph. "sqrt": segments of the square
+            root of the steps, rounded up, the least memory where a state is as large as a step's
+            graph; of a network with large activations 1 takes less. Only with backend="batched".
 
     Raises:
-        UsageError: an unknown back end, or an inner solver that the back end cannot unroll.
+        UsageError: an unknown back end, a bad `truncate` or `checkpoint`, or an inner solver that
+            the back end cannot unroll.
         NonFiniteGradient: the outer loss or the gradient is not finite.
     """
 
     inner: InnerSolver
     backend: Literal["higher", "batched"] = "higher"
+    truncate: int | None = None
+    checkpoint: int | Literal["sqrt"] | None = None
 
     def __post_init__(self) -> None:
         if self.backend not in ("higher", "batched"):
             raise UsageError(f"backend={self.backend!r} is unknown; expected 'higher' or 'batched'")
+        if self.truncate is not None:
+            if not isinstance(self.truncate, int) or self.truncate < 0:
+                raise UsageError(f"truncate={self.truncate}; expected at least 0 steps, or null")
+            if getattr(self.inner, "tol", None) is not None:
+                raise UsageError(
+                    f"truncate={self.truncate} with inner.tol={self.inner.tol}; the last steps are "  # type: ignore[attr-defined]
+                    "counted from a loop of fixed length, so leave tol out"
+                )
+        if self.checkpoint is not None:
+            whole = isinstance(self.checkpoint, int) and self.checkpoint >= 1
+            if not whole and self.checkpoint != "sqrt":
+                raise UsageError(
+                    f"checkpoint={self.checkpoint}; expected at least 1 step, 'sqrt', or null"
+                )
+            if self.backend != "batched":
+                raise UsageError(
+                    f"checkpoint={self.checkpoint} needs backend='batched'; the library higher "
+                    "keeps the graph of every step"
+                )
 
     def __call__(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
+        if not isinstance(self.inner, GradientMethod):
+            raise UsageError(
+                f"{type(self.inner).__name__} has no unrolled derivative; use an implicit or "
+                "first-order meta-gradient"
+            )
+        steps = self.inner.steps
+        kept = steps if self.truncate is None else min(self.truncate, steps)
         if self.backend == "batched":
-            loss, metrics, params, steps, grads = self._batched(problem, meta, task)
+            loss, metrics, params, taken, grads = back_through(
+                self.inner, problem, meta, task, steps - kept, self._segments(kept)
+            )
         else:
-            loss, metrics, params, steps, grads = unroll_with_higher(
-                self.inner, problem, meta, task
+            loss, metrics, params, taken, grads = unroll_with_higher(
+                self.inner, problem, meta, task, kept
             )
         constant = fixed(meta)
         value, inner_grads = value_and_grad(
@@ -54,23 +102,73 @@ class Unrolled(MetaGradient):
             mean_over_tasks(meta, grads, len(loss)),
             loss,
             metrics,
-            InnerSolution(params, value.detach(), task_norm(inner_grads), steps),
+            InnerSolution(params, value.detach(), task_norm(inner_grads), taken),
         )
 
-    def _batched(
-        self, problem: BilevelProblem, meta: Meta, task: Any
-    ) -> tuple[Tensor, dict[str, Tensor], Params, Tensor, list[Tensor | None]]:
-        meta = live(meta)
-        with torch.enable_grad():
-            # The meta-parameters may not reach every tensor of init, which must be in the graph.
-            start = {
-                name: p if p.requires_grad else p.detach().requires_grad_()
-                for name, p in problem.init(meta, task).items()
-            }
-            params, steps = self.inner.minimise(
-                lambda params: problem.inner_objective(params, meta, task), start, create_graph=True
-            )
-            loss, metrics = problem.outer_objective(params, meta, task)
-            grads = partials(loss.sum(), leaves_of(meta))
-        detached = {name: value.detach() for name, value in metrics.items()}
-        return loss.detach(), detached, fixed(params), steps, grads
+    def _segments(self, steps: int) -> list[int]:
+        """The lengths of the segments, one at least."""
+        length = self.checkpoint or steps
+        if length == "sqrt":
+            length = math.isqrt(max(steps - 1, 0)) + 1
+        whole, rest = divmod(steps, max(length, 1))
+        return [length] * whole + [rest] * (rest > 0) or [0]
+
+
+def back_through(
+    inner: GradientMethod,
+    problem: BilevelProblem,
+    meta: Meta,
+    task: Any,
+    skipped: int,
+    segments: list[int],
+) -> tuple[Tensor, dict[str, Tensor], Params, Tensor, list[Tensor | None]]:
+    """Runs `skipped` steps and those of the segments forward, then the segments backward.
+
+    No more than one segment's graph is alive at once; the last one's is made on the way forward.
+
+    Returns:
+        the outer loss (T,), metrics, adapted params, steps (T,), and the gradient summed over tasks
+        for each leaf of meta, None where there is none.
+    """
+    constant, meta = fixed(meta), live(meta)
+
+    def forward(state: LoopState, steps: int) -> LoopState:
+        return inner.advance(lambda p: problem.inner_objective(p, constant, task), state, steps)
+
+    def with_graph(state: LoopState, steps: int) -> tuple[LoopState, LoopState]:
+        begin = state.live()
+        return begin, inner.advance(
+            lambda p: problem.inner_objective(p, meta, task), begin, steps, create_graph=True
+        )
+
+    def pulled_back(
+        outputs: list[Tensor], weights: list[Tensor] | None, begin: LoopState
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """weights' d outputs / d begin, and / d meta."""
+        inputs = begin.leaves()
+        found = partials(outputs, inputs + leaves_of(meta), weights)
+        by_state = [
+            torch.zeros_like(x) if g is None else g
+            for x, g in zip(inputs, found[: len(inputs)], strict=True)
+        ]
+        return by_state, found[len(inputs) :]
+
+    states = [forward(inner.start(problem.init(constant, task)), skipped)]
+    for steps in segments[:-1]:
+        states.append(forward(states[-1], steps))
+    with torch.enable_grad():
+        begin, end = with_graph(states.pop(), segments[-1])
+        loss, metrics = problem.outer_objective(end.params, meta, task)
+        by_state, by_meta = pulled_back([loss.sum()], None, begin)
+        for steps in reversed(segments[:-1]):
+            begin, reached = with_graph(states.pop(), steps)
+            by_state, more = pulled_back(reached.leaves(), by_state, begin)
+            by_meta = [add(a, b) for a, b in zip(by_meta, more, strict=True)]
+    carried = through_init(problem, constant, task, by_state[: len(end.params)])
+    return (
+        loss.detach(),
+        {name: value.detach() for name, value in metrics.items()},
+        fixed(end.params),
+        end.taken,
+        [add(a, b) for a, b in zip(by_meta, carried, strict=True)],
+    )

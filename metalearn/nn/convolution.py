@@ -8,7 +8,9 @@ A convolution is bilinear in its input and its kernel, and so are its two gradie
 are closed under differentiation: the derivative of each is made of the other two. Written as three
 autograd functions, each one grouped kernel for all tasks, a Hessian product costs what the
 gradients it is made of cost. (Torch's own double backward of a grouped convolution loops over the
-groups.) Kernels of one channel, the first layer's for grey images, go by patches and a matrix
+groups.) A factor is saved only where the other one's derivative is asked for: the first layer's
+images have none, so that the gradient of its output, the largest there is, is not kept for it.
+Kernels of one channel, the first layer's for grey images, go by patches and a matrix
 product, which is several times faster than the grouped kernel there.
 """
 
@@ -76,13 +78,25 @@ def _patches(x: Tensor, weight: Tensor, g: Geometry) -> Tensor:
     return windows.reshape(g.groups, kh * kw, -1)
 
 
-def _backward(
-    y: Tensor, x: Tensor, weight: Tensor, g: Geometry, of_input: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ops.aten.convolution_backward(
-        y, x, weight, None, g.stride, g.padding, g.dilation, False, (0, 0), g.groups,
-        (of_input, not of_input, False),
-    )  # fmt: skip
+def _input_grad(y: Tensor, weight: Tensor, shape: torch.Size, g: Geometry) -> Tensor:
+    """The transposed convolution; `spare` says which of the sizes with the same output is x's."""
+    spare = [
+        shape[i + 2]
+        - (y.shape[i + 2] - 1) * g.stride[i]
+        + 2 * g.padding[i]
+        - g.dilation[i] * (weight.shape[i + 2] - 1)
+        - 1
+        for i in (0, 1)
+    ]
+    return F.conv_transpose2d(y, weight, None, g.stride, g.padding, spare, g.groups, g.dilation)
+
+
+def _save(ctx: Any, a: Tensor, b: Tensor) -> None:
+    """The factors of a product, each for the derivative by the other."""
+    need_a, need_b, *_ = ctx.needs_input_grad
+    ctx.shapes = a.shape, b.shape
+    ctx.save_for_backward(a if need_b else None, b if need_a else None)
+    ctx.save_for_forward(a, b)
 
 
 class _Gradient(torch.autograd.Function):
@@ -93,8 +107,7 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         a, b, ctx.shape, ctx.geometry = inputs
-        ctx.save_for_backward(a, b)
-        ctx.save_for_forward(a, b)
+        _save(ctx, a, b)
 
 
 class _Output(torch.autograd.Function):
@@ -107,18 +120,19 @@ class _Output(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, weight, ctx.geometry = inputs
-        ctx.save_for_backward(x, weight)
-        ctx.save_for_forward(x, weight)
+        _save(ctx, x, weight)
 
     @staticmethod
     def backward(ctx: Any, y: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         need_x, need_weight, _ = ctx.needs_input_grad
-        return (
-            _InputGrad.apply(y, weight, x.shape, ctx.geometry) if need_x else None,
-            _WeightGrad.apply(x, y, weight.shape, ctx.geometry) if need_weight else None,
-            None,
-        )
+        by_x = by_weight = None
+        # In this order, a double backward is done with x's image before it makes another for x.
+        if need_weight:
+            by_weight = _WeightGrad.apply(x, y, ctx.shapes[1], ctx.geometry)
+        if need_x:
+            by_x = _InputGrad.apply(y, weight, ctx.shapes[0], ctx.geometry)
+        return by_x, by_weight, None
 
     @staticmethod
     @first_order
@@ -133,23 +147,22 @@ class _Output(torch.autograd.Function):
 class _InputGrad(_Gradient):
     @staticmethod
     def forward(y: Tensor, weight: Tensor, shape: torch.Size, g: Geometry) -> Tensor:
-        x = y.new_empty(1).expand(shape)  # only its shape is read
         if g.groups == 1 or shape[2] * shape[3] < LARGE_IMAGE or y.device.type != "cpu":
-            return _backward(y, x, weight, g, of_input=True)[0]
+            return _input_grad(y, weight, shape, g)
         one = g._replace(groups=1)
-        parts = zip(*(v.chunk(g.groups, d) for v, d in ((y, 1), (x, 1), (weight, 0))), strict=True)
-        return torch.cat([_backward(a, b, c, one, of_input=True)[0] for a, b, c in parts], dim=1)
+        parts = zip(y.chunk(g.groups, 1), weight.chunk(g.groups), strict=True)
+        return torch.cat([_input_grad(a, b, shape, one) for a, b in parts], dim=1)
 
     @staticmethod
     def backward(ctx: Any, x: Tensor) -> Any:
         y, weight = ctx.saved_tensors
         need_y, need_weight, _, _ = ctx.needs_input_grad
-        return (
-            _Output.apply(x, weight, ctx.geometry) if need_y else None,
-            _WeightGrad.apply(x, y, weight.shape, ctx.geometry) if need_weight else None,
-            None,
-            None,
-        )
+        by_y = by_weight = None
+        if need_weight:  # first: it takes the most memory on the way
+            by_weight = _WeightGrad.apply(x, y, ctx.shapes[1], ctx.geometry)
+        if need_y:
+            by_y = _Output.apply(x, weight, ctx.geometry)
+        return by_y, by_weight, None, None
 
     @staticmethod
     @first_order
@@ -166,7 +179,10 @@ class _WeightGrad(_Gradient):
     def forward(x: Tensor, y: Tensor, shape: torch.Size, g: Geometry) -> Tensor:
         weight = y.new_empty(1).expand(shape)  # only its shape is read
         if shape[1] > 1 or not g.plain:
-            return _backward(y, x, weight, g, of_input=False)[1]
+            return torch.ops.aten.convolution_backward(
+                y, x, weight, None, g.stride, g.padding, g.dilation, False, (0, 0), g.groups,
+                (False, True, False),
+            )[1]  # fmt: skip
         rows = y.transpose(0, 1).reshape(g.groups, shape[0] // g.groups, -1)
         return torch.bmm(rows, _patches(x, weight, g).mT).view(shape)
 
@@ -175,7 +191,7 @@ class _WeightGrad(_Gradient):
         x, y = ctx.saved_tensors
         need_x, need_y, _, _ = ctx.needs_input_grad
         return (
-            _InputGrad.apply(y, weight, x.shape, ctx.geometry) if need_x else None,
+            _InputGrad.apply(y, weight, ctx.shapes[0], ctx.geometry) if need_x else None,
             _Output.apply(x, weight, ctx.geometry) if need_y else None,
             None,
             None,

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.errors import UsageError
+from metalearn.nn.activation import leaky_relu
 from metalearn.nn.convolution import Geometry, grouped_conv2d
 from metalearn.nn.normalisation import batch_norm, mean
+from metalearn.nn.pooling import Window, max_pool2d
 
 
 class TaskLayer(nn.Module):
@@ -131,6 +133,19 @@ class TaskPool(TaskLayer):
         return self.pool(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
 
 
+class TaskMaxPool(TaskLayer):
+    def __init__(self, module: nn.MaxPool2d) -> None:
+        super().__init__(module)
+        if module.return_indices:
+            raise UsageError(
+                "MaxPool2d(return_indices=True) cannot be task-batched; set return_indices=False"
+            )
+        self.window = Window.of(module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return max_pool2d(x.flatten(1, 2), self.window).unflatten(1, x.shape[1:3])
+
+
 class TaskFlatten(TaskLayer):
     def __init__(self, module: nn.Flatten) -> None:
         super().__init__(module)
@@ -142,6 +157,20 @@ class TaskFlatten(TaskLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(2)
+
+
+class TaskLeakyReLU(TaskLayer):
+    def __init__(self, module: nn.ReLU | nn.LeakyReLU) -> None:
+        super().__init__(module)
+        self.slope = float(getattr(module, "negative_slope", 0.0))
+        if self.slope < 0:
+            raise UsageError(
+                f"LeakyReLU(negative_slope={self.slope}) cannot be task-batched; expected a slope "
+                "of at least 0"
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return leaky_relu(x, self.slope)
 
 
 class TaskElementwise(TaskLayer):
@@ -188,13 +217,13 @@ TWINS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.BatchNorm1d: TaskBatchNorm,
     nn.BatchNorm2d: TaskBatchNorm,
     nn.GroupNorm: TaskGroupNorm,
-    nn.MaxPool2d: TaskPool,
+    nn.MaxPool2d: TaskMaxPool,
     nn.AvgPool2d: TaskPool,
     nn.AdaptiveAvgPool2d: TaskPool,
     nn.ZeroPad2d: TaskPool,
     nn.Flatten: TaskFlatten,
-    nn.ReLU: TaskElementwise,
-    nn.LeakyReLU: TaskElementwise,
+    nn.ReLU: TaskLeakyReLU,
+    nn.LeakyReLU: TaskLeakyReLU,
     nn.GELU: TaskElementwise,
     nn.SiLU: TaskElementwise,
     nn.Sigmoid: TaskElementwise,

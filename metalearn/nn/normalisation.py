@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from metalearn.forward_mode import first_order
 from metalearn.tree import add
@@ -33,6 +34,21 @@ def batch_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
 def mean(x: Tensor) -> Tensor:
     """The mean of each channel, shaped so that it broadcasts: (1, C, 1, ...)."""
     return x.mean([0, *range(2, x.dim())], keepdim=True)
+
+
+Term = tuple[Tensor, Tensor]
+"""A tensor like x, and what each channel of it is multiplied by."""
+
+
+def _combined(level: Tensor | None, first: Term, *others: Term) -> Tensor:
+    """level (None: 0) plus the sum of the terms: one new tensor, none of its size on the way."""
+    tensor, factor = first
+    total = tensor * factor
+    if retrieve_all_functorch_interpreters():  # `vmap` cannot write to what it does not map
+        return add(sum((t * f for t, f in others), start=total), level)
+    for tensor, factor in others:
+        total.addcmul_(tensor, factor)
+    return total if level is None else total.add_(level)
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -63,15 +79,20 @@ class _BatchNorm(torch.autograd.Function):
     ) -> Any:
         gain, unit, scale = ctx.saved_tensors
         values = unit.numel() // scale.numel()
-        by_x = by_gain = by_shift = None
-        if y is not None:
+        if y is not None and by_unit is None and by_scale is None:
             by_x, mean_y, mean_uy = _Project.apply(y, unit, scale * gain)
-            by_gain, by_shift = values * mean_uy, values * mean_y
-        if by_unit is not None:
-            by_x = add(by_x, _Project.apply(by_unit, unit, scale)[0])
-        if by_scale is not None:
-            by_x = add(by_x, unit * (-(scale**2) * by_scale / values))
-        return by_x, by_gain, by_shift, None
+            return by_x, values * mean_uy, values * mean_y, None
+        # The derivative of a gradient: P (gain y) + P by_unit + the multiple of u of by_scale.
+        by_gain = by_shift = None
+        level = torch.zeros_like(scale)
+        along = level if by_scale is None else by_scale * -(scale**2) / values
+        terms = [(z, f) for z, f in ((y, scale * gain), (by_unit, scale)) if z is not None]
+        for z, factor in terms:
+            mean_z, mean_uz = mean(z), mean(unit * z)
+            level, along = level - factor * mean_z, along - factor * mean_uz
+            if z is y:
+                by_gain, by_shift = values * mean_uz, values * mean_z
+        return _combined(level, *terms, (unit, along)), by_gain, by_shift, None
 
     @staticmethod
     @first_order
@@ -100,14 +121,17 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def forward(y: Tensor, unit: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean_y, mean_uy = mean(y), mean(unit * y)
-        return (y - unit * mean_uy).sub_(mean_y).mul_(scale), mean_y, mean_uy
+        projected = _combined(-scale * mean_y, (unit, -scale * mean_uy), (y, scale))
+        return projected, mean_y, mean_uy
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         y, unit, scale = inputs
         _, mean_y, mean_uy = output
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(y, unit, scale, mean_y, mean_uy)
+        _, need_unit, need_scale = ctx.needs_input_grad
+        kept = y if need_unit or need_scale else None
+        ctx.save_for_backward(kept, unit, scale, mean_y, mean_uy)
         ctx.save_for_forward(y, unit, scale, mean_y, mean_uy)
 
     @staticmethod
@@ -116,24 +140,24 @@ class _Project(torch.autograd.Function):
     ) -> Any:
         y, unit, scale, mean_y, mean_uy = ctx.saved_tensors
         need_y, need_unit, need_scale = ctx.needs_input_grad
-        values = y.numel() // scale.numel()
-        by_y = by_unit = by_scale = along_y = None
+        values = unit.numel() // scale.numel()
+        nothing = torch.zeros_like(scale)
+        level = nothing if by_mean is None else by_mean / values
+        along = nothing if by_along is None else by_along / values
+        by_y = by_unit = by_scale = None
+        in_y: list[Term] = []
+        in_unit: list[Term] = []
         if g is not None:
-            by_y, mean_g, mean_ug = _Project.apply(g, unit, scale)
-            along_y = -scale * mean_ug
-            if need_unit:
-                by_unit = g * (-scale * mean_uy)
+            mean_g, mean_ug = mean(g), mean(unit * g)
+            level, along = level - scale * mean_g, along - scale * mean_ug
+            in_y, in_unit = [(g, scale)], [(g, -scale * mean_uy)]
             if need_scale:
                 by_scale = values * (mean(g * y) - mean_g * mean_y - mean_ug * mean_uy)
-        if by_mean is not None and need_y:
-            by_y = add(by_y, (by_mean / values).expand_as(y))
-        if by_along is not None:
-            along_y = add(along_y, by_along / values)
-            if need_y:
-                by_y = add(by_y, unit * (by_along / values))
-        if need_unit and along_y is not None:
-            by_unit = add(by_unit, y * along_y)
-        return by_y if need_y else None, by_unit, by_scale
+        if need_y:
+            by_y = _combined(level, (unit, along), *in_y)
+        if need_unit:
+            by_unit = _combined(None, (y, along), *in_unit)
+        return by_y, by_unit, by_scale
 
     @staticmethod
     @first_order

@@ -8,7 +8,17 @@ from zoo import LearnedRidge, Quadratic, few_shot, finite_differences, problems,
 
 from metalearn.errors import UsageError
 from metalearn.inner import GradientDescent, NewtonCG
-from metalearn.linear_solve import CG, Dense, Status
+from metalearn.linear_solve import (
+    CG,
+    GMRES,
+    BiCGStab,
+    Dense,
+    Jacobi,
+    Neumann,
+    NormalCG,
+    Nystrom,
+    Status,
+)
 from metalearn.metagrad import FirstOrder, Implicit, NonFiniteGradient, Unrolled
 from metalearn.metagrad.curvature import GaussNewton, Hessian
 from metalearn.tree import live
@@ -54,6 +64,30 @@ def test_cg_goes_to_dense_as_iterations_grow():
     assert errors[-1] < 1e-9
 
 
+@pytest.mark.parametrize(
+    "solver",
+    [
+        Neumann(800, rtol=1e-9),
+        GMRES(60, restart=40, rtol=1e-9),
+        BiCGStab(100, rtol=1e-9),
+        NormalCG(400, rtol=1e-9),
+        CG(60, rtol=1e-9, preconditioner=Nystrom(8, 1e-3)),
+        CG(60, rtol=1e-9, preconditioner=Jacobi(8)),
+        Nystrom(32, 1e-12),
+    ],
+    ids=lambda s: type(getattr(s, "preconditioner", None) or s).__name__,
+)
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+def test_every_linear_solver_gives_one_gradient(solver, curvature):
+    problem, meta, task = problems()["classification"]
+    inner = GradientDescent(20, 0.3)
+    exact = Implicit(inner, Dense(), curvature=curvature)(problem, meta, task).grads
+    result = Implicit(inner, solver, curvature=curvature)(problem, meta, task)
+    assert (result.certificate.status == Status.CONVERGED).all()
+    # Residuals of 1e-9 over a least curvature of about prox = 0.5.
+    assert relative_difference(result.grads, exact) < 1e-7
+
+
 def test_damping_is_added_to_the_curvature():
     problem, meta, task = problems()["quadratic"]
     eye = torch.eye(4, dtype=torch.float64)
@@ -94,7 +128,9 @@ def test_gauss_newton_is_the_generalised_gauss_newton_matrix(regression):
         assert torch.allclose(product, exact @ v, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["quadratic", "ridge", "regression", "scaled"])
+@pytest.mark.parametrize(
+    "name", ["quadratic", "ridge", "regression", "head", "learned_prox", "scaled"]
+)
 def test_both_curvatures_agree_on_gradients_and_mixed_partials(name):
     problem, meta, task = (problems() | {"scaled": scaled_ridge()})[name]
     params = live({k: v + torch.randn_like(v) for k, v in problem.init(meta, task).items()})
@@ -194,3 +230,37 @@ def test_a_leaf_of_meta_that_no_gradient_reaches_is_an_error(way):
 def test_no_iterations_are_no_solver():
     with pytest.raises(UsageError, match="linear_solver=None"):
         Implicit(GradientDescent(2, 0.1), CG(0))
+
+
+def test_a_solve_that_starts_at_its_solution_takes_no_iteration():
+    problem, meta, task = problems()["classification"]
+    way = Implicit(CONVERGED, CG(60, rtol=1e-9))
+    cold = way(problem, meta, task)
+    again = way(problem, meta, task, x0=cold.solution)
+    assert (cold.certificate.iterations > 5).all()
+    assert again.certificate.iterations.tolist() == [0, 0, 0]
+    assert relative_difference(again.grads, cold.grads) < 1e-14
+
+
+def test_tasks_that_recur_need_fewer_iterations():
+    problem, meta, task = problems()["ridge"]
+    way = Implicit(CONVERGED, CG(60, rtol=1e-3))
+    solution = way(problem, meta, task).solution
+    moved = {"penalty": {"log": meta["penalty"]["log"] + 1e-3}}
+    cold, warm = way(problem, moved, task), way(problem, moved, task, x0=solution)
+    assert (warm.certificate.iterations < cold.certificate.iterations).all()
+    assert (warm.certificate.status == Status.CONVERGED).all()
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+def test_a_warm_start_carries_the_mean_and_leaves_the_gradient(curvature):
+    problem, meta, task = problems()["regression"]
+    way = Implicit(CONVERGED, CG(60, rtol=1e-11), curvature=curvature, warm_start=True)
+    cold = way(problem, meta, task)
+    for name, x in cold.solution.items():
+        assert torch.allclose(cold.carry["x0"][name], x.mean(0, keepdim=True))
+    warm = way(problem, meta, task, **cold.carry)
+    assert relative_difference(warm.grads, cold.grads) < 1e-8
+    assert not torch.equal(warm.certificate.residual_norm, cold.certificate.residual_norm)
+    assert Implicit(CONVERGED)(problem, meta, task).carry == {}
+    assert Implicit(CONVERGED, None, warm_start=True)(problem, meta, task).carry == {}

@@ -8,6 +8,7 @@ from metalearn.errors import UsageError
 from metalearn.nn import MLP, Conv4, ResNet12, TaskBatched
 from metalearn.nn.convolution import Geometry, grouped_conv2d
 from metalearn.nn.normalisation import batch_norm
+from metalearn.tree import leaves_of
 
 
 class Scaled(nn.Module):
@@ -103,6 +104,47 @@ def test_convolution_and_its_derivatives(geometry, x, weight):
     assert torch.autograd.gradgradcheck(function, (x, weight), fast_mode=fast)
 
 
+@pytest.mark.parametrize("mapped", ["both", "input", "kernel"])
+def test_convolution_under_vmap_is_one_call_after_another(mapped):
+    geometry, x_shape, weight_shape = GEOMETRIES[1]
+    g = torch.Generator().manual_seed(0)
+    shapes = [
+        (3, *shape) if mapped in ("both", which) else shape
+        for which, shape in (("input", x_shape), ("kernel", weight_shape))
+    ]
+    x, weight = (
+        torch.randn(shape, generator=g, dtype=torch.float64, requires_grad=True) for shape in shapes
+    )
+    dims = tuple(0 if mapped in ("both", which) else None for which in ("input", "kernel"))
+
+    def function(x, weight):
+        return torch.func.vmap(lambda a, b: grouped_conv2d(a, b, geometry), in_dims=dims)(x, weight)
+
+    pairs = [(x[i] if dims[0] == 0 else x, weight[i] if dims[1] == 0 else weight) for i in range(3)]
+    each = torch.stack([grouped_conv2d(a, b, geometry) for a, b in pairs])
+    assert torch.allclose(function(x, weight), each)
+    assert torch.autograd.gradcheck(function, (x, weight), fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, (x, weight), fast_mode=True)
+
+
+@pytest.mark.parametrize("constant", ["input", "kernel"])
+def test_a_convolution_by_one_factor_alone_is_right_to_second_order(constant):
+    # Only what a derivative is asked for is saved: each factor is left out of it in turn.
+    geometry, x_shape, weight_shape = GEOMETRIES[0]
+    g = torch.Generator().manual_seed(0)
+    x, weight = (
+        torch.randn(shape, generator=g, dtype=torch.float64) for shape in (x_shape, weight_shape)
+    )
+    leaf = (weight if constant == "input" else x).requires_grad_()
+
+    def function(leaf):
+        pair = (x, leaf) if constant == "input" else (leaf, weight)
+        return grouped_conv2d(*pair, geometry) ** 3  # its second derivative is not zero
+
+    assert torch.autograd.gradcheck(function, leaf, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, leaf, check_fwd_over_rev=True)
+
+
 def channels(*shape):
     g = torch.Generator().manual_seed(len(shape))
     x = torch.randn(*shape, generator=g, dtype=torch.float64, requires_grad=True)
@@ -144,6 +186,25 @@ def test_batch_norm_under_vmap_is_one_call_after_another():
     assert torch.allclose(mapped(many), torch.stack([function(x) for x in many]))
     assert torch.autograd.gradcheck(mapped, many, fast_mode=True)
     assert torch.autograd.gradgradcheck(mapped, many, fast_mode=True)
+
+
+def test_batch_norms_hessian_by_torch_func_is_torchs():
+    x, gain, shift = (v.detach() for v in channels(4, 3, 2, 2))
+
+    def ours(x, gain):
+        return (batch_norm(x, gain, shift, 1e-2) ** 3).sum()
+
+    def theirs(x, gain):
+        y = torch.nn.functional.batch_norm(
+            x, None, None, gain.flatten(), shift.flatten(), training=True, eps=1e-2
+        )
+        return (y**3).sum()
+
+    def hessian(function):  # reverse over reverse: `vmap` over the cotangents alone
+        return torch.func.jacrev(torch.func.grad(function, (0, 1)), (0, 1))(x, gain)
+
+    for a, b in zip(leaves_of(hessian(ours)), leaves_of(hessian(theirs)), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-11)
 
 
 def test_inductive_statistics_come_from_the_first_examples_alone():

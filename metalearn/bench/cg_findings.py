@@ -1,0 +1,165 @@
+"""What the rows of the study of CG iterations show, a sentence each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import torch
+
+from metalearn.bench.cg_report import (
+    CURVATURES,
+    NAMES,
+    PLACES,
+    common_number,
+    final_rows,
+    first_prox,
+    part_of,
+    percent,
+    sweep_of,
+    swept_ways,
+    task_rows,
+    within_time,
+)
+from metalearn.evaluation import Estimate
+
+
+def findings(rows: pd.DataFrame) -> list[str]:
+    return [
+        _monotone(rows),
+        *_beaten(rows),
+        *_indefinite(rows),
+        *_certified(rows),
+        *_plateaus(rows),
+        *_in_time(rows),
+        *_best(rows),
+    ]
+
+
+def _beaten(rows: pd.DataFrame) -> list[str]:
+    """From which number on CG is nearer than the first-order gradient."""
+    part, found = task_rows(rows), []
+    part = part[(part.point == "minimum") & part.definite]
+    for curvature, group in part.groupby("curvature", sort=False):
+        medians = group.groupby("iterations").error.median()
+        nearer = medians[medians < medians.iloc[0]]
+        if medians.index[0] != 0 or nearer.empty:
+            continue
+        found.append(
+            f"At the inner minimum, with {CURVATURES[str(curvature)]} curvature, the first-order "
+            f"gradient is off by {medians.iloc[0]:.2g}, one CG iteration by "
+            f"{medians.iloc[1]:.2g} (medians); CG is the nearer one from "
+            f"{nearer.index[0]} iterations on."
+        )
+    return found
+
+
+def _certified(rows: pd.DataFrame) -> list[str]:
+    part = part_of(rows, "task")
+    part = part[part.certificate.notna() & part.true_error.notna()]
+    if part.empty:
+        return []
+    shares = (part.certificate >= part.true_error).groupby(part.point).agg(["sum", "size"])
+    where = [f"{r['sum']} of {r['size']} solves {PLACES[str(p)]}" for p, r in shares.iterrows()]
+    return [
+        f"The certificate's estimate is at least the true error in {' and '.join(where)}: with few "
+        "iterations the least Ritz value is far above the least eigenvalue."
+    ]
+
+
+def _monotone(rows: pd.DataFrame) -> str:
+    part = task_rows(rows)
+    part = part[part.definite & (part.iterations > 0)]
+    keys = ["seed", "prox", "point", "curvature", "task"]
+    groups = [g.sort_values("iterations") for _, g in part.groupby(keys)]
+    falls = sum(bool((g.error.diff().dropna() <= 1e-9).all()) for g in groups)
+    below = (part.error <= part.rate_bound).sum()
+    return (
+        f"Where A is positive definite, CG's error falls with every further iteration in {falls} "
+        f"of {len(groups)} systems, and {below} of {len(part)} errors are under the bound of "
+        "theory."
+    )
+
+
+def _indefinite(rows: pd.DataFrame) -> list[str]:
+    part = task_rows(rows)
+    part = part[part.iterations == part.iterations.max()]
+    groups = part.groupby(["curvature", "point"]).definite
+    counts = {key: f"{int((~d).sum())} of {len(d)}" for key, d in groups}
+    return [
+        f"The Hessian's system is indefinite in {counts['hessian', 'adapted']} tasks after the "
+        f"inner steps and in {counts['hessian', 'minimum']} at the inner minimum, Gauss-Newton's "
+        f"in {counts['gauss_newton', 'minimum']}."
+    ]
+
+
+def _plateaus(rows: pd.DataFrame) -> list[str]:
+    final, found = final_rows(rows), []
+    for prox in final.prox.unique():
+        for way in swept_ways(final):
+            wide = sweep_of(final, way, prox).pivot(
+                index="seed", columns="iterations", values="test_accuracy"
+            )
+            if len(wide) < 2:
+                continue
+            number = plateau(wide)
+            gain = _difference(wide, wide.columns[0], wide.columns[-1])
+            found.append(
+                f"{NAMES[way]}, lambda = {prox:g}: accuracy stops improving at {number} iterations "
+                f"({percent(wide[number])} %), no larger number being better by more than its "
+                f"interval over {len(wide)} seeds; {wide.columns[-1]:g} iterations change "
+                f"first-order's accuracy by {100 * gain.mean:+.1f} ± {100 * gain.interval:.1f} "
+                "points."
+            )
+    return found
+
+
+def plateau(wide: pd.DataFrame) -> int:
+    """The least number of iterations (columns, rising) that no larger one improves on.
+
+    Improving: the mean of the paired differences over the seeds (rows) is above 0 by more than
+    its 95 % interval.
+    """
+    numbers = list(wide.columns)
+    for i, n in enumerate(numbers):
+        later = [_difference(wide, n, m) for m in numbers[i + 1 :]]
+        if not any(d.mean > d.interval for d in later):
+            return int(n)
+    raise AssertionError("the largest number has none above it")
+
+
+def _difference(wide: pd.DataFrame, before: Any, after: Any) -> Estimate:
+    return Estimate.of(torch.tensor((wide[after] - wide[before]).dropna().to_numpy()))
+
+
+def _in_time(rows: pd.DataFrame) -> list[str]:
+    found = []
+    for prox in final_rows(rows).prox.unique():
+        budget, timed = within_time(rows, prox)
+        means = timed.groupby(["way", "iterations"]).validation_accuracy.mean().reset_index()
+        best = means.sort_values("validation_accuracy").iloc[-1]
+        name = (
+            f"{NAMES[best.way]} with {best.iterations:g} iterations"
+            if best.iterations
+            else "first-order"
+        )
+        found.append(
+            f"In {budget:.1f} s of training with lambda = {prox:g} the best mean is that of "
+            f"{name}, {100 * best.validation_accuracy:.1f} %."
+        )
+    return found
+
+
+def _best(rows: pd.DataFrame) -> list[str]:
+    number, prox = common_number(rows), first_prox(rows)
+    part = part_of(rows, "gradient")
+    part = part[(part.prox == prox) & (part.iterations == number) & (part.point == "minimum")]
+    error = part.groupby("way").error.median().dropna().sort_values()
+    if error.empty:
+        return []
+    best, worst = error.index[0], error.index[-1]
+    return [
+        f"With {number} iterations at the inner minimum, lambda = {prox:g}, {NAMES[best]} comes "
+        f"nearest to the exact meta-gradient (error {error.iloc[0]:.2g}), {NAMES[worst]} is the "
+        f"farthest ({error.iloc[-1]:.2g})."
+    ]

@@ -1,0 +1,47 @@
+"""Reptile: meta moves towards the adapted parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from metalearn.inner import InnerSolver
+from metalearn.metagrad.base import (
+    MetaGradient,
+    MetaGradientResult,
+    mean_over_tasks,
+    through_init,
+)
+from metalearn.problem import BilevelProblem, Meta
+from metalearn.tree import fixed
+
+
+@dataclass(frozen=True)
+class Reptile(MetaGradient):
+    """The pseudo-gradient init - params*, carried to meta through `problem.init`.
+
+    Nichol et al. 2018. For `FewShot` that is the mean over the tasks of theta - phi, so that a step
+    of SGD at the rate e takes theta to theta + e (mean phi - theta). It is the derivative of
+    |init(meta) - params*|^2 / 2 with params* held constant, and none of the outer objective, which
+    is evaluated for its loss and metrics alone: a meta-step learns from the support sets and never
+    sees a query's label. (The paper does not split a task's data, and its inner steps take
+    minibatches of all of it: to compare at equal data, give Reptile as many shots as the others
+    have shots and queries.)
+
+    With `FewShot(prox > 0)` and a converged inner loop it is 1 / prox times the gradient of the
+    support loss's Moreau envelope (Zhou et al. 2019).
+    """
+
+    inner: InnerSolver
+
+    def __call__(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
+        constant = fixed(meta)
+        solution = self.adapt(problem, meta, task)
+        start = problem.init(constant, task)
+        moved = [start[name] - p for name, p in solution.params.items()]
+        with torch.no_grad():
+            loss, metrics = problem.outer_objective(solution.params, constant, task)
+        grads = mean_over_tasks(meta, through_init(problem, constant, task, moved), len(loss))
+        return MetaGradientResult(grads, loss, metrics, solution)

@@ -1,0 +1,174 @@
+"""Inner rates and a proximal strength that are learned; ANIL, whose body has no rate at all."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from zoo import few_shot, learned_prox, learned_rates, relative_difference
+
+from metalearn.errors import UsageError
+from metalearn.inner import Adam, GradientDescent, NewtonCG
+from metalearn.learned import LearnedProx, LearnedRates
+from metalearn.linear_solve import CG, Dense
+from metalearn.metagrad import FirstOrder, Implicit, Reptile, Unrolled
+from metalearn.nn import MLP, Conv4, ResNet12
+from metalearn.problem import FewShot
+from metalearn.tree import task_norm
+
+CONVERGED = NewtonCG(60, cg_iters=40, tol=1e-11)
+
+
+def with_rates(theta, log_rate):
+    return {
+        "theta": theta,
+        "log_rates": {k: torch.full_like(p, log_rate) for k, p in theta.items()},
+    }
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_equal_rates_are_one_rate(momentum):
+    problem, theta, task = few_shot(regression=False, prox=0.0)
+    plain = Unrolled(GradientDescent(5, 0.3, momentum), "batched")(problem, theta, task)
+    ways = {"lr": (0.3, 0.0), "log_rates": (1.0, math.log(0.3)), "both": (3.0, math.log(0.1))}
+    for lr, log_rate in ways.values():
+        learned = Unrolled(GradientDescent(5, lr, momentum), "batched")(
+            LearnedRates(problem), with_rates(theta, log_rate), task
+        )
+        assert torch.allclose(learned.outer_loss, plain.outer_loss, rtol=1e-12)
+        assert relative_difference(learned.grads["theta"], plain.grads) < 1e-12
+
+
+def test_each_number_has_its_own_rate():
+    problem, meta, task = learned_rates(prox=0.0)
+    inner = GradientDescent(3, 0.2)
+    w = FirstOrder(inner).adapt(problem, meta, task).params
+    theta = {k: p.detach() for k, p in meta["theta"].items()}
+    phi = problem.problem.init(theta, task)
+    for _ in range(3):
+        phi = {k: p.detach().requires_grad_() for k, p in phi.items()}
+        loss = problem.problem.inner_objective(phi, theta, task).sum()
+        grads = torch.autograd.grad(loss, list(phi.values()))
+        phi = {
+            k: p - 0.2 * meta["log_rates"][k].exp() * g
+            for (k, p), g in zip(phi.items(), grads, strict=True)
+        }
+    for k, p in phi.items():
+        reached = theta[k] + (meta["log_rates"][k] / 2).exp() * w[k]
+        assert torch.allclose(reached, p, rtol=1e-12, atol=1e-14)
+
+
+def test_adams_steps_go_with_the_root_of_the_rate():
+    problem, theta, task = few_shot(regression=False, prox=0.0)
+    plain = Unrolled(Adam(4, 0.02, eps=1e-14), "batched")(problem, theta, task)
+    learned = Unrolled(Adam(4, 0.01, eps=1e-14), "batched")(
+        LearnedRates(problem), with_rates(theta, 2 * math.log(2)), task
+    )
+    assert torch.allclose(learned.outer_loss, plain.outer_loss, rtol=1e-9)
+
+
+def test_a_rate_for_a_whole_tensor():
+    problem, meta, task = learned_rates(prox=0.0)
+    shared = {k: torch.zeros((), dtype=torch.float64) for k in meta["log_rates"]}
+    spread = {k: torch.zeros_like(p) for k, p in meta["log_rates"].items()}
+    way = Unrolled(GradientDescent(4, 0.2), "batched")
+    one = way(problem, {**meta, "log_rates": shared}, task).grads
+    each = way(problem, {**meta, "log_rates": spread}, task).grads
+    assert relative_difference(one["theta"], each["theta"]) < 1e-12
+    summed = {k: g.sum() for k, g in each["log_rates"].items()}
+    assert relative_difference(one["log_rates"], summed) < 1e-12
+
+
+def test_what_the_loop_converges_to_does_not_depend_on_its_rates():
+    problem, meta, task = learned_rates(prox=0.5)
+    found = Implicit(CONVERGED, Dense())(problem, meta, task).grads
+    plain = Implicit(CONVERGED, Dense())(problem.problem, meta["theta"], task).grads
+    assert relative_difference(found["theta"], plain) < 1e-8
+    assert max(g.abs().max() for g in found["log_rates"].values()) < 1e-10
+
+
+def test_a_strength_that_could_be_learned_is_that_strength():
+    learned, meta, task = learned_prox(prox=0.7)
+    fixed, theta, _ = few_shot(regression=False, prox=0.7)
+    for way in (
+        Implicit(GradientDescent(20, 0.2), CG(30)),
+        Implicit(GradientDescent(20, 0.2), CG(30), curvature="gauss_newton"),
+        Unrolled(GradientDescent(5, 0.2), "batched"),
+    ):
+        one, other = way(learned, meta, task), way(fixed, theta, task)
+        assert relative_difference(one.grads["theta"], other.grads) < 1e-10
+        assert torch.allclose(one.outer_loss, other.outer_loss)
+        assert torch.allclose(one.metrics["prox"], torch.full((3,), 0.7, dtype=torch.float64))
+
+
+def test_the_strength_is_out_of_reach_of_first_order():
+    problem, meta, task = learned_prox(prox=0.7)
+    for way in (FirstOrder(GradientDescent(2, 0.1)), Reptile(GradientDescent(2, 0.1))):
+        with pytest.raises(UsageError, match="log_prox"):
+            way(problem, meta, task)
+
+
+@pytest.mark.parametrize("backend", ["higher", "batched"])
+def test_anil_is_maml_whose_body_has_rate_zero(backend):
+    anil, theta, task = few_shot(regression=False, prox=0.0, adapt="head")
+    maml, _, _ = few_shot(regression=False, prox=0.0)
+    log_rates = {
+        k: torch.full_like(p, 0.0 if k in anil.adapted else -math.inf) for k, p in theta.items()
+    }
+    way = Unrolled(GradientDescent(5, 0.3), backend)
+    one = way(anil, theta, task)
+    other = way(LearnedRates(maml), {"theta": theta, "log_rates": log_rates}, task)
+    assert torch.allclose(one.outer_loss, other.outer_loss, rtol=1e-12)
+    assert relative_difference(one.grads, other.grads["theta"]) < 1e-12
+    assert one.inner.params.keys() == set(anil.adapted)
+
+
+def test_a_proximal_term_holds_the_head_alone():
+    problem, theta, task = few_shot(regression=False, prox=0.5, adapt="head")
+    solution = FirstOrder(CONVERGED).adapt(problem, theta, task)
+    plain = FewShot(MLP([3, 5, 2], torch.nn.Tanh).double(), adapt="head")
+    pull = [problem.prox * (p - theta[k]) for k, p in solution.params.items()]
+    leaves = {k: p.detach().requires_grad_() for k, p in solution.params.items()}
+    loss = plain.inner_objective(leaves, theta, task)
+    push = torch.autograd.grad(loss.sum(), list(leaves.values()))
+    assert task_norm([a + b for a, b in zip(pull, push, strict=True)]).max() < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("model", "adapt", "names"),
+    [
+        (Conv4(5, channels=4), "head", ["13.weight", "13.bias"]),
+        (ResNet12(5, widths=(4, 4, 4, 4)), "head", ["6.weight", "6.bias"]),
+        (MLP([3, 2]), "head", ["1.weight", "1.bias"]),
+        (torch.nn.Linear(3, 2), "head", ["weight", "bias"]),
+        (MLP([3, 4, 2]), ["3.bias", "1.bias"], ["1.bias", "3.bias"]),
+        (MLP([3, 2]), "all", ["1.weight", "1.bias"]),
+    ],
+    ids=["conv4", "resnet12", "mlp", "linear", "names", "all"],
+)
+def test_what_is_adapted(model, adapt, names):
+    problem = FewShot(model, adapt=adapt)
+    assert problem.adapted == names
+    task = few_shot(regression=False, prox=0.0)[2]
+    assert list(problem.init(dict(model.named_parameters()), task)) == names
+
+
+@pytest.mark.parametrize(
+    ("adapt", "sentence"),
+    [("tail", "'all', 'head'"), (["1.weights"], "none of 1.weight"), ([], "nothing to adapt")],
+    ids=str,
+)
+def test_what_cannot_be_adapted(adapt, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        FewShot(MLP([3, 2]), adapt=adapt)
+
+
+def test_wrappers_nest():
+    problem, meta, task = learned_prox(prox=0.5)
+    nested = LearnedRates(problem)
+    assert isinstance(nested.problem, LearnedProx)
+    rates = {k: torch.zeros_like(p) for k, p in meta["theta"].items()}
+    way = Unrolled(GradientDescent(5, 0.2), "batched")
+    one = way(nested, {"theta": meta, "log_rates": rates}, task).grads
+    assert relative_difference(one["theta"], way(problem, meta, task).grads) < 1e-12
