@@ -90,6 +90,11 @@ class CGStudy:
                 raise UsageError(
                     f"{name}={list(values)}; expected different whole numbers of at least 0"
                 )
+        if self.way_iterations not in self.iterations:
+            raise UsageError(
+                f"way_iterations={self.way_iterations}; expected one of iterations="
+                f"{list(self.iterations)}, whose gradients are compared"
+            )
         if not self.proxes or min(self.proxes) <= 0 or not self.inner_lr > 0:
             raise UsageError(
                 f"proxes={list(self.proxes)}, inner_lr={self.inner_lr}; expected numbers above 0"

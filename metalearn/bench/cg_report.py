@@ -296,8 +296,8 @@ def _cost_figure(rows: pd.DataFrame) -> Figure:
     if not first.empty:
         at = ([1e3 * first.gradient_s.median()], [first.error.median()])
         axes.plot(*at, "k*", markersize=9, label="first-order")
-    log_axis(axes, "x")
-    log_axis(axes, "y")
+    log_axis(axes, "x", base=2)
+    log_axis(axes, "y", base=2)  # errors within a decade
     axes.set_xlabel("ms to differentiate at the inner minimum")
     axes.set_ylabel("relative error of the meta-gradient")
     axes.set_title(f"λ = {prox:g}, a dot for each number of iterations")
