@@ -23,8 +23,9 @@ class NewtonGMRES:
     """Inexact Newton on g(z) = f(z) - z; Kelley 1995, chapters 6 and 8.
 
     (I - J) step = g is solved by GMRES to a relative residual of `linear_rtol`; the step is halved
-    until |g| falls, by the share 1e-4 of the step's length (Kelley, algorithm 8.2.1). A system for
-    which no length does ends as BREAKDOWN.
+    until |g| falls, by the share 1e-4 of the step's length (Kelley, algorithm 8.2.1). Where no
+    length does, as near a minimum of |g| that is no fixed point, the step of Picard's iteration is
+    tried; a system for which that fails too ends as BREAKDOWN.
 
     Args:
         max_iters: most applications of the function, products with J among them. In a batch a
@@ -77,19 +78,19 @@ class NewtonGMRES:
 
     @staticmethod
     def _line_search(search: Search, z: Tensor, g: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """z and g after the longest step that was tried under which |g| falls enough."""
-        before, length = norms(g), 1.0
-        seeking = search.running
-        for _ in range(HALVINGS + 1):
-            trial = torch.where(seeking[:, None], z + length * step, z)
+        """z and g after the first of the moves that are tried under which |g| falls enough."""
+        before, seeking = norms(g), search.running
+        lengths = [0.5**k for k in range(HALVINGS + 1)]
+        moves = [(length * step, 1 - 1e-4 * length) for length in lengths]
+        for move, share in [*moves, (g, 1 - 1e-4)]:
+            trial = torch.where(seeking[:, None], z + move, z)
             g_trial, after = search.measure(trial, seeking)
-            fell = seeking & (after <= (1 - 1e-4 * length) * before)
+            fell = seeking & (after <= share * before)
             z = torch.where(fell[:, None], trial, z)
             g = torch.where(fell[:, None], g_trial, g)
             seeking = seeking & ~fell & search.running
             if not seeking.any():
                 break
-            length /= 2
         search.stop(seeking, Status.BREAKDOWN)
         return z, g
 

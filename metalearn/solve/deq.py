@@ -46,8 +46,8 @@ FORWARD: dict[str, FixedPointSolver] = {
     "Picard": Picard(100, rtol=1e-4),
     "Anderson": Anderson(100, rtol=1e-4),
     "Broyden": Broyden(100, rtol=1e-4),
-    # With 100 applications some samples were left far from a fixed point, whose gradients, at an
-    # I - J of no meaning, undid the training.
+    # With 100 applications some samples were left far from a fixed point, and their gradients, of
+    # an I - J without meaning, undid the training.
     "NewtonGMRES": NewtonGMRES(300, rtol=1e-4, linear_iters=10, linear_rtol=0.1),
 }
 BACKWARD: dict[str, LinearSolver] = {
