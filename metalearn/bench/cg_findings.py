@@ -37,19 +37,22 @@ def findings(rows: pd.DataFrame) -> list[str]:
 
 
 def _beaten(rows: pd.DataFrame) -> list[str]:
-    """From which number on CG is nearer than the first-order gradient."""
+    """From which number on CG is nearer than the first-order gradient, at every larger one too."""
     part, found = task_rows(rows), []
     part = part[(part.point == "minimum") & part.definite]
-    for curvature, group in part.groupby("curvature", sort=False):
+    for (curvature, prox), group in part.groupby(["curvature", "prox"], sort=False):
         medians = group.groupby("iterations").error.median()
-        nearer = medians[medians < medians.iloc[0]]
-        if medians.index[0] != 0 or nearer.empty:
+        if medians.index[0] != 0 or len(medians) < 2:
             continue
+        first, fewest = medians.iloc[0], int(medians.index[1])
+        farther = medians.index[1:][medians.iloc[1:] >= first]
+        later = medians.index[medians.index > (farther.max() if len(farther) else 0)]
+        nearer = f"from {later[0]} iterations on" if len(later) else "at none of these numbers"
         found.append(
-            f"At the inner minimum, with {CURVATURES[str(curvature)]} curvature, the first-order "
-            f"gradient is off by {medians.iloc[0]:.2g}, one CG iteration by "
-            f"{medians.iloc[1]:.2g} (medians); CG is the nearer one from "
-            f"{nearer.index[0]} iterations on."
+            f"At the inner minimum, with {CURVATURES[str(curvature)]} curvature and lambda = "
+            f"{prox:g}, the first-order gradient is off by {first:.2g}, CG with {fewest} "
+            f"iteration{'s' * (fewest > 1)} by {medians[fewest]:.2g} (medians); CG is the nearer "
+            f"one {nearer}."
         )
     return found
 
@@ -61,10 +64,12 @@ def _certified(rows: pd.DataFrame) -> list[str]:
         return []
     shares = (part.certificate >= part.true_error).groupby(part.point).agg(["sum", "size"])
     where = [f"{r['sum']} of {r['size']} solves {PLACES[str(p)]}" for p, r in shares.iterrows()]
-    return [
-        f"The certificate's estimate is at least the true error in {' and '.join(where)}: with few "
-        "iterations the least Ritz value is far above the least eigenvalue."
-    ]
+    missed = part[part.definite & (part.certificate < part.true_error)]
+    why = "."
+    if len(missed):
+        above = (missed.ritz_low / missed.eigen_low).median()
+        why = f"; where it is not, the least Ritz value is {above:.2g} times the least eigenvalue."
+    return [f"The certificate's estimate is at least the true error in {' and '.join(where)}{why}"]
 
 
 def _monotone(rows: pd.DataFrame) -> str:
@@ -85,11 +90,10 @@ def _indefinite(rows: pd.DataFrame) -> list[str]:
     part = task_rows(rows)
     part = part[part.iterations == part.iterations.max()]
     groups = part.groupby(["curvature", "point"]).definite
-    counts = {key: f"{int((~d).sum())} of {len(d)}" for key, d in groups}
     return [
-        f"The Hessian's system is indefinite in {counts['hessian', 'adapted']} tasks after the "
-        f"inner steps and in {counts['hessian', 'minimum']} at the inner minimum, Gauss-Newton's "
-        f"in {counts['gauss_newton', 'minimum']}."
+        f"With {CURVATURES[str(curvature)]} curvature the system is indefinite in "
+        f"{int((~definite).sum())} of {len(definite)} tasks {PLACES[str(point)]}."
+        for (curvature, point), definite in groups
     ]
 
 
@@ -100,18 +104,31 @@ def _plateaus(rows: pd.DataFrame) -> list[str]:
             wide = sweep_of(final, way, prox).pivot(
                 index="seed", columns="iterations", values="test_accuracy"
             )
-            if len(wide) < 2:
+            seeds = len(wide)
+            wide = wide.dropna()  # a seed of which a training stopped has no pairs
+            if len(wide) < 2 or len(wide.columns) < 2:
                 continue
-            number = plateau(wide)
-            gain = _difference(wide, wide.columns[0], wide.columns[-1])
-            found.append(
-                f"{NAMES[way]}, lambda = {prox:g}: accuracy stops improving at {number} iterations "
-                f"({percent(wide[number])} %), no larger number being better by more than its "
-                f"interval over {len(wide)} seeds; {wide.columns[-1]:g} iterations change "
-                f"first-order's accuracy by {100 * gain.mean:+.1f} ± {100 * gain.interval:.1f} "
-                "points."
+            number, most = plateau(wide), wide.columns[-1]
+            stopped = f" ({seeds - len(wide)} more had a training that stopped)"
+            sentence = (
+                f"{NAMES[way]}, lambda = {prox:g}: accuracy stops improving measurably at {number} "
+                f"iterations ({percent(wide[number])} %): over {len(wide)} seeds"
+                f"{stopped if len(wide) < seeds else ''} no larger number is better by more than "
+                "its 95 % interval"
             )
+            if number != most:
+                later = [_difference(wide, number, m) for m in map(int, wide.columns) if m > number]
+                best = max(later, key=lambda gain: gain.mean)
+                sentence += f", the largest gain being {_points(best)}"
+            if number != wide.columns[0]:
+                gain = _difference(wide, wide.columns[0], number)
+                sentence += f"; over {wide.columns[0]:g} iterations it gains {_points(gain)}"
+            found.append(f"{sentence}.")
     return found
+
+
+def _points(gain: Estimate) -> str:
+    return f"{100 * gain.mean:+.1f} ± {100 * gain.interval:.1f} points"
 
 
 def plateau(wide: pd.DataFrame) -> int:
@@ -136,8 +153,11 @@ def _in_time(rows: pd.DataFrame) -> list[str]:
     found = []
     for prox in final_rows(rows).prox.unique():
         budget, timed = within_time(rows, prox)
+        counts = timed.groupby(["way", "iterations"]).seed.transform("size")
+        timed = timed[counts == timed.seed.nunique()]
         means = timed.groupby(["way", "iterations"]).validation_accuracy.mean().reset_index()
         best = means.sort_values("validation_accuracy").iloc[-1]
+        same = timed[(timed.way == best.way) & (timed.iterations == best.iterations)]
         name = (
             f"{NAMES[best.way]} with {best.iterations:g} iterations"
             if best.iterations
@@ -145,7 +165,8 @@ def _in_time(rows: pd.DataFrame) -> list[str]:
         )
         found.append(
             f"In {budget:.1f} s of training with lambda = {prox:g} the best mean is that of "
-            f"{name}, {100 * best.validation_accuracy:.1f} %."
+            f"{name}, {percent(same.validation_accuracy)} % over {len(same)} seeds, of the "
+            f"{len(means)} trainings that all seeds had validated by then."
         )
     return found
 

@@ -88,7 +88,7 @@ def findings(rows: pd.DataFrame) -> list[str]:
     held = [p.name for p in found if p.verdict.startswith("holds")]
     return [
         f"Of {len(found)} properties that the textbook compares, {len(held)} are borne out as they "
-        f"stand: {', '.join(held)}.",
+        f"stand{': ' * bool(held)}{', '.join(held)}.",
         *(
             f"{p.name[0].upper()}{p.name[1:]}, by the textbook {p.claim}: {p.verdict}."
             for p in found

@@ -59,7 +59,7 @@ class Unrolled(MetaGradient):
         if self.backend not in ("higher", "batched"):
             raise UsageError(f"backend={self.backend!r} is unknown; expected 'higher' or 'batched'")
         if self.truncate is not None:
-            if not isinstance(self.truncate, int) or self.truncate < 0:
+            if type(self.truncate) is not int or self.truncate < 0:
                 raise UsageError(f"truncate={self.truncate}; expected at least 0 steps, or null")
             if getattr(self.inner, "tol", None) is not None:
                 raise UsageError(
@@ -67,7 +67,7 @@ class Unrolled(MetaGradient):
                     "counted from a loop of fixed length, so leave tol out"
                 )
         if self.checkpoint is not None:
-            whole = isinstance(self.checkpoint, int) and self.checkpoint >= 1
+            whole = type(self.checkpoint) is int and self.checkpoint >= 1
             if not whole and self.checkpoint != "sqrt":
                 raise UsageError(
                     f"checkpoint={self.checkpoint}; expected at least 1 step, 'sqrt', or null"

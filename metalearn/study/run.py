@@ -132,6 +132,9 @@ def _publish(study: Study, rows: pd.DataFrame, folder: Path, origin: dict[str, A
     replace_text(folder / "findings.json", json.dumps(findings, indent=1) + "\n")
     for name, figure in figures.items():
         save(figure, folder / f"{name}.svg")
+    for old in folder.glob("*.svg"):
+        if old.stem not in figures:
+            old.unlink()
     replace_text(folder / "provenance.json", json.dumps(origin, indent=1) + "\n")
     return sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
 

@@ -11,6 +11,7 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from metalearn import config
+from metalearn.bench import cg_findings
 from metalearn.bench.cg import CGStudy
 from metalearn.bench.cg_findings import plateau
 from metalearn.bench.cg_points import compared
@@ -164,6 +165,53 @@ def test_the_number_at_which_accuracy_stops_improving():
     noise = pd.DataFrame([[0.2, 0.3, 0.1, 0.2], [0.3, 0.2, 0.4, 0.3], [0.1, 0.2, 0.2, 0.1]])
     noise.columns = columns
     assert plateau(noise) == 0
+
+
+def by_hand(**changes):
+    """Final rows of three seeds, one of whose trainings may have stopped."""
+    rows = []
+    for seed, accuracies in enumerate([(0.2, 0.3, 0.3), (0.3, 0.4, 0.4), (0.1, 0.21, 0.2)]):
+        for iterations, accuracy in zip((0, 5, 20), accuracies, strict=True):
+            row = {"part": "accuracy", "way": "cg", "prox": 2.0, "seed": seed}
+            row |= {"iterations": iterations, "train_s": 1.0, "test_accuracy": accuracy}
+            rows.append(row | {"validation_accuracy": accuracy, "stopped": False})
+    frame = pd.DataFrame(rows)
+    for name, value in changes.items():
+        frame.loc[frame.index[-1], name] = value
+    return frame
+
+
+def test_a_plateau_is_of_the_seeds_that_have_all_trainings():
+    (whole,) = cg_findings._plateaus(by_hand())
+    assert "improving measurably at 5 iterations" in whole and "over 3 seeds no larger" in whole
+    assert "over 0 iterations it gains +10.3 ± 1.4 points" in whole
+    (short,) = cg_findings._plateaus(by_hand(test_accuracy=float("nan"), stopped=True))
+    assert "over 2 seeds (1 more had a training that stopped)" in short and "nan" not in short
+
+
+def errors_by_hand(errors):
+    row = {"part": "task", "point": "minimum", "curvature": "hessian", "prox": 2.0, "task": 0}
+    numbers = zip((0, 2, 5, 10), errors, strict=True)
+    return pd.DataFrame(
+        [{**row, "definite": True, "iterations": n, "error": e} for n, e in numbers]
+    )
+
+
+@pytest.mark.parametrize(
+    ("errors", "sentence"),
+    [
+        (
+            (0.5, 0.6, 0.4, 0.1),
+            "CG with 2 iterations by 0.6 (medians); CG is the nearer one from 5",
+        ),
+        ((0.5, 0.4, 0.7, 0.6), "CG is the nearer one at none of these numbers"),
+        ((0.5, 0.4, 0.7, 0.1), "CG is the nearer one from 10 iterations on"),
+        ((0.5, 0.4, 0.3, 0.1), "CG is the nearer one from 2 iterations on"),
+    ],
+)
+def test_cg_is_nearer_from_where_it_stays_so(errors, sentence):
+    (found,) = cg_findings._beaten(errors_by_hand(errors))
+    assert sentence in found
 
 
 def test_the_report_is_made_from_rows_alone(tasks, gradients):
