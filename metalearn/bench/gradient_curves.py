@@ -113,7 +113,9 @@ def equals(found: list[Setting], cost: str = "evaluations") -> list[Equal]:
     for setting in found:
         (unrolled,), implicit = setting.curves("unrolled"), setting.reach("implicit", SHARP, cost)
         if math.isfinite(implicit.cost):
-            log_error = np.interp(implicit.cost, unrolled[cost], np.log(unrolled.error))
+            # Seconds are single timings, which may fall where steps rise.
+            costs = np.maximum.accumulate(unrolled[cost])
+            log_error = np.interp(implicit.cost, costs, np.log(unrolled.error))
             equal.append(Equal(setting, implicit, float(np.exp(log_error))))
     return equal
 
