@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    import torch  # slow, and reading rows needs none of it
 
 Value = bool | int | float | str | None
 Cell = Mapping[str, Value]

@@ -43,7 +43,7 @@ class Growth:
     def cells(self):
         return [{"n": n} for n in range(12)]
 
-    def measure(self, cell):
+    def measure(self, cell, device):
         return [{"method": "None" if cell["n"] % 2 else "implicit", "cube": cell["n"] ** 3 + 0.5}]
 
     def tables(self, rows):
