@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 
 from metalearn import checkpoint, config
 from metalearn.bench import cg_findings, cg_report
-from metalearn.bench.cg_points import Place, Points, compared, seconds, solved
+from metalearn.bench.cg_points import Place, Points, compared, solved
 from metalearn.bench.cg_report import SWEPT
+from metalearn.bench.timing import seconds
 from metalearn.errors import UsageError
 from metalearn.experiment import Experiment, build
 from metalearn.memory import peak_bytes
@@ -211,7 +212,7 @@ class CGStudy:
             metagrad(experiment.problem, experiment.meta, task)
 
         peak = peak_bytes(once, CPU)[1]
-        return [{"gradient_s": seconds(once, 5), "peak_bytes": peak}]
+        return [{"gradient_s": seconds(once, rounds=5)[0], "peak_bytes": peak}]
 
     def _accuracy(self, cell: Any) -> list[Row]:
         """A row for each validation; the last has the accuracy on the test classes too."""

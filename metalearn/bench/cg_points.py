@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -14,14 +12,15 @@ import torch
 from torch import Tensor
 
 from metalearn.bench.cg_systems import Systems
+from metalearn.bench.counted import CountedSolver
+from metalearn.bench.timing import seconds
 from metalearn.experiment import Experiment
 from metalearn.inner import GradientDescent, NewtonCG
-from metalearn.linear_solve import CG, LinearSolver, MatVec, Solution, Status
+from metalearn.linear_solve import CG, Status
 from metalearn.metagrad import Implicit
 from metalearn.problem import FewShot, Params
 from metalearn.study import Row
 from metalearn.tasks import TaskBatch
-from metalearn.tree import Tree
 
 MINIMUM = 1e-8
 """The norm of the inner gradient at which a point counts as a minimum."""
@@ -169,13 +168,13 @@ def compared(points: Points, place: Place, metagrad: Implicit) -> Row:
         start, metagrad = _At(problem, at), replace(metagrad, inner=GradientDescent(0, 1.0))
     products = [0]
     if metagrad.linear_solver is not None:
-        counted = replace(metagrad, linear_solver=Counted(metagrad.linear_solver, products))
+        counted = replace(metagrad, linear_solver=CountedSolver(metagrad.linear_solver, products))
         result = counted(start, meta, task, **carry)
     else:
         result = metagrad(start, meta, task)
     found = torch.cat([g.flatten() for g in result.grads.values()]).double()
     row: dict[str, Any] = {"point": place, "tasks": len(points.known), "products": products[0]}
-    row["gradient_s"] = seconds(lambda: metagrad(start, meta, task, **carry), 3)
+    row["gradient_s"] = seconds(lambda: metagrad(start, meta, task, **carry), rounds=3)[0]
     for name, x in (("", getattr(points, place)), ("true_", points.minimum)):
         exact = problem.prox * x[chosen].mean(0)
         row[f"{name}error"] = _plain((found - exact).norm() / exact.norm())
@@ -187,33 +186,6 @@ def compared(points: Points, place: Place, metagrad: Implicit) -> Row:
         stopped = certificate.status == Status.NEGATIVE_CURVATURE
         row["negative_curvature"] = float(stopped.double().mean())
     return row
-
-
-def seconds(function: Callable[[], Any], times: int) -> float:
-    """The median of so many calls."""
-    taken = []
-    for _ in range(times):
-        began = time.perf_counter()
-        function()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
-
-
-@dataclass(frozen=True)
-class Counted:
-    """A solver that adds up the products it asks for."""
-
-    solver: LinearSolver
-    products: list[int]
-
-    def __call__(
-        self, matvec: MatVec, b: Tree, x0: Tree | None = None, batched: bool = False
-    ) -> Solution:
-        def counted(v: Tree) -> Tree:
-            self.products[0] += 1
-            return matvec(v)
-
-        return self.solver(counted, b, x0, batched)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from metalearn.linear_solve import LinearSolver, MatVec, Solution
 from metalearn.problem import BilevelProblem, Meta, Params
+from metalearn.tree import Tree
 
 T = TypeVar("T")
 
@@ -74,6 +76,23 @@ class Counted:
         self, params: Params, meta: Meta, task: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         return self.problem.outer_objective(params, meta, task)
+
+
+@dataclass(frozen=True)
+class CountedSolver:
+    """A solver that adds up the products it asks for, in the one number of `products`."""
+
+    solver: LinearSolver
+    products: list[int]
+
+    def __call__(
+        self, matvec: MatVec, b: Tree, x0: Tree | None = None, batched: bool = False
+    ) -> Solution:
+        def counted(v: Tree) -> Tree:
+            self.products[0] += 1
+            return matvec(v)
+
+        return self.solver(counted, b, x0, batched)
 
 
 class _Watched(torch.autograd.Function):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from metalearn.bench.implementation import (
     lines_of,
 )
 from metalearn.bench.memory_methods import NETWORKS, setting, work
+from metalearn.bench.timing import seconds
 from metalearn.errors import UsageError
 from metalearn.inner import GradientDescent, value_and_grad
 from metalearn.linear_solve import CG
@@ -147,10 +147,12 @@ class PropertiesStudy:
         counted = Counted(problem)
         certificate = metagrad(counted, meta, task).certificate
         params = metagrad.adapt(problem, meta, task).params
-        adapt, one, whole = _seconds(
+        adapt, one, whole = seconds(
             lambda: metagrad.adapt(problem, meta, task),
             lambda: value_and_grad(lambda p: problem.inner_objective(p, meta, task), params),
             lambda: metagrad(problem, meta, task),
+            rounds=5,
+            choose=min,  # their differences are looked at
         )
         iterations = residual = None
         if certificate is not None:
@@ -264,14 +266,3 @@ def _error(found: Tensor, exact: Tensor) -> float:
     """Relative, the geometric mean over the tasks; below rounding nothing is known."""
     errors = (found - exact).norm(dim=1) / exact.norm(dim=1)
     return float(errors.clamp_min(torch.finfo(errors.dtype).eps).log().mean().exp())
-
-
-def _seconds(*works: Callable[[], Any]) -> list[float]:
-    """The least of five runs of each, in rounds: the differences are looked at."""
-    times: list[list[float]] = [[] for _ in works]
-    for _ in range(5):
-        for run, taken in zip(works, times, strict=True):
-            began = time.perf_counter()
-            run()
-            taken.append(time.perf_counter() - began)
-    return [min(taken) for taken in times]
