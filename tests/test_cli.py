@@ -138,6 +138,8 @@ from metalearn.cli import main
         (["solve", "deq", "seeds=[99999999999999999999]"], "from 0 to 4294967295"),
         (["solve", "deq", "-m", "width=1,2"], "runs one study"),
         (["solve", "deq", "minutes=3"], "is no option"),
+        (["solve", "deq", "measure=false"], "no rows and provenance to go by"),
+        (["solve", "deq", "measure=1"], "true or false"),
         (["solve", "deq", "seeds=0,1"], "one value at a time"),
         (["solve", "deq", "depths=[0]"], "at least 1"),
         (["solve", "deq", "batch=5000"], "1347 images"),

@@ -153,14 +153,24 @@ def _sequence_figure(rows: pd.DataFrame) -> Figure:
 def findings(rows: pd.DataFrame) -> list[str]:
     digits = rows[rows.part == "digits"]
     deq = digits[digits.core == "deq"]
-    own = deq.groupby(["forward", "backward"]).accuracy.mean()
+    own = deq.groupby("forward", sort=False).accuracy
+    lost = deq[deq.forward_converged < 0.9]
     twin = digits[digits.core == "unrolled"].accuracy.mean()
     memory = rows[rows.part == "memory"].pivot(index="depth", columns="core", values="peak_bytes")
     flat = memory.deq.max() / memory.deq.min()
     grows = memory.unrolled.iloc[-1] / memory.unrolled.iloc[0]
     found = [
-        f"On digits the DEQ reaches {own.mean():.2f} % (its {len(own)} pairs of solvers "
-        f"{own.min():.2f} to {own.max():.2f} %) where its unrolled twin reaches {twin:.2f} %.",
+        f"On digits the unrolled twin reaches {twin:.2f} %, the DEQ "
+        + ", ".join(f"{by.mean():.2f} % by {name}" for name, by in own)
+        + f" (means over {deq.backward.nunique()} backward solvers x {deq.seed.nunique()} seeds).",
+        f"In {len(lost)} of {len(deq)} trainings over a tenth of the samples ended without a fixed "
+        "point"
+        + (
+            f" (all by {' or '.join(lost.forward.unique())}), and accuracy with them: "
+            f"{lost.accuracy.mean():.1f} % in the mean."
+            if len(lost)
+            else "."
+        ),
         f"From {memory.index[0]:.0f} to {memory.index[-1]:.0f} applications of the cell the DEQ's "
         f"peak memory changes by a factor of {flat:.3f}, the unrolled twin's by {grows:.1f}.",
     ]

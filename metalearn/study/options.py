@@ -14,6 +14,8 @@ from metalearn.study.protocol import Study
 from metalearn.study.run import Publication
 
 PRESETS = ("quick", "full")
+NOT_ROWS = ("results", "wandb", "measure")
+"""Options that say nothing of the rows."""
 
 
 def names(verb: str) -> list[str]:
@@ -52,10 +54,11 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
     plain: Any = OmegaConf.to_container(options, resolve=True)
     publication = Publication(
         name=name,
-        options={key: value for key, value in plain.items() if key not in ("results", "wandb")},
+        options={key: value for key, value in plain.items() if key not in NOT_ROWS},
         results=Path(options.results or ("results" if chosen == "full" else "runs/quick")),
         scratch=Path("runs") / "studies",
         minutes=None if changed else minutes[chosen],
         wandb=options.wandb,
+        measure=options.measure,
     )
     return build(OmegaConf.create(fields)), publication, common

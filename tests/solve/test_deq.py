@@ -156,8 +156,13 @@ def test_tables_and_findings_say_what_the_rows_hold():
     assert memory["DEQ"].tolist() == ["50 B", "50 B"]
     assert conditioning["condition number"].tolist() == [40.0, 40.0, 2.0, 2.0]
     assert sequence.set_index("core").loc["unrolled, 3 steps", "accuracy, %"] == "12.50"
-    accuracy, flat, held, long = TINY.findings(rows)
-    assert "97.00 %" in accuracy and "96.00 %" in accuracy
+    rows["forward_converged"] = 1.0
+    accuracy, whole, flat, held, long = TINY.findings(rows)
+    assert "97.00 % by Picard" in accuracy and "twin reaches 96.00 %" in accuracy
+    assert "In 0 of 2 trainings" in whole
+    rows.loc[0, "forward_converged"] = 0.5
+    assert "In 1 of 2" in TINY.findings(rows)[1]
+    assert "(all by Picard), and accuracy with them: 96.0 %" in TINY.findings(rows)[1]
     assert "factor of 1.000" in flat and "by 4.0" in flat
     assert "condition number of 40" in held and "are 2.0 and 7" in held
     assert "99.0 %" in long and "3 times the cell reaches 12.5 %" in long and "97.0 %" in long

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import pytest
@@ -131,6 +131,26 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "results").write_text("a file")
     with pytest.raises(UsageError, match="cannot be written"):
         run_study(Squares(1, seen=([],)), publication(tmp_path), CPU)
+
+
+def test_all_but_the_rows_can_be_made_again_without_measuring(tmp_path):
+    folder = run_study(Squares(3, seen=([],)), publication(tmp_path), CPU)
+    rows = (folder / "rows.csv").read_bytes()
+    before = json.loads((folder / "provenance.json").read_text())
+    for name in ("table.md", "growth.svg"):
+        (folder / name).write_text("old")
+    seen = ([],)
+    again = replace(publication(tmp_path), measure=False)
+    run_study(Squares(3, seen=seen), again, CPU)
+    assert not seen[0] and (folder / "rows.csv").read_bytes() == rows
+    assert "| 2   | 3       | 8       |" in (folder / "table.md").read_text()
+    assert "power 3" in (folder / "growth.svg").read_text()
+    after = json.loads((folder / "provenance.json").read_text())
+    assert {**after, "remade": None} == {**before, "remade": None}
+    assert set(after["remade"]) == {"command", "commit", "date"}
+    (folder / "rows.csv").unlink()
+    with pytest.raises(UsageError, match="no rows and provenance"):
+        run_study(Squares(3, seen=([],)), again, CPU)
 
 
 @dataclass(frozen=True)
