@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from metalearn.errors import UsageError
+from metalearn.files import replace_text
 from metalearn.tracking import Tracker
 
 
@@ -64,14 +65,14 @@ class RunFolder:
         """Drops the rows after `step`, which the resumed run makes again; raises as `rows` does."""
         rows = [_json(row) for row in self.rows() if row["step"] <= step]
         try:
-            _write(self._metrics, "".join(f"{row}\n" for row in rows))
+            replace_text(self._metrics, "".join(f"{row}\n" for row in rows))
         except OSError as error:
             raise self._unwritable(error) from error
 
     def __enter__(self) -> RunFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
+            replace_text(self.folder / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
             self._rows = self._metrics.open("a" if self.resume else "w", buffering=1)
         except OSError as error:
             raise self._unwritable(error) from error
@@ -103,7 +104,7 @@ class RunFolder:
         self._tracker.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
 
     def finish(self, summary: dict[str, Any]) -> None:
-        _write(self.folder / "summary.json", _json(summary, indent=2) + "\n")
+        replace_text(self.folder / "summary.json", _json(summary, indent=2) + "\n")
         shown = [k for k in summary if isinstance(summary[k], int | float | str)]
         self._tracker.table("comparison", shown, [[summary[k] for k in shown]])
         self._tracker.finish(summary)
@@ -124,9 +125,3 @@ def _json(values: dict[str, Any], indent: int | None = None) -> str:
         for key, value in values.items()
     }
     return json.dumps(finite, indent=indent, allow_nan=False)
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    part.replace(path)

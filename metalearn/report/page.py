@@ -170,7 +170,7 @@ def _text(path: Path) -> str:
 
 
 def _write(out: Path, page: str) -> None:
-    from metalearn.study.rows import replace_text
+    from metalearn.files import replace_text
 
     if out.is_dir():
         raise UsageError(

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from metalearn.study.rows import replace_text
+from metalearn.files import replace_text
 
 HEAD = """\
 # Results

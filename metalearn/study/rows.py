@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from metalearn.files import replace_text
 from metalearn.study.protocol import Cell, Row
 
 
@@ -53,10 +54,3 @@ class RowFile:
     def seconds(self, cells: Sequence[Cell]) -> float:
         """What measuring these cells took, in all sessions together."""
         return sum(m["seconds"] for m in self._measured if any(m["cell"] == dict(c) for c in cells))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes beside and renames, so that no reader meets a half of it."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

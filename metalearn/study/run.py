@@ -16,12 +16,13 @@ import torch
 
 import metalearn
 from metalearn.errors import UsageError
+from metalearn.files import replace_text
 from metalearn.progress import RunProgress
 from metalearn.provenance import provenance
 from metalearn.study.index import write_index
 from metalearn.study.plot import save
 from metalearn.study.protocol import Study
-from metalearn.study.rows import RowFile, replace_text
+from metalearn.study.rows import RowFile
 from metalearn.tracking import Tracker
 
 
