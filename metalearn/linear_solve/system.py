@@ -50,7 +50,7 @@ class System:
         rtol: float,
         atol: float = 0.0,
     ) -> System:
-        raveler = Raveler.of(b, batched)
+        raveler = Raveler.of(b, batched, as_it_lies=True)
         apply = raveler.matvec(matvec)
         target = raveler.ravel(b)
         scale = power_of_two(target)
