@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metalearn.linear_solve.solution import MatVec, Preconditioner, Solution, Status
-from metalearn.linear_solve.system import System, dot, require, rows
+from metalearn.linear_solve.system import System, any_runs, dot, require, rows
 from metalearn.tree import Tree
 
 DRIFT = 10
@@ -75,7 +75,9 @@ class CG:
             p, rz = z, dot(r, z)
             scale = torch.zeros_like(tolerance)
             largest = r_norm = r.norm(dim=1)
-            while running.any():
+            made = 0
+            while made < self.max_iters and any_runs(running, made):
+                made += 1
                 iterations += running
                 ap = apply(p)
                 p_norm, pap = p.norm(dim=1), dot(p, ap)

@@ -264,3 +264,20 @@ def test_an_unfinished_solve_is_spared_the_product_that_would_verify_it():
     products.clear()
     claimed = CG(200, rtol=1e-5)(matvec, torch.ones(50))
     assert claimed.converged and len(products) > claimed.iterations
+
+
+def test_systems_at_rest_are_not_moved_by_the_iterations_of_a_gpu_that_is_not_asked(monkeypatch):
+    parts = [symmetric([1.0, 2.0, 3.0]), symmetric([1.0, 1.0, 1.0], 1), symmetric([1.0, -2.0, 3.0])]
+    matrix, b = (torch.stack(x) for x in zip(*parts, strict=True))
+    b[1] = 0.0
+
+    def solve():
+        return CG(7, rtol=1e-9)(lambda v: (matrix @ v[..., None])[..., 0], b, batched=True)
+
+    asked = solve()
+    monkeypatch.setattr("metalearn.linear_solve.cg.any_runs", lambda running, iteration: True)
+    ahead = solve()
+    assert torch.equal(ahead.value, asked.value) and torch.equal(ahead.status, asked.status)
+    assert torch.equal(ahead.iterations, asked.iterations)
+    for mine, theirs in zip(ahead.eigenvalue_bounds, asked.eigenvalue_bounds, strict=True):
+        assert torch.allclose(mine, theirs)
