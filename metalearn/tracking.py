@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +24,7 @@ class Tracker:
     mode:    "offline" writes files that `wandb sync` can send later, whatever WANDB_MODE says;
              "online" sends as it goes, and asks a terminal for a W&B key if there is none;
              "disabled" does nothing at all and does not import W&B.
-    run_id:  the id of an earlier run, which "online" then carries on with; "offline" writes a
-             further folder under the same id, for `wandb sync` to put into the one run.
+    run_id:  the id of an earlier run to carry on with; `catch_up` then gives W&B what it lacks.
     warn:    told of a failure of W&B's. Training never stops for one: it is said once, in one
              sentence, and the tracker does nothing from then on.
 
@@ -61,13 +61,30 @@ class Tracker:
         return self._path
 
     def log(self, row: Mapping[str, float | int | str | None], step: int) -> None:
-        """Log `row` at `step`, less its None values; nan and infinities are logged as they are.
+        """Log `row` at `step`, less its own "step" and its None values; nan and infinities are
+        logged as they are.
 
         Rows of one step are merged. W&B drops a row whose step is below one already logged.
         """
-        values = {key: value for key, value in row.items() if value is not None}
+        values = {k: v for k, v in row.items() if v is not None and k != "step"}
         if self._run is not None and values:
             self._guard(lambda: self._run.log(values, step=step))
+
+    def catch_up(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Log the earlier rows of a run that is gone on with, each with its "step".
+
+        Online, those that W&B has are left out; it drops them anyway when they come again. Offline,
+        the folder of this session gets them all and those of earlier sessions are removed, so that
+        `wandb sync` of the one folder sends every step once, however the sessions ended.
+        """
+        first = self._run.starting_step if self._run is not None and self._mode == "online" else 0
+        for row in rows:
+            if row["step"] >= first:
+                self.log(row, row["step"])
+        if self._path is not None:
+            for old in (self._run_dir / "wandb").glob("offline-run-*"):
+                if old.name != self._path.name:
+                    shutil.rmtree(old, ignore_errors=True)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log a table under `name`, with the row of the step last logged.
