@@ -73,7 +73,7 @@ def save_newest(folder: Path, state: dict[str, Any], keep: int) -> None:
     """Makes `state` the folder's last.pt; the ones before it become last.1.pt and so on, `keep`
     files in all. A failure to write leaves them as they were."""
     part = write_beside(generation(folder, 0), _sealed(state))
-    for old in _generations(folder)[keep:]:
+    for old in generations(folder)[keep:]:
         old.unlink()
     for n in reversed(range(keep - 1)):
         if generation(folder, n).exists():
@@ -89,7 +89,7 @@ def newest(folder: Path) -> tuple[dict[str, Any], dict[Path, DamagedCheckpoint]]
         UsageError: there is none, or it is of a format that can't be gone on with.
     """
     damaged: dict[Path, DamagedCheckpoint] = {}
-    for path in _generations(folder):
+    for path in generations(folder):
         try:
             state = load(path)
         except DamagedCheckpoint as error:
@@ -114,8 +114,10 @@ def generation(folder: Path, n: int) -> Path:
     return folder / ("last.pt" if n == 0 else f"last.{n}.pt")
 
 
-def _generations(folder: Path) -> list[Path]:
+def generations(folder: Path) -> list[Path]:
     """Those that are there, the newest first."""
+    if not folder.is_dir():
+        return []
     numbered = {int(m[1] or 0) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name))}
     return [generation(folder, n) for n in sorted(numbered)]
 

@@ -98,11 +98,10 @@ def _train(words: list[str]) -> int:
 def _one_run(cfg: DictConfig) -> int:
     if not cfg.run_dir:
         return _train_into(cfg, _fresh(Path("runs"), cfg.name), resume=False)
+    from metalearn.run_folder import check_unused
+
     folder = Path(cfg.run_dir)
-    if os.path.exists(folder / "metrics.jsonl"):
-        raise UsageError(
-            f"run_dir={folder} holds a run already; choose another, or resume={folder}"
-        )
+    check_unused(folder)
     return _train_into(cfg, folder, resume=False)
 
 

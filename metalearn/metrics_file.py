@@ -25,7 +25,7 @@ class MetricsFile:
         """For a new run the file is made; for one that is gone on with it must be there.
 
         Raises:
-            UsageError: another process trains into it, or it holds a run already, or is absent.
+            UsageError: another process trains into it, or it is absent.
             OSError: it cannot be written.
         """
         if resume and not self.path.is_file():
@@ -33,15 +33,14 @@ class MetricsFile:
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             _lock(descriptor, self.path)
-            if not resume and os.fstat(descriptor).st_size:
-                raise UsageError(
-                    f"run_dir={self.path.parent} holds a run already; choose another, or "
-                    f"resume={self.path.parent}"
-                )
         except UsageError:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
+
+    def begun(self) -> bool:
+        """Whether the file is there and holds something."""
+        return self.path.is_file() and self.path.stat().st_size > 0
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of all meta-steps in turn. A last line that a crash cut short is none.

@@ -16,6 +16,14 @@ from metalearn.metrics_file import MetricsFile, to_json
 from metalearn.tracking import Tracker
 
 
+def check_unused(folder: Path) -> None:
+    """Raises UsageError where a run in `folder` has got as far as its first checkpoint."""
+    if checkpoint.generations(folder) or MetricsFile(folder / "metrics.jsonl").begun():
+        raise UsageError(
+            f"run_dir={folder} holds a run already; choose another, or resume={folder}"
+        )
+
+
 class RunFolder:
     """Opened by `with`, which locks it; `resume` goes on with the run that is there.
 
@@ -39,8 +47,13 @@ class RunFolder:
             if not self.resume:
                 self.folder.mkdir(parents=True, exist_ok=True)
             self.metrics.open(self.resume)
+            if not self.resume:
+                check_unused(self.folder)  # again: another process may have been faster
         except OSError as error:
             raise self._unwritable(error) from error
+        except UsageError:
+            self.metrics.close()
+            raise
         return self
 
     def load(self) -> tuple[dict[str, Any], list[str]]:

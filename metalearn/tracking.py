@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,8 @@ _warn = logging.getLogger(__name__).warning
 
 LONGEST_NAME = 80
 """Of a table; W&B's limit is 128 with what it adds."""
+PATIENCE_S = 30.0
+"""How long a run waits for W&B's server to begin, and for the last rows to be sent at the end."""
 
 
 class Tracker:
@@ -118,6 +120,9 @@ class Tracker:
             reinit="create_new",  # leaves the caller's own runs, and wandb.run, alone
             settings=wandb.Settings(
                 silent=True,
+                init_timeout=PATIENCE_S,
+                finish_timeout=PATIENCE_S,
+                finish_timeout_raises=True,
                 quiet=True,
                 console="off",
                 host="",
@@ -159,6 +164,16 @@ class Tracker:
             self._run = None
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             self._warn(f"W&B stopped, and this run goes on without it: {reason}.")
+            if isinstance(error, ConnectionError):  # W&B's process is gone
+                _forget_service()
+
+
+def _forget_service() -> None:
+    """Lets W&B start a process anew for a later run, and not miss the dead one as Python ends."""
+    import wandb
+
+    with suppress(Exception):  # that the process is gone is why this is called
+        wandb.teardown()
 
 
 @contextmanager
