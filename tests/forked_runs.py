@@ -80,9 +80,9 @@ def _serve() -> None:
     # What a run imports: a child that had to import it would spend its life so.
     import higher  # noqa: F401
     import torch
-    import torch._dynamo  # noqa: F401  # by torch.optim, at its first use
+    import torch._dynamo  # by torch.optim, at its first use
 
-    import metalearn.trainer
+    import metalearn.trainer  # noqa: F401
     from metalearn.cli import main
 
     torch.set_num_threads(1)
