@@ -11,6 +11,13 @@ import numpy as np
 import torch
 
 
+def seed_all(seed: int) -> None:
+    """Starts all of them from a seed below 2^32."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def get_states() -> dict[str, Any]:
     """All of them, in plain values and tensors, as a checkpoint takes them."""
     version, words, gauss = random.getstate()

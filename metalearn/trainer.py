@@ -19,6 +19,7 @@ from metalearn.guards import REFUSALS
 from metalearn.interruption import Interruption
 from metalearn.progress import RunProgress
 from metalearn.provenance import provenance
+from metalearn.randomness import seed_all
 from metalearn.reporting import (
     closing,
     figures,
@@ -44,6 +45,7 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
         TrainingInterrupted: a signal asked for it; last.pt holds the state at that moment.
     """
     _check(config)
+    seed_all(config.seed)
     experiment = Experiment.of(config)
     state = TrainingState(config, experiment)
     held_out = experiment.tasks.sampler("validation", config.validation.seed, experiment.device)

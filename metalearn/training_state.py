@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch.utils._pytree import tree_map_only
 
 from metalearn import randomness
 from metalearn.batch_split import SplitGradient
@@ -100,8 +100,9 @@ class TrainingState:
             torch.nn.utils.clip_grads_with_norm_(self._leaves, self._config.clip_norm, norm)
         for group, rate in zip(self.optimiser.param_groups, self._initial_rates, strict=True):
             group["lr"] = rate * self._rate_factor()
+        # Both work in place; two copies are a fraction of a millisecond.
         before = [p.detach().clone() for p in self._leaves]
-        optimiser_before = copy.deepcopy(self.optimiser.state_dict())  # it works in place
+        optimiser_before = tree_map_only(torch.Tensor, torch.clone, self.optimiser.state_dict())
         self.optimiser.step()
         if not all(p.isfinite().all() for p in self._leaves):
             with torch.no_grad():

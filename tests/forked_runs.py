@@ -56,6 +56,13 @@ class ForkedRuns:
         self.start(*words)
         return self.wait()
 
+    def signal_when(self, pid: int, signum: int, file: Path, lines: int) -> None:
+        """Once the file has so many lines; 0 only waits."""
+        while not file.exists() or file.read_bytes().count(b"\n") < lines:
+            os.kill(pid, 0)
+            time.sleep(0.005)
+        os.kill(pid, signum)
+
     def disturb(
         self, folder: Path, words: Sequence[str], signum: int, times: int, longest_s: float
     ) -> list[int]:
