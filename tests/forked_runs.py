@@ -24,7 +24,9 @@ class ForkedRuns:
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.output = folder / "output.txt"
-        self._environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+        # W&B's variables would have the runs share this process's W&B service.
+        own = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+        self._environment = own | {"OMP_NUM_THREADS": "1"} | environment
 
     def __enter__(self) -> ForkedRuns:
         self._server: Any = subprocess.Popen(

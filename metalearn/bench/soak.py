@@ -157,12 +157,15 @@ class SoakStudy:
     def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
         figure, (memory, handles) = canvas(2)
         for run, part in rows.groupby("run", sort=False):
-            memory.plot(part.step, part.memory_bytes / 1e6, label=str(run))
-            memory.plot(part.step, part.tracker_bytes / 1e6, "--", label=f"{run}, W&B")
-            handles.plot(part.step, part.handles, label=str(run))
-        memory.set(title="Resident memory", xlabel="meta-step", ylabel="MB", ylim=(0, None))
-        handles.set(title="Open file handles", xlabel="meta-step", ylim=(0, None))
+            at = part.step / 1000
+            (line,) = memory.plot(at, part.memory_bytes / 1e6, label=str(run))
+            own, label = part.tracker_bytes / 1e6, f"{run}, W&B's process"
+            memory.plot(at, own, "--", color=line.get_color(), label=label)
+            handles.plot(at, part.handles, color=line.get_color(), label=str(run))
+        memory.set(title="Resident memory", xlabel="thousand meta-steps", ylabel="MB")
+        handles.set(title="Open file handles", xlabel="thousand meta-steps")
         for axes in (memory, handles):
+            axes.set_ylim(bottom=0)
             label_lines(axes)
         return {"soak": figure}
 
