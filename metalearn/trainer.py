@@ -55,7 +55,7 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
     experiment.check(state.sampler.sample(1))
     state.rewind(streams)
     if not resume:
-        state.measure_peak()
+        state.measure()
     origin = provenance(experiment.device)  # of the code that trains, whatever becomes of it
 
     def validate() -> dict[str, Estimate]:
@@ -164,6 +164,12 @@ def _check(config: DictConfig) -> None:
         value = OmegaConf.select(config, name)
         if not isinstance(value, int) or value < fewest:
             raise UsageError(f"{name}={value}; expected a whole number of at least {fewest}")
+    parts, most = config.parts, config.meta_batch
+    if parts not in (None, "measured") and not (type(parts) is int and 1 <= parts <= most):
+        raise UsageError(
+            f"parts={parts}; expected a whole number from 1 to meta_batch={most}, 'measured', or "
+            "null for the whole meta-batch at once"
+        )
     if config.schedule not in ("constant", "cosine"):
         raise UsageError(f"schedule={config.schedule}; expected 'constant' or 'cosine'")
     if config.wandb not in ("offline", "online", "disabled"):

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from metalearn import randomness
 from metalearn.batch_split import SplitGradient
+from metalearn.calibration import fastest_parts
 from metalearn.experiment import Experiment, build_optimiser
 from metalearn.guards import Guards
 from metalearn.memory import peak_bytes
@@ -43,7 +44,8 @@ class TrainingState:
         self._leaves = leaves_of(experiment.meta)
         self.sampler = experiment.tasks.sampler("train", config.seed, experiment.device)
         self.optimiser = build_optimiser(config.optimiser, self._leaves)
-        self._split = SplitGradient(experiment.metagrad)
+        given = config.parts if isinstance(config.parts, int) else 1
+        self._split = SplitGradient(experiment.metagrad, given)
         self.guards = Guards(
             config.on_nonfinite,
             config.on_failed_solve,
@@ -63,17 +65,23 @@ class TrainingState:
         self._split.say = say
         return self._split(self._experiment.problem, self._experiment.meta, task, **self.carry)
 
-    def measure_peak(self) -> None:
-        """Peak bytes of one meta-gradient, measured apart: on a CPU the profiler slows what it
-        sees. Tasks and random states are as before."""
+    def measure(self) -> None:
+        """The parts to take the meta-batch in, where they are to be measured, and the peak bytes of
+        one meta-gradient (apart from the run: on a CPU the profiler slows what it sees). Tasks and
+        random states are as before."""
         drawn = self.sampler.state_dict()
         task = self.sampler.sample(self._config.meta_batch)
         self.sampler.load_state_dict(drawn)
+        experiment = self._experiment
         with randomness.untouched():
             try:
-                self.peak = peak_bytes(
-                    lambda: self.meta_gradient(task, print), self._experiment.device
-                )[1]
+                if self._config.parts == "measured":
+                    self._split.parts = fastest_parts(
+                        experiment.metagrad, experiment.problem, experiment.meta, task
+                    )
+                self.peak = peak_bytes(lambda: self.meta_gradient(task, print), experiment.device)[
+                    1
+                ]
             except NonFiniteGradient:
                 self.peak = 0  # the first meta-step will meet the same, and say so
 
