@@ -92,7 +92,7 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
                         if state.chosen is None or score > state.chosen.score:
                             state.choose(score)
                             run.save_best(state.chosen_state())
-                    elif last or config.on_nonfinite == "stop":
+                    elif config.on_nonfinite == "stop" or (last and state.chosen is None):
                         run.log(row)
                         run.save(state.state_dict())
                         raise TrainingStopped(

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils._pytree import tree_map_only
 
 from metalearn import randomness
-from metalearn.batch_split import SplitGradient
+from metalearn.batch_split import OutOfMemory, SplitGradient
 from metalearn.experiment import Experiment, build_optimiser
 from metalearn.guards import Guards
 from metalearn.memory import peak_bytes
@@ -74,8 +74,8 @@ class TrainingState:
                 self.peak = peak_bytes(
                     lambda: self.meta_gradient(task, print), self._experiment.device
                 )[1]
-            except NonFiniteGradient:
-                self.peak = 0  # the first meta-step will meet the same, and say so
+            except (NonFiniteGradient, OutOfMemory, MemoryError):
+                self.peak = 0  # the first meta-step will meet the same, or the profiler had no room
 
     @property
     def rate(self) -> float:
