@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.memory import give_back_freed_memory
 from metalearn.metagrad import MetaGradient, MetaGradientResult
 from metalearn.problem import BilevelProblem, Meta
 from metalearn.tree import leaves_of, like_tree
@@ -57,8 +58,7 @@ class SplitGradient:
                     "memory does not hold the meta-gradient of one task alone; a smaller model, "
                     "fewer queries or metagrad=maml_checkpointed take less"
                 )
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
+            give_back_freed_memory()
             self.parts = min(2 * self.parts, len(task))
             self.say(
                 f"out of memory: the meta-batch of {len(task)} tasks is taken in {self.parts} parts"
@@ -69,11 +69,15 @@ class SplitGradient:
         return [task[a:b] for a, b in itertools.pairwise(ends) if b > a]
 
 
+ON_A_CPU = ("DefaultCPUAllocator", "could not create a primitive", "bad_alloc")
+"""PyTorch's allocator, oneDNN and C++ where memory runs out: RuntimeErrors, told by their words."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA's error, Python's, or that of PyTorch's CPU allocator, which has no class of its own."""
+    """CUDA's error, Python's, or one of those that a CPU gives."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return "DefaultCPUAllocator" in str(error)
+    return any(words in str(error) for words in ON_A_CPU)
 
 
 def joined(results: Sequence[MetaGradientResult]) -> MetaGradientResult:

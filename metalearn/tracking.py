@@ -79,7 +79,9 @@ class Tracker:
         the folder of this session gets them all and those of earlier sessions are removed, so that
         `wandb sync` of the one folder sends every step once, however the sessions ended.
         """
-        first = self._run.starting_step if self._run is not None and self._mode == "online" else 0
+        if self._run is None:
+            return
+        first = self._run.starting_step if self._mode == "online" else 0
         for row in rows:
             if row["step"] >= first:
                 self.log(row, row["step"])

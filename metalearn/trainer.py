@@ -68,6 +68,8 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
         if resume:
             _check_resumed(config, saved)
             state.load_state_dict(saved)
+            if saved["config"]["device"] != config.device:
+                state.measure_peak()
         with RunProgress(config.steps, start=state.step) as progress:
             for sentence in damaged:
                 progress.say(sentence)
@@ -77,8 +79,13 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
             elif state.chosen:
                 run.save_best(state.chosen_state())  # what is there may be of a later meta-step
 
+            def leave_if_asked(done: int = 0) -> None:
+                interruption.leave_if_asked(
+                    f"left after meta-step {state.step}; go on with "
+                    f"`metalearn train resume={run_dir}`"
+                )
+
             while state.step < config.steps:
-                interruption.leave_if_asked(_left(state.step, run_dir))
                 row = _meta_step(state, config.meta_batch, run, progress.say)
                 last = state.step == config.steps
                 if last or state.step % config.validation.every == 0:
@@ -92,7 +99,7 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
                         if state.chosen is None or score > state.chosen.score:
                             state.choose(score)
                             run.save_best(state.chosen_state())
-                    elif last or config.on_nonfinite == "stop":
+                    elif config.on_nonfinite == "stop" or (last and state.chosen is None):
                         run.log(row)
                         run.save(state.state_dict())
                         raise TrainingStopped(
@@ -101,14 +108,14 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
                             f"is in {run.last}"
                         )
                 run.log(row)
-                if last or interruption.signum or state.step % config.checkpoint_every == 0:
+                asked = interruption.signum  # once: the next moment it may be another
+                if last or asked or state.step % config.checkpoint_every == 0:
                     run.save(state.state_dict())
                 progress.update(state.step, progress_line(row, config.meta_batch, state.peak))
+                if asked:
+                    leave_if_asked()
 
-            def leave(done: int) -> None:
-                interruption.leave_if_asked(_left(state.step, run_dir))
-
-            summary = _summary(config, experiment, state, run, leave) | origin
+            summary = _summary(config, experiment, state, run, leave_if_asked) | origin
             run.finish(summary)
             for line in closing(summary, str(run_dir), run.written()):
                 progress.say(line)
@@ -184,10 +191,6 @@ def _check_resumed(config: DictConfig, saved: dict[str, Any]) -> None:
         raise UsageError(
             f"steps={config.steps}; this run has taken {saved['step']} meta-steps already"
         )
-
-
-def _left(step: int, run_dir: Path) -> str:
-    return f"left after meta-step {step}; go on with `metalearn train resume={run_dir}`"
 
 
 def _summary(

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils._pytree import tree_map_only
 
 from metalearn import randomness
-from metalearn.batch_split import SplitGradient
+from metalearn.batch_split import OutOfMemory, SplitGradient
 from metalearn.calibration import fastest_parts
 from metalearn.experiment import Experiment, build_optimiser
 from metalearn.guards import Guards
@@ -79,11 +79,11 @@ class TrainingState:
                     self._split.parts = fastest_parts(
                         experiment.metagrad, experiment.problem, experiment.meta, task
                     )
-                self.peak = peak_bytes(lambda: self.meta_gradient(task, print), experiment.device)[
-                    1
-                ]
-            except NonFiniteGradient:
-                self.peak = 0  # the first meta-step will meet the same, and say so
+                _, self.peak = peak_bytes(
+                    lambda: self.meta_gradient(task, print), experiment.device
+                )
+            except (NonFiniteGradient, OutOfMemory, MemoryError):
+                self.peak = 0  # the first meta-step will meet the same, or the profiler had no room
 
     @property
     def rate(self) -> float:

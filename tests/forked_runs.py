@@ -36,6 +36,7 @@ class ForkedRuns:
             text=True,
             bufsize=1,
             env=self._environment,
+            cwd=self.output.parent,
         )
         assert self._server.stdout.readline() == "ready\n"
         return self

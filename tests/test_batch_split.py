@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
+from tiny_run import rows, run
 
+from metalearn import checkpoint
 from metalearn.batch_split import OutOfMemory, SplitGradient, joined
+from metalearn.cli import main
 from metalearn.inner import GradientDescent
 from metalearn.linear_solve import CG
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Reptile, Unrolled
@@ -97,6 +102,69 @@ def test_the_carry_reaches_every_part(world):
     close(split(*world, **first.carry).grads, whole.grads)
     cold = WAYS["warm"](*world)
     assert not torch.equal(whole.certificate.residual_norm, cold.certificate.residual_norm)
+
+
+def test_a_run_that_meets_it_says_so_once_and_goes_on(tmp_path, monkeypatch, capsys):
+    words = ["metagrad=first_order", "wandb=disabled"]
+    assert run(tmp_path / "whole", *words) == 0
+    whole = FirstOrder.__call__
+
+    def hungry(self, problem, meta, task):
+        if len(task) > 2:
+            raise CPU
+        return whole(self, problem, meta, task)
+
+    monkeypatch.setattr(FirstOrder, "__call__", hungry)
+    assert run(tmp_path / "split", *words, "steps=4") == 0
+    assert capsys.readouterr().out.count("out of memory: the meta-batch of 3 tasks is taken") == 1
+    assert checkpoint.load(tmp_path / "split" / "last.pt")["parts"] == 2
+    assert main(["train", f"resume={tmp_path / 'split'}", "steps=6"]) == 0
+    assert "out of memory" not in capsys.readouterr().out
+    for one, other in zip(rows(tmp_path / "split"), rows(tmp_path / "whole"), strict=True):
+        # float32 after up to 6 steps of Adam, which divides by the root of the gradient's square
+        assert one["query_loss"] == pytest.approx(other["query_loss"], rel=1e-4)
+
+
+def test_a_run_whose_tasks_do_not_fit_alone_stops(tmp_path, monkeypatch, capsys):
+    def hungry(self, problem, meta, task):
+        raise CPU
+
+    monkeypatch.setattr(FirstOrder, "__call__", hungry)
+    assert run(tmp_path, "metagrad=first_order", "wandb=disabled") == 1
+    said = capsys.readouterr().err
+    assert "one task alone" in said and said.count("\n") == 1
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 0
+
+
+LIMITED = """
+import resource, sys
+import torch, torch._dynamo
+import metalearn.trainer
+from metalearn.cli import main
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = 4096 * pages + int(sys.argv[1]) * 10**6
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+sys.exit(main(["train", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_that_really_runs_out(tmp_path):
+    """By a limit on the process's address space; the whole batch takes about 1.5 GB."""
+    words = ["tasks=sinusoid", "model=mlp_sinusoid", "model.sizes=[1,256,256,1]", "steps=3"]
+    words += ["metagrad=maml_batched", "metagrad.inner.lr=1e-3", "meta_batch=128", "threads=1"]
+    words += ["validation.tasks=4", "test.tasks=4", "wandb=disabled"]
+    for name, megabytes in (("whole", 100_000), ("split", 700)):
+        command = [sys.executable, "-c", LIMITED, str(megabytes), *words]
+        done = subprocess.run(
+            [*command, f"run_dir={tmp_path / name}"], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("out of memory" in done.stdout) == (name == "split"), done.stdout
+    for one, other in zip(rows(tmp_path / "split"), rows(tmp_path / "whole"), strict=True):
+        assert one["query_loss"] == pytest.approx(other["query_loss"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
 
 
 def test_a_task_that_does_not_fit_alone_is_an_error(world):

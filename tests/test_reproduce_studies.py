@@ -32,6 +32,7 @@ def test_every_study_without_words_and_properties_after_what_it_points_to(run):
         "bench cg",
         "bench gradient",
         "bench properties",
+        "bench soak",
         "solve deq",
     ]
 

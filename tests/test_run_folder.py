@@ -52,14 +52,18 @@ def files_up_to(size: int) -> Iterator[None]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """By permissions, which root need not heed; for root by a mount of the folder on itself."""
-    if os.geteuid():
-        folder.chmod(0o555)
-        (folder / "metrics.jsonl").chmod(0o444)
-        try:
+    """By permissions; where they do not hold, for root, by a mount of the folder on itself."""
+    metrics = folder / "metrics.jsonl"
+    folder.chmod(0o555)
+    metrics.chmod(0o444)
+    held = not os.access(metrics, os.W_OK)
+    try:
+        if held:
             yield
-        finally:
-            folder.chmod(0o755)
+    finally:
+        folder.chmod(0o755)
+        metrics.chmod(0o644)
+    if held:
         return
     bind = ["mount", "--bind", str(folder), str(folder)]
     if subprocess.run(bind, capture_output=True, check=False).returncode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ WORDS = ["tasks=sinusoid", "model=mlp_sinusoid", "model.sizes=[1,8,1]", "metagra
 WORDS += ["metagrad.inner.steps=2", "meta_batch=2", "validation.every=50", "validation.tasks=4"]
 WORDS += ["test.tasks=4", "threads=1", "schedule=cosine"]
 GLYPHS = ["tasks=glyphs", "tasks.dataset.drawings=4", "model=mlp", "model.sizes=[784,8,5]"]
-GLYPHS += ["metagrad=imaml_warm", "metagrad.inner.steps=2", "meta_batch=2", "validation.every=50"]
+GLYPHS += ["metagrad=imaml_warm", "metagrad.curvature=gauss_newton", "metagrad.inner.steps=2"]
+GLYPHS += ["meta_batch=2", "validation.every=50"]
 GLYPHS += ["validation.tasks=4", "test.tasks=4", "threads=1"]
 
 
@@ -119,3 +121,15 @@ def test_no_second_process_trains_into_a_folder_until_the_first_has_died(runs, t
     assert runs.wait() == -signal.SIGKILL
     with RunFolder(folder, OmegaConf.create({}), resume=True) as run:
         assert run.load()[0]["step"] >= 10
+
+
+def test_a_sweep_ends_with_the_job_that_was_asked_to_leave(runs):
+    runs.output.unlink(missing_ok=True)
+    here = runs.output.parent
+    pid = runs.start("train", "-m", *WORDS, "steps=100000", "wandb=disabled", "seed=0,1,2")
+    while not (found := list(here.glob("runs/*/metrics.jsonl"))):
+        time.sleep(0.01)
+    runs.signal_when(pid, signal.SIGTERM, found[0], lines=3)
+    assert runs.wait() == 128 + signal.SIGTERM
+    assert len(list((here / "runs").iterdir())) == 1
+    assert runs.output.read_text().count("left after meta-step") == 1
