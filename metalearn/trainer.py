@@ -69,7 +69,7 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
             _check_resumed(config, saved)
             state.load_state_dict(saved)
             if saved["config"]["device"] != config.device:
-                state.measure_peak()
+                state.measure()
         with RunProgress(config.steps, start=state.step) as progress:
             for sentence in damaged:
                 progress.say(sentence)
