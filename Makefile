@@ -26,7 +26,7 @@ lint: bootstrap  ## style, format and types
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 
-bench: bootstrap  ## the four studies of the gradients, small, into runs/quick/ (speed alone: scripts/bench_backends.py)
+bench: bootstrap  ## the four studies of the gradients, small, into runs/quick/
 	@scripts/reproduce_studies memory cg gradient properties preset=quick
 
 clean:  ## remove caches and runs/, keep results/ and .venv
