@@ -153,7 +153,8 @@ class SpeedStudy:
         ]
 
     def _point(self, method: str, field: str, value: int, device: torch.device) -> list[Row]:
-        w = replace(CURVES[method], **{field: value})
+        varied: Any = {field: value}
+        w = replace(CURVES[method], **varied)
         start = setting(w, device)
         ways = {"batched": BATCHED[method], "one by one": one_by_one(BATCHED[method])}
         if method == "maml" and Competitor(maml_by_higher, "higher").installed:

@@ -88,9 +88,7 @@ _WRONG = "torch's batch norm has a wrong second derivative under vmap"
 COMPETITORS: dict[str, dict[str, Competitor]] = {
     "imaml": {
         "ours": Competitor(BATCHED["imaml"]),
-        "ours, recomputed": Competitor(
-            ours(partial(_implicit, linearisation="recomputed")), in_flight="one"
-        ),
+        "ours, recomputed": Competitor(ours(partial(_implicit, linearisation="recomputed"))),
         "ours, Gauss-Newton": Competitor(
             ours(partial(_implicit, curvature="gauss_newton")), differs="Gauss-Newton curvature"
         ),

@@ -2,15 +2,14 @@
 
 `higher`: examples/maml-omniglot.py; learn2learn: the docstring of `algorithms.MAML`; TorchOpt:
 examples/few-shot/maml_omniglot.py and examples/iMAML/imaml_omniglot_functional.py; `torch.func`:
-the MAML example of functorch, one task's loss under `vmap`, and iMAML in the same manner: no library
-has it, and one linearisation serves all its products. Where an example keeps every task's graph
+the MAML example of functorch, one task's loss under `vmap`, and iMAML in the same manner, which no
+library has: one linearisation serves all its products. Where an example keeps every task's graph
 until one backward sweep at the end, each task is swept on its own here: the same gradient in less
 memory.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -24,11 +23,6 @@ from metalearn.tasks.l2l import import_learn2learn
 
 Run = Callable[[], Gradient]
 Params = dict[str, Tensor]
-
-
-def missing(library: str) -> bool:
-    """Whether a peer is not installed here."""
-    return importlib.util.find_spec(library) is None
 
 
 def maml_by_higher(setting: Setting) -> Run:
@@ -116,7 +110,7 @@ def with_elementary_norms(model: nn.Sequential) -> nn.Sequential:
 def maml_by_vmap(setting: Setting, elementary: bool = True) -> Run:
     w, model, task = setting.workload, setting.model, setting.task
     network = with_elementary_norms(model) if elementary else model
-    theta = dict(model.named_parameters())
+    theta: Params = dict(model.named_parameters())
 
     def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(functional_call(network, params, x), y)
@@ -199,7 +193,7 @@ def imaml_by_vmap(setting: Setting, elementary: bool = True) -> Run:
             grads = gradient(params, task.support_x, task.support_y)
             params = {name: p - w.lr * grads[name] for name, p in params.items()}
         b = vmap(grad(loss))(params, task.query_x, task.query_y)
-        _, pull = vjp(lambda p: gradient(p, task.support_x, task.support_y), params)
+        pull: Any = vjp(lambda p: gradient(p, task.support_x, task.support_y), params)[1]
         x = {name: torch.zeros_like(v) for name, v in b.items()}
         r, p, rr = b, b, _dots(b, b)
         for _ in range(w.cg):
