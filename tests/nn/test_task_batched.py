@@ -148,9 +148,7 @@ def test_a_convolution_by_one_factor_alone_is_right_to_second_order(constant):
 def channels(*shape):
     g = torch.Generator().manual_seed(len(shape))
     x = torch.randn(*shape, generator=g, dtype=torch.float64, requires_grad=True)
-    gain, shift = torch.rand(
-        2, 1, shape[1], *[1] * (len(shape) - 2), generator=g, dtype=torch.float64
-    )
+    gain, shift = torch.rand(2, shape[1], generator=g, dtype=torch.float64)
     return x, gain.requires_grad_(), shift.requires_grad_()
 
 
@@ -161,9 +159,7 @@ def test_batch_norm_and_its_derivatives(shape):
     def function(x, gain, shift):
         return batch_norm(x, gain, shift, 1e-2)
 
-    expected = torch.nn.functional.batch_norm(
-        x, None, None, gain.flatten(), shift.flatten(), training=True, eps=1e-2
-    )
+    expected = torch.nn.functional.batch_norm(x, None, None, gain, shift, training=True, eps=1e-2)
     assert torch.allclose(function(x, gain, shift), expected)
 
     def gradient(*inputs):
@@ -195,9 +191,7 @@ def test_batch_norms_hessian_by_torch_func_is_torchs():
         return (batch_norm(x, gain, shift, 1e-2) ** 3).sum()
 
     def theirs(x, gain):
-        y = torch.nn.functional.batch_norm(
-            x, None, None, gain.flatten(), shift.flatten(), training=True, eps=1e-2
-        )
+        y = torch.nn.functional.batch_norm(x, None, None, gain, shift, training=True, eps=1e-2)
         return (y**3).sum()
 
     def hessian(function):  # reverse over reverse: `vmap` over the cotangents alone
