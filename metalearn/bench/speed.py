@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-import time
+import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,17 +14,19 @@ import torch
 from matplotlib.figure import Figure
 
 from metalearn.bench import speed_report
-from metalearn.bench.speed_competitors import BATCHED, COMPETITORS, Competitor, one_by_one
-from metalearn.bench.speed_floor import counted, matrix_product, now, operations
+from metalearn.bench.speed_competitors import COMPETITORS, WAYS, Competitor, Ours, Run, ours
+from metalearn.bench.speed_floor import counted, matrix_product, operations
+from metalearn.bench.speed_overhead import SKIPPED, overhead
 from metalearn.bench.speed_peers import maml_by_higher
 from metalearn.bench.speed_workloads import (
     WORKLOADS,
-    Setting,
     Workload,
     exact,
     relative_error,
+    rounding,
     setting,
 )
+from metalearn.bench.timing import rounds, spread
 from metalearn.errors import UsageError
 from metalearn.memory import keep_freed_memory, peak_bytes
 from metalearn.study import Cell, Row
@@ -40,6 +41,8 @@ AXES = {
 """The axes of the scaling curves, and the `Workload`'s field that each one varies."""
 CURVES = {"imaml": WORKLOADS["imaml-5w1s"], "maml": replace(WORKLOADS["maml-5w1s-q15"], queries=1)}
 """What they start from: each method on 16 tasks of 5 ways and 1 shot."""
+SINGLES = 4
+"""Tasks that a curve's point takes one by one; more of them take as much more."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class SpeedStudy:
         tasks, ways, inner_steps, cg_iterations, widths: points of the scaling curves, each axis
             varied alone; [] leaves one out.
         curve_rounds: as `rounds`, of a curve's point.
+        overhead_steps: meta-steps of a training whose time around the gradient is taken; 0: none.
         keep_memory: freed memory is kept by the process, as in training, by which all gain.
     """
 
@@ -69,6 +73,7 @@ class SpeedStudy:
     cg_iterations: Sequence[int]
     widths: Sequence[int]
     curve_rounds: int
+    overhead_steps: int
     keep_memory: bool
 
     def __post_init__(self) -> None:
@@ -86,6 +91,11 @@ class SpeedStudy:
                 f"timing_s={self.timing_s}; expected at least 2, 2 and 0"
             )
 
+        if self.overhead_steps and self.overhead_steps < 2 * SKIPPED:
+            raise UsageError(
+                f"overhead_steps={self.overhead_steps}; expected 0, or at least {2 * SKIPPED}"
+            )
+
     def cells(self) -> list[Cell]:
         found: list[Cell] = [{"part": "workload", "workload": name} for name in self.workloads]
         for axis, field in AXES.items():
@@ -94,6 +104,8 @@ class SpeedStudy:
                     {"part": "curve", "method": method, "axis": axis, "value": value}
                     for value in sorted(getattr(self, axis))
                 ]
+        if self.overhead_steps:
+            found.append({"part": "overhead"})
         return found
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
@@ -104,6 +116,8 @@ class SpeedStudy:
             warnings.simplefilter("ignore")  # peers' own, of what torch deprecates
             if at["part"] == "workload":
                 return self._workload(WORKLOADS[at["workload"]], device)
+            if at["part"] == "overhead":
+                return overhead(self.overhead_steps, device)
             return self._point(at["method"], AXES[at["axis"]], at["value"], device)
 
     def _workload(self, w: Workload, device: torch.device) -> list[Row]:
@@ -113,14 +127,17 @@ class SpeedStudy:
             if c.installed and (self.differing or not c.differs)
         }
         start = setting(w, device)
-        runs = {name: c.make(start.apart()) for name, c in chosen.items()}
+        runs: dict[str, Run] = {name: c.make(start.apart()) for name, c in chosen.items()}
+        if _parts(runs["ours, parts"]) == 1:  # it would be `ours` again
+            del runs["ours, parts"], chosen["ours, parts"]
         reference = exact(start)
+        lowest = rounding(start, reference)
         facts = {
             name: {
                 "error": relative_error(runs[name](), reference),
-                "error_smooth": None,
+                "error_smooth": math.nan,
                 "peak_bytes": peak_bytes(runs[name], device)[1],
-                "operations": w.tasks * counted(c.make(_one_task(start))),
+                "operations": w.tasks * counted(c.make(start.of(0))),
             }
             for name, c in chosen.items()
         }
@@ -133,14 +150,17 @@ class SpeedStudy:
         times = rounds({**runs, "product": product}, self.rounds, self.timing_s, device)
         rate = per_product / float(np.median(times.pop("product").wall))
         floor = operations(w) / rate
-        ours = times["ours"].wall
+        own = [name for name, c in chosen.items() if not c.library and not c.differs]
+        lead = min(own, key=lambda name: float(np.median(times[name].wall)))
         return [
             {
                 "competitor": name,
-                **_described(c, w),
+                **_described(c, w, _parts(runs[name])),
                 **times[name].row(),
-                **_spread("times_ours", times[name].wall / ours),
+                "lead": name == lead,
+                **spread("times_ours", times[name].wall / times[lead].wall),
                 **facts[name],
+                "rounding": lowest,
                 "floor_operations": operations(w),
                 "product_rate": rate,
                 "over_floor": float(np.median(times[name].wall)) / floor,
@@ -156,18 +176,25 @@ class SpeedStudy:
         varied: Any = {field: value}
         w = replace(CURVES[method], **varied)
         start = setting(w, device)
-        ways = {"batched": BATCHED[method], "one by one": one_by_one(BATCHED[method])}
+        some = replace(w, tasks=min(w.tasks, SINGLES))
+        singles = [start.of(t) for t in range(some.tasks)]
+        batched = ours(WAYS[method])
+        runs: dict[str, Run] = {"batched": batched(start)}
+        runs["one by one"] = _each([batched(one) for one in singles])
         if method == "maml" and Competitor(maml_by_higher, "higher").installed:
-            ways["higher"] = maml_by_higher
-        runs = {name: make(start.apart()) for name, make in ways.items()}
+            runs["higher"] = _each([maml_by_higher(one) for one in singles])
+        parts = ours(WAYS[method], measured=True)(start).split.parts
         for run in runs.values():
             run()
         times = rounds(runs, self.curve_rounds, self.timing_s, device)
+        for name in set(times) - {"batched"}:
+            times[name] = times[name].scaled(w.tasks / some.tasks)
         return [
             {
                 "competitor": name,
                 **taken.row(),
-                **_spread("times_ours", taken.wall / times["batched"].wall),
+                **spread("times_ours", taken.wall / times["batched"].wall),
+                "parts": parts if name == "batched" else None,
             }
             for name, taken in times.items()
         ]
@@ -182,60 +209,20 @@ class SpeedStudy:
         return speed_report.findings(rows)
 
 
-@dataclass(frozen=True)
-class Times:
-    """Seconds by round: on the wall, and of this process on all cores, which neighbours on a shared
-    machine disturb less."""
-
-    wall: np.ndarray
-    cpu: np.ndarray
-
-    def row(self) -> dict[str, Any]:
-        return {
-            **_spread("seconds", self.wall),
-            "cpu_seconds": float(np.median(self.cpu)),
-            "rounds": len(self.wall),
-        }
-
-
-def rounds(
-    runs: Mapping[str, Callable[[], Any]], count: int, timing_s: float, device: torch.device
-) -> dict[str, Times]:
-    """Every run once a round, the order rotated by one from round to round."""
-    names = list(runs)
-    wall: dict[str, list[float]] = {name: [] for name in names}
-    cpu: dict[str, list[float]] = {name: [] for name in names}
-    began = time.perf_counter()
-    for i in range(count):
-        if i >= 2 and time.perf_counter() - began > timing_s:
-            break
-        turn = i % len(names)
-        for name in names[turn:] + names[:turn]:
-            gc.collect()  # what one leaves in cycles is not another's to clear away
-            start, busy = now(device), time.process_time()
-            runs[name]()
-            wall[name].append(now(device) - start)
-            cpu[name].append(time.process_time() - busy)
-    return {name: Times(np.array(wall[name]), np.array(cpu[name])) for name in names}
-
-
-def _spread(name: str, values: np.ndarray) -> dict[str, float]:
-    """The median, and the quartiles around it."""
-    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
-    return {name: middle, f"{name}_low": low, f"{name}_high": high}
-
-
-def _described(competitor: Competitor, w: Workload) -> dict[str, Any]:
+def _described(competitor: Competitor, w: Workload, parts: int = 1) -> dict[str, Any]:
     return {
         "library": competitor.library,
         "differs": competitor.differs,
-        "in_flight": 1 if competitor.in_flight == "one" else w.tasks,
+        "parts": parts,
+        "in_flight": 1 if competitor.in_flight == "one" else math.ceil(w.tasks / parts),
         "absent": False,
     }
 
 
-def _one_task(start: Setting) -> Setting:
-    """Its first task alone; the counter takes a grouped convolution's weight gradient for as many
-    as there are groups."""
-    one = start.apart()
-    return replace(one, workload=replace(one.workload, tasks=1), task=one.task[0:1])
+def _parts(run: Run) -> int:
+    return run.split.parts if isinstance(run, Ours) else 1
+
+
+def _each(runs: Sequence[Run]) -> Run:
+    """One after the other; its value is the last one's."""
+    return lambda: [run() for run in runs][-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -61,10 +60,3 @@ def matrix_product(device: torch.device) -> tuple[Callable[[], Any], int]:
     a, b = torch.rand(2, n, n, device=device)
     out = torch.empty_like(a)
     return lambda: torch.mm(a, b, out=out), 2 * n**3
-
-
-def now(device: torch.device) -> float:
-    """Seconds, all work of the device done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

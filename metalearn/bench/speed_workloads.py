@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -65,6 +65,11 @@ class Setting:
     def apart(self) -> Setting:
         """The same with a model of its own, which a competitor may write to."""
         return Setting(self.workload, copy.deepcopy(self.model), self.task)
+
+    def of(self, task: int) -> Setting:
+        """One of its tasks alone."""
+        alone = replace(self.workload, tasks=1)
+        return Setting(alone, copy.deepcopy(self.model), self.task[task : task + 1])
 
     def double(self) -> Setting:
         return Setting(
@@ -146,6 +151,18 @@ def exact(setting: Setting) -> Gradient:
             by_params = tuple(w.prox * x for x in solution)
         total = [a + g / w.tasks for a, g in zip(total, by_params, strict=True)]
     return total
+
+
+def rounding(setting: Setting, reference: Gradient) -> float:
+    """The relative change of the exact meta-gradient `reference` where the initial weights move by
+    float32's rounding: what no float32 implementation can be held to beat."""
+    moved = setting.double()
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in moved.model.parameters():
+            sign = torch.randint(0, 2, p.shape, generator=draw).to(p) * 2 - 1
+            p.mul_(1 + torch.finfo(torch.float32).eps / 2 * sign)
+    return relative_error(exact(moved), reference)
 
 
 def _plain_cg(
