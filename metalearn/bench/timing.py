@@ -57,17 +57,21 @@ def rounds(
     names = list(runs)
     wall: dict[K, list[float]] = {name: [] for name in names}
     cpu: dict[K, list[float]] = {name: [] for name in names}
-    began = time.perf_counter()
-    for i in range(count):
-        if i >= 2 and time.perf_counter() - began > timing_s:
-            break
-        turn = i % len(names)
-        for name in names[turn:] + names[:turn]:
-            gc.collect()  # what one leaves in cycles is not another's to clear away
-            start, busy = now(device), time.process_time()
-            runs[name]()
-            wall[name].append(now(device) - start)
-            cpu[name].append(time.process_time() - busy)
+    gc.freeze()  # what was there before need not be looked through at each collection
+    try:
+        began = time.perf_counter()
+        for i in range(count):
+            if i >= 2 and time.perf_counter() - began > timing_s:
+                break
+            turn = i % len(names)
+            for name in names[turn:] + names[:turn]:
+                gc.collect()  # what one leaves in cycles is not another's to clear away
+                start, busy = now(device), time.process_time()
+                runs[name]()
+                wall[name].append(now(device) - start)
+                cpu[name].append(time.process_time() - busy)
+    finally:
+        gc.unfreeze()
     return {name: Times(np.array(wall[name]), np.array(cpu[name])) for name in names}
 
 
