@@ -35,6 +35,7 @@ def test_every_study_without_words_and_properties_after_what_it_points_to(run):
         "bench speed",
         "bench soak",
         "solve deq",
+        "solve distill",
     ]
 
 
