@@ -66,10 +66,18 @@ class Setting:
         """The same with a model of its own, which a competitor may write to."""
         return Setting(self.workload, copy.deepcopy(self.model), self.task)
 
+    def first(self, tasks: int) -> Setting:
+        """Its first tasks alone, or all where there are no more."""
+        return self._some(slice(tasks))
+
     def of(self, task: int) -> Setting:
         """One of its tasks alone."""
-        alone = replace(self.workload, tasks=1)
-        return Setting(alone, copy.deepcopy(self.model), self.task[task : task + 1])
+        return self._some(slice(task, task + 1))
+
+    def _some(self, which: slice) -> Setting:
+        some = self.task[which]
+        workload = replace(self.workload, tasks=len(some))
+        return Setting(workload, copy.deepcopy(self.model), some)
 
     def double(self) -> Setting:
         return Setting(
