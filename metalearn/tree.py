@@ -173,6 +173,11 @@ def task_norm(a: Sequence[Tensor]) -> Tensor:
     return task_dot(a, a).sqrt()
 
 
+def task_half_square(x: Tensor) -> Tensor:
+    """Half the squared norm of a (T, ...) tensor over all axes but the first: (T,)."""
+    return half_squared_distance([x], [x.new_zeros(x.shape[1:])])
+
+
 def half_squared_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     """Half the squared distance of two lists of tensors over all axes but the first: (T,).
 
