@@ -19,6 +19,11 @@ from torch import Tensor
 
 from metalearn.functions import Function, first_order, transformed
 
+FEW = 2048
+"""Values of a channel up to which torch's kernels take its sums. Channels last, they add one value
+after the other: single precision loses 8e-5 of a standard deviation over 20,000 values, 3e-6 over
+1,000. Above, `Tensor.sum` adds in a tree, for two or three passes more."""
+
 
 def batch_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
     """gain (x - mean) / sqrt(var + eps) + shift, the statistics over all axes of x but the second.
@@ -70,7 +75,12 @@ class _BatchNorm(Function):
     def forward(
         x: Tensor, gain: Tensor, shift: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.native_batch_norm(x, gain, shift, None, None, True, 0.0, eps)
+        if x.numel() <= FEW * gain.numel() or transformed():
+            return torch.native_batch_norm(x, gain, shift, None, None, True, 0.0, eps)
+        centre, scale = statistics(x, eps)
+        steep = _wide(gain, x) * scale
+        y = torch.addcmul(_wide(shift, x) - steep * centre, x, steep)
+        return y, centre.flatten(), scale.flatten()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -201,7 +211,11 @@ class _Gradient(Function):
 
 
 def _sums(y: Tensor, x: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """sum(u y) and sum(y), in one pass by torch's kernel for the gradients of gain and shift."""
+    """sum(u y) and sum(y): for few values in one pass, by torch's kernel for the gradients of gain
+    and shift."""
+    if x.numel() > FEW * scale.numel() and not transformed():
+        level = _total(y)
+        return scale * (_total(y * x) - centre * level), level
     _, along, level = torch.ops.aten.native_batch_norm_backward(
         y, x, torch.ones_like(scale), None, None, centre, scale, True, 0.0, [False, True, True]
     )
