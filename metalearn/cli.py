@@ -221,10 +221,8 @@ def _study(verb: str, words: list[str]) -> int:
     study, publication, common = options.study(verb, name, words[1:])
 
     from metalearn.machine import find_device, use_threads
-    from metalearn.memory import keep_freed_memory
     from metalearn.study.run import run_study
 
-    keep_freed_memory()
     use_threads(common.threads)
     try:
         run_study(study, publication, find_device(common.device))
