@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
-import torch
-
 from metalearn.batch_split import SplitGradient
+from metalearn.machine import now
 from metalearn.metagrad import MetaGradient
 from metalearn.problem import BilevelProblem, Meta
 from metalearn.tree import leaves_of
@@ -28,13 +26,12 @@ def fastest_parts(metagrad: MetaGradient, problem: BilevelProblem, meta: Meta, t
     that has to equal another one bit for bit is given its parts.
     """
     best, least = 1, _seconds(SplitGradient(metagrad), problem, meta, task)
-    parts = 2
-    while parts <= len(task):
+    while best < len(task):
+        parts = min(2 * best, len(task))
         seconds = _seconds(SplitGradient(metagrad, parts), problem, meta, task)
         if seconds > GAIN * least:
             break
         best, least = parts, seconds
-        parts = min(2 * parts, len(task)) if parts < len(task) else parts + 1
     return best
 
 
@@ -42,9 +39,7 @@ def _seconds(metagrad: SplitGradient, problem: BilevelProblem, meta: Meta, task:
     device = leaves_of(meta)[0].device
     times = []
     for _ in range(ROUNDS):
-        began = time.perf_counter()
+        began = now(device)
         metagrad(problem, meta, task)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
+        times.append(now(device) - began)
     return min(times)

@@ -14,12 +14,13 @@ import torch
 from matplotlib.figure import Figure
 
 from metalearn.bench import speed_report
-from metalearn.bench.speed_competitors import COMPETITORS, WAYS, Competitor, Ours, Run, ours
+from metalearn.bench.speed_competitors import COMPETITORS, WAYS, Competitor, Ours, ours
 from metalearn.bench.speed_floor import counted, matrix_product, operations
 from metalearn.bench.speed_overhead import SKIPPED, overhead
 from metalearn.bench.speed_peers import maml_by_higher
 from metalearn.bench.speed_workloads import (
     WORKLOADS,
+    Run,
     Workload,
     exact,
     relative_error,

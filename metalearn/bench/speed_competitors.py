@@ -13,15 +13,13 @@ from torch import Tensor
 
 from metalearn.batch_split import SplitGradient
 from metalearn.bench import speed_peers as peers
-from metalearn.bench.speed_workloads import Gradient, Setting, Workload
+from metalearn.bench.speed_workloads import Gradient, Run, Setting, Workload
 from metalearn.bench.timing import rounds
 from metalearn.calibration import fastest_parts
 from metalearn.inner import GradientDescent
 from metalearn.linear_solve import CG
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
 from metalearn.problem import FewShot
-
-Run = Callable[[], Gradient]
 
 
 @dataclass(frozen=True)

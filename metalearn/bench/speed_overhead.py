@@ -17,10 +17,12 @@ import torch
 
 from metalearn import checkpoint, config
 from metalearn.inner import InnerSolver
+from metalearn.machine import now
 from metalearn.metagrad import MetaGradient, MetaGradientResult
 from metalearn.problem import BilevelProblem, Meta
 from metalearn.study import Row
 from metalearn.trainer import train
+from metalearn.tree import leaves_of
 
 SKIPPED = 3
 """Calls at the beginning: that which measures memory, and those in which all is still cold."""
@@ -40,10 +42,11 @@ class Stopwatch(MetaGradient):
     def __call__(
         self, problem: BilevelProblem, meta: Meta, task: Any, **carry: Any
     ) -> MetaGradientResult:
-        began = _now()
+        device = leaves_of(meta)[0].device
+        began = now(device)
         result = self.way(problem, meta, task, **carry)
         with open(self.notes, "a") as file:
-            print(began, _now(), file=file)
+            print(began, now(device), file=file)
         return result
 
 
@@ -92,12 +95,6 @@ def overhead(steps: int, device: torch.device) -> list[Row]:
     }
     step = gradient + around
     return [{"piece": name, "seconds": s, "share": s / step} for name, s in parts.items()]
-
-
-def _now() -> float:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,10 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp, vmap
 
-from metalearn.bench.speed_workloads import Gradient, Setting
+from metalearn.bench.speed_workloads import Gradient, Run, Setting
 from metalearn.tasks.l2l import import_learn2learn
 
-Run = Callable[[], Gradient]
 Params = dict[str, Tensor]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from metalearn.tasks.glyphs import glyphs
 
 Gradient = list[Tensor]
 """The mean over the tasks, a tensor for each of `model.parameters()`."""
+Run = Callable[[], Gradient]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from metalearn.machine import now
+
 K = TypeVar("K")
 
 
@@ -79,10 +81,3 @@ def spread(name: str, values: np.ndarray) -> dict[str, float]:
     """The median, and the quartiles around it."""
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
     return {name: middle, f"{name}_low": low, f"{name}_high": high}
-
-
-def now(device: torch.device) -> float:
-    """Seconds, all work of the device done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
