@@ -26,7 +26,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 # What an option takes whose default is null, by the last part of its name.
 _NULLABLE: dict[str, type] = {
-    **dict.fromkeys(("threads", "queries", "steps", "truncate"), int),
+    **dict.fromkeys(("threads", "queries", "steps", "truncate", "distinct"), int),
     **dict.fromkeys(("clip_norm", "tol", "step_size"), float),
     **dict.fromkeys(("name", "run_dir", "resume", "source", "checkpoint", "results"), str),
     "transductive": bool,

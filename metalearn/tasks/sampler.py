@@ -25,6 +25,9 @@ class ImageTaskSampler:
     Support and query share no image. The stream depends on `seed` alone, and sampling leaves
     Python's global random state (which learn2learn draws from) as it was.
 
+    With `distinct` there are so many different tasks, which recur: each is named by a number, from
+    which it is drawn anew, so that none is kept.
+
     Raises:
         UsageError: fewer classes than ways, or a class with too few images.
     """
@@ -37,11 +40,14 @@ class ImageTaskSampler:
         queries: int,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        distinct: int | None = None,
     ) -> None:
         if min(ways, shots, queries) < 1:
             raise UsageError(
                 f"ways={ways}, shots={shots}, queries={queries}; each must be at least 1"
             )
+        if distinct is not None and distinct < 1:
+            raise UsageError(f"distinct={distinct}; expected at least 1 task, or null for no limit")
         if ways > len(data.classes):
             raise UsageError(
                 f"ways={ways}, but this split has {len(data.classes)} classes; ask for fewer ways"
@@ -57,6 +63,7 @@ class ImageTaskSampler:
         self._labels = data.labels.tolist()
         self._tasks = _task_dataset(self._labels, ways, shots + queries)
         self._state = random.Random(seed).getstate()
+        self._seed, self._distinct = seed, distinct
 
     def sample(self, num_tasks: int) -> TaskBatch:
         """A batch of `num_tasks` tasks, (num_tasks, ways * shots, C, H, W) and so on."""
@@ -88,6 +95,17 @@ class ImageTaskSampler:
 
     def _one_task(self) -> list[int]:
         """Indices of the task's images, class by class."""
+        if self._distinct is not None:
+            number = random.randrange(self._distinct)
+            stream = random.getstate()
+            random.seed(f"{self._seed}:{number}")
+            try:
+                return self._draw()
+            finally:
+                random.setstate(stream)
+        return self._draw()
+
+    def _draw(self) -> list[int]:
         drawn = [d.index for d in self._tasks.sample_task_description()]
         by_class: dict[int, list[int]] = {}
         for index in drawn:

@@ -58,3 +58,6 @@ class SinusoidTasks:
     def sampler(self, split: str, seed: int, device: torch.device | str) -> SinusoidSampler:
         queries = self.queries if split == "train" else self.test_queries
         return SinusoidSampler(self.shots, queries, 3 * seed + SEEDS[split], device)
+
+    def classes(self, split: str) -> tuple[str, ...]:
+        return ()

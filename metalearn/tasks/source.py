@@ -29,6 +29,10 @@ class Tasks(Protocol):
 
     def sampler(self, split: str, seed: int, device: torch.device | str) -> Sampler: ...
 
+    def classes(self, split: str) -> tuple[str, ...]:
+        """The names of a split's classes; empty where tasks are not made of classes."""
+        ...
+
 
 @dataclass
 class ImageTasks:
@@ -41,6 +45,8 @@ class ImageTasks:
         rotations: adds each training class turned by 90, 180 and 270 degrees as further classes
             (Santoro et al. 2016); validation and test classes stay as drawn.
         channels, image_size: what the images must be, for the model that is built beside.
+        train_shots: of a training task; None: `shots`.
+        distinct: how many different training tasks there are, drawn over and over; None: no limit.
     """
 
     dataset: Callable[[], Mapping[str, LabelledImages]]
@@ -51,20 +57,31 @@ class ImageTasks:
     rotations: bool
     channels: int
     image_size: int
+    train_shots: int | None = None
+    distinct: int | None = None
     _splits: Mapping[str, LabelledImages] | None = None
 
     def sampler(self, split: str, seed: int, device: torch.device | str) -> ImageTaskSampler:
+        data = self.split(split)
+        if split != "train":
+            return ImageTaskSampler(data, self.ways, self.shots, self.test_queries, seed, device)
+        if self.rotations:
+            data = data.with_rotations()
+        shots = self.shots if self.train_shots is None else self.train_shots
+        return ImageTaskSampler(data, self.ways, shots, self.queries, seed, device, self.distinct)
+
+    def classes(self, split: str) -> tuple[str, ...]:
+        return self.split(split).classes
+
+    def split(self, name: str) -> LabelledImages:
+        """As drawn, without rotations. Raises UsageError where the images are not as announced."""
         if self._splits is None:
             self._splits = self.dataset()
-        data = self._splits[split]
+        data = self._splits[name]
         expected = (self.channels, self.image_size, self.image_size)
         if tuple(data.images.shape[1:]) != expected:
             raise UsageError(
                 f"the images are {tuple(data.images.shape[1:])}, but tasks.channels and "
                 f"tasks.image_size say {expected}; make them agree"
             )
-        train = split == "train"
-        if train and self.rotations:
-            data = data.with_rotations()
-        queries = self.queries if train else self.test_queries
-        return ImageTaskSampler(data, self.ways, self.shots, queries, seed, device)
+        return data
