@@ -161,43 +161,42 @@ def _evaluate(words: list[str]) -> int:
         return 0
     cfg = config.plain("evaluate", words)
 
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
 
-    from metalearn import checkpoint
-    from metalearn.evaluation import evaluate
-    from metalearn.experiment import Experiment
-
-    if OmegaConf.is_missing(cfg, "checkpoint") or not cfg.checkpoint:
-        raise UsageError("evaluate needs checkpoint=PATH, the best.pt or last.pt of a run")
-    if not isinstance(cfg.tasks, int) or cfg.tasks < 2:
-        raise UsageError(f"tasks={cfg.tasks}; expected a whole number of at least 2")
-    if cfg.split not in ("validation", "test"):
-        raise UsageError(f"split={cfg.split}; expected 'validation' or 'test'")
-    state = checkpoint.load(Path(cfg.checkpoint))
-    run = OmegaConf.create(state["config"])
-    if not isinstance(run, DictConfig):
-        raise UsageError(f"{cfg.checkpoint} holds no config of a run; train it again")
-    run.device, run.threads = cfg.device, cfg.threads
-    if cfg.transductive is not None:
-        run.transductive = cfg.transductive
-    if cfg.queries is not None:
-        run.tasks.test_queries = cfg.queries
-    if cfg.steps is not None:
-        run.metagrad.inner.steps = cfg.steps
-    experiment = Experiment.of(run)
-    experiment.load(state["meta"])
-    experiment.check(experiment.tasks.sampler(cfg.split, cfg.seed, experiment.device).sample(1))
-    sampler = experiment.tasks.sampler(cfg.split, cfg.seed, experiment.device)
-    scores = evaluate(experiment.problem, experiment.metagrad, experiment.meta, sampler, cfg.tasks)
-    mode = "transductive" if run.transductive else "inductive"
-    print(f"{cfg.checkpoint}: {cfg.tasks} tasks of the {cfg.split} split, {mode}")
-    for name, estimate in scores.items():
-        value = (
-            estimate.percent()
-            if name == "accuracy"
-            else f"{estimate.mean:.4f} ± {estimate.interval:.4f}"
+    given = None if OmegaConf.is_missing(cfg, "checkpoint") else cfg.checkpoint
+    words = list(given) if OmegaConf.is_list(given) else [given]
+    if not words or not all(isinstance(word, str) and word for word in words):
+        raise UsageError(
+            "evaluate needs checkpoint=PATH, the best.pt or last.pt of a run, or [PATH,PATH]"
         )
-        print(f"  {name:10} {value}")
+    paths = [Path(word) for word in words]
+
+    from metalearn import held_out
+    from metalearn.machine import find_device
+    from metalearn.provenance import provenance
+
+    modes = [m for m, own in held_out.MODES.items() if cfg.transductive in (None, own)]
+    protocol = held_out.Protocol(
+        *(cfg.benchmark, cfg.source, cfg.split, cfg.tasks, cfg.seed, modes, cfg.queries),
+        inner_steps=list(cfg.inner_steps),
+    )
+    rows = []
+    for path in paths:
+        print(f"{path}: {protocol.described()}")
+        found = protocol.rows(path, cfg.device, cfg.threads, lambda line: print(f"  {line}"))
+        rows += [{"checkpoint": f"{path.parent.name}/{path.name}", **row} for row in found]
+        if note := protocol.note(found[0]):
+            print(f"  {note}")
+    spread = held_out.over_seeds(rows)
+    if spread:
+        print(f"{len(paths)} checkpoints: mean, its 95 % interval and the standard deviation")
+    for row in spread:
+        print(f"  {held_out.described(row)}, {100 * row['deviation']:.2f}")
+    out = Path(cfg.out) if cfg.out else paths[0].parent / "evaluation.json"
+    held_out.write(
+        out, {**provenance(find_device(cfg.device)), "rows": rows, "over_checkpoints": spread}
+    )
+    print(f"wrote {out}")
     return 0
 
 

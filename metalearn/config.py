@@ -28,10 +28,11 @@ PACKAGE = Path(__file__).resolve().parent
 _NULLABLE: dict[str, type] = {
     **dict.fromkeys(("threads", "queries", "steps", "truncate", "distinct"), int),
     **dict.fromkeys(("clip_norm", "tol", "step_size"), float),
-    **dict.fromkeys(("name", "run_dir", "resume", "source", "checkpoint", "results"), str),
+    **dict.fromkeys(("name", "run_dir", "resume", "source", "checkpoint", "results", "out"), str),
     "transductive": bool,
 }
-_OF_SEVERAL_TYPES = ("metagrad.checkpoint",)  # their constructors check them
+_ITEMS = {"inner_steps": 0}  # such as a list holds whose default is []; others hold texts
+_OF_SEVERAL_TYPES = ("metagrad.checkpoint", "checkpoint")  # their constructors check them
 _SEEDS = 2**32  # NumPy takes no larger one
 
 
@@ -311,7 +312,7 @@ def _check_type(word: str, key: str, value: Any, default: Any) -> None:
         if not isinstance(value, list | ListConfig):
             raise UsageError(f"{word}; expected a list, such as {default or '[a,b]'}")
         for item in value:
-            _check_type(word, key, item, default[0] if default else "")  # [] is one of texts
+            _check_type(word, key, item, default[0] if default else _ITEMS.get(name, ""))
         return
     types, described = {
         bool: ((bool,), "true or false"),

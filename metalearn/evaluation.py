@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,15 +45,33 @@ def evaluate(
     progress: Callable[[int], Any] = lambda done: None,
 ) -> dict[str, Estimate]:
     """Adapts to `tasks` tasks, `batch` at a time: the outer loss and each metric of the problem."""
-    found: dict[str, list[torch.Tensor]] = {}
+    return evaluate_each({"": problem}, metagrad, meta, sampler, tasks, batch, progress)[""]
+
+
+def evaluate_each(
+    problems: Mapping[str, BilevelProblem],
+    metagrad: MetaGradient,
+    meta: Meta,
+    sampler: Sampler,
+    tasks: int,
+    batch: int = 32,
+    progress: Callable[[int], Any] = lambda done: None,
+) -> dict[str, dict[str, Estimate]]:
+    """`evaluate` for several problems of one inner objective, which is solved once a task."""
+    inner = next(iter(problems.values()))
+    found: dict[str, dict[str, list[torch.Tensor]]] = {name: {} for name in problems}
     done = 0
     while done < tasks:
         task = sampler.sample(min(batch, tasks - done))
-        params = metagrad.adapt(problem, meta, task).params
-        with torch.no_grad():
-            loss, metrics = problem.outer_objective(params, meta, task)
-        for name, values in {"loss": loss, **metrics}.items():
-            found.setdefault(name, []).append(values.detach().cpu())
+        params = metagrad.adapt(inner, meta, task).params
+        for key, problem in problems.items():
+            with torch.no_grad():
+                loss, metrics = problem.outer_objective(params, meta, task)
+            for name, values in {"loss": loss, **metrics}.items():
+                found[key].setdefault(name, []).append(values.detach().cpu())
         done += len(task)
         progress(done)
-    return {name: Estimate.of(torch.cat(values)) for name, values in found.items()}
+    return {
+        key: {name: Estimate.of(torch.cat(values)) for name, values in figures.items()}
+        for key, figures in found.items()
+    }

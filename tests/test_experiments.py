@@ -9,7 +9,7 @@ import torch
 
 from metalearn import config
 from metalearn.experiment import Experiment
-from metalearn.metagrad import FirstOrder, Implicit, IMAMLAuthorsCode, Reptile, Unrolled
+from metalearn.metagrad import FirstOrder, IMAMLAuthorsCode, Implicit, Reptile, Unrolled
 from metalearn.tasks import ImageTasks, LabelledImages
 from metalearn.tree import leaves_of
 
@@ -24,7 +24,7 @@ METHODS = {
 }
 SETTINGS = [
     *itertools.product(("omniglot",), (5, 20), (1, 5), METHODS),
-    *(c for c in itertools.product(("mini_imagenet",), (5,), (1, 5), METHODS) if "code" not in c[3]),
+    *itertools.product(("mini_imagenet",), (5,), (1, 5), list(METHODS)[:5]),
 ]
 
 

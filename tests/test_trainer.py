@@ -316,7 +316,7 @@ def test_a_resumed_run_keeps_its_wandb_id_and_history(tmp_path):
     [
         (["threads=0"], "from 1 to"),
         (["queries=99"], "images a class"),
-        (["steps=-1"], "at least 0"),
+        (["inner_steps=[-1]"], "at least 0"),
         (["device=meta"], "'cpu' or 'cuda'"),
     ],
     ids=" ".join,

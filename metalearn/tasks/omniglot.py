@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import os
@@ -9,8 +10,8 @@ import re
 import socket
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,13 @@ from metalearn.errors import UsageError
 from metalearn.tasks.cache import Splits, cache_folder, cached
 from metalearn.tasks.images import LabelledImages
 
+LISTED = Path(__file__).with_name("omniglot_characters.csv")
+"""The characters of each split by name: those of `omniglot()` without further options."""
+
 SETS = ("images_background", "images_evaluation")
 _SIDE = 105
 _DRAWING = re.compile(r"(?P<character>[^/]+/character\d+)/[^/]+\.png")
-_LARGEST = 1 << 20  # bytes of one drawing; real ones have a few hundred
+LARGEST = 1 << 20  # bytes of one drawing; real ones have a few hundred
 _LAYOUT = "images_background and images_evaluation, each as a folder or a .zip"
 _TIMEOUT_S = 30.0
 
@@ -52,10 +56,12 @@ def omniglot(
         splits: characters a split; together they are as many as the source has to hold.
         drawings: drawings a character.
 
-    Images are (N, 1, size, size), ink high; a class is named "Alphabet/characterNN".
+    Images are (N, 1, size, size), ink high; a class is named "Alphabet/characterNN". With seed 0
+    and the usual splits they are those that `LISTED` names.
 
     Raises:
-        UsageError: the source is absent, incomplete or damaged, or the download failed.
+        UsageError: the source is absent, incomplete or damaged, or its characters are not those of
+            the release; or the download failed.
     """
     if size < 1:
         raise UsageError(f"size={size} is no side of an image; give 1 or more pixels")
@@ -65,7 +71,26 @@ def omniglot(
         return _split(_read(folder, size, sum(splits), drawings), seed, splits)
 
     counts = "-".join(map(str, splits))
-    return cached(f"omniglot-v1-size{size}-seed{seed}-{counts}x{drawings}", build)
+    found = cached(f"omniglot-v1-size{size}-seed{seed}-{counts}x{drawings}", build)
+    listed = listed_characters()
+    if seed == 0 and splits == tuple(map(len, listed.values())):
+        for name, classes in listed.items():
+            if found[name].classes != classes:
+                odd = sorted(set(found[name].classes) ^ set(classes))[0]
+                raise UsageError(
+                    f"the {name} split of this Omniglot is not the one that {LISTED.name} lists "
+                    f"(see {odd}); fetch the release again, or empty {cache_folder()}"
+                )
+    return found
+
+
+@cache
+def listed_characters() -> Mapping[str, tuple[str, ...]]:
+    """What `LISTED` says: the names of each split's characters, in their order."""
+    with LISTED.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    splits = dict.fromkeys(row["split"] for row in rows)
+    return {s: tuple(r["character"] for r in rows if r["split"] == s) for s in splits}
 
 
 def _default_source() -> Path:
@@ -101,7 +126,7 @@ def _read(folder: Path, size: int, characters: int, drawings: int) -> dict[str, 
     images: dict[str, list[np.ndarray]] = {}
     for name in SETS:
         for character, where, read in _drawings_of(folder, name):
-            images.setdefault(character, []).append(_decode(read, where, size))
+            images.setdefault(character, []).append(decode(read, where, size))
     for character, found in images.items():
         if len(found) != drawings:
             raise UsageError(
@@ -134,7 +159,7 @@ def _drawings_of(folder: Path, name: str) -> Iterator[tuple[str, str, Callable[[
                 found = _DRAWING.fullmatch(info.filename.removeprefix(f"{name}/"))
                 if found and info.filename.startswith(f"{name}/"):
                     where = f"{info.filename} in {path}"
-                    if info.file_size > _LARGEST:
+                    if info.file_size > LARGEST:
                         raise UsageError(
                             f"{where} claims {info.file_size} bytes, which no drawing has; "
                             "fetch Omniglot again"
@@ -149,8 +174,12 @@ def _drawings_of(folder: Path, name: str) -> Iterator[tuple[str, str, Callable[[
         raise UsageError(f"{folder} has no {name}; put {_LAYOUT} there")
 
 
-def _decode(read: Callable[[], bytes], where: str, size: int) -> np.ndarray:
-    """One drawing as (size, size) uint8 with ink high."""
+def decode(read: Callable[[], bytes], where: str, size: int) -> np.ndarray:
+    """One drawing as (size, size) uint8 with ink high.
+
+    Raises:
+        UsageError: it is no image of 105x105 pixels; `where` names it.
+    """
     try:
         with Image.open(io.BytesIO(read())) as file:
             shape = file.size

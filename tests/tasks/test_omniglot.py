@@ -15,7 +15,7 @@ from PIL import Image
 
 from metalearn.errors import UsageError
 from metalearn.tasks.images import LabelledImages
-from metalearn.tasks.omniglot import SETS, omniglot
+from metalearn.tasks.omniglot import LISTED, SETS, listed_characters, omniglot
 
 SPLITS = (4, 1, 3)  # of the small source: 2 alphabets of 4 characters, 2 drawings each
 
@@ -184,3 +184,28 @@ def test_the_source_is_only_read(small: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in small.rglob("*")}
     load(small)
     assert {p: p.stat().st_mtime_ns for p in small.rglob("*")} == before
+
+
+def test_the_characters_listed_by_name_are_those_of_the_splits(
+    real: dict[str, LabelledImages],
+) -> None:
+    assert listed_characters() == {split: data.classes for split, data in real.items()}
+
+
+def test_the_list_of_characters_never_changes() -> None:
+    # Results are compared over machines and years; this digest is the file's of the first release.
+    digest = "4e8c62acefcb00bcb495b90bc2fc94377709f4cc4e6ce622fee76a7cae1ae5a4"
+    assert hashlib.sha256(LISTED.read_bytes()).hexdigest() == digest
+    listed = listed_characters()
+    assert {k: len(v) for k, v in listed.items()} == {"train": 1100, "validation": 100, "test": 423}
+    assert len(set(sum(listed.values(), ()))) == 1623
+
+
+def test_another_split_than_the_listed_one_is_refused(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = tuple(f"Greek/character{i:02}" for i in range(1, 9))
+    other = {"train": names[:4], "validation": names[4:5], "test": names[5:]}
+    monkeypatch.setattr("metalearn.tasks.omniglot.listed_characters", lambda: other)
+    with pytest.raises(UsageError, match="is not the one that omniglot_characters.csv lists"):
+        load(small)

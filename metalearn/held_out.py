@@ -1,0 +1,237 @@
+"""The protocol that checkpoints are judged by: every figure with its mode, steps and tasks."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from metalearn import checkpoint
+from metalearn.errors import UsageError
+from metalearn.evaluation import Estimate, evaluate_each
+from metalearn.experiment import Experiment, build, few_shot_problem
+from metalearn.files import replace_text
+from metalearn.metrics_file import to_json
+from metalearn.problem import BilevelProblem
+from metalearn.tasks import Sampler
+from metalearn.tasks.omniglot_official import RUNS, WAYS, FixedTasks, official_runs
+
+MODES = {"transductive": True, "inductive": False}
+"""Whose statistics batch norm takes for the queries: their own, or the support set's."""
+
+BENCHMARKS = ("held_out", "omniglot_official")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a checkpoint is judged.
+
+    Args:
+        benchmark: of `BENCHMARKS`. "held_out": `tasks` tasks, drawn by `seed`, of the split's
+            classes, which the run never trained on. "omniglot_official": the release's 20 runs.
+        source: of "omniglot_official": its all_runs.zip.
+        split: "validation", whose classes the model was chosen by, or "test".
+        tasks, seed: the same for every checkpoint, mode and number of steps.
+        modes: of `MODES`.
+        queries: images a class; None: the run's own.
+        inner_steps: a row for each number of them; empty: the run's own.
+
+    Raises:
+        UsageError: a value is none of these.
+    """
+
+    benchmark: str = "held_out"
+    source: str | None = None
+    split: str = "test"
+    tasks: int = 1000
+    seed: int = 2000
+    modes: Sequence[str] = tuple(MODES)
+    queries: int | None = None
+    inner_steps: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        if self.benchmark not in BENCHMARKS:
+            raise UsageError(f"benchmark={self.benchmark}; expected one of {', '.join(BENCHMARKS)}")
+        if (self.source is not None) != (self.benchmark == "omniglot_official"):
+            raise UsageError(
+                f"source={self.source} with benchmark={self.benchmark}; omniglot_official needs "
+                "source=PATH of its all_runs.zip, and held_out takes none"
+            )
+        if self.tasks < 2:
+            raise UsageError(f"tasks={self.tasks}; expected a whole number of at least 2")
+        if self.split not in ("validation", "test"):
+            raise UsageError(f"split={self.split}; expected 'validation' or 'test'")
+        different = len(set(self.inner_steps)) == len(self.inner_steps)
+        if not different or min(self.inner_steps, default=0) < 0:
+            raise UsageError(
+                f"inner_steps={list(self.inner_steps)}; expected different whole numbers of at "
+                "least 0"
+            )
+
+    def rows(
+        self,
+        path: Path,
+        device: str = "cpu",
+        threads: int | None = None,
+        say: Callable[[str], Any] = lambda text: None,
+    ) -> list[dict[str, Any]]:
+        """A row for each mode and number of inner steps: the figures with their 95 % intervals over
+        tasks, and what they are figures of.
+
+        Raises:
+            UsageError: the checkpoint cannot be used, or not for this benchmark.
+        """
+        state = checkpoint.load(path)
+        run = OmegaConf.create(state["config"])
+        if not isinstance(run, DictConfig):
+            raise UsageError(f"{path} holds no config of a run; train it again")
+        run.device, run.threads, run.transductive = device, threads, True
+        if self.queries is not None:
+            run.tasks.test_queries = self.queries
+        own = run.metagrad.inner.steps
+        experiment = Experiment.of(run)
+        experiment.load(state["meta"])
+        problems: dict[str, BilevelProblem] = {}
+        for mode in self.modes:
+            run.transductive = MODES[mode]
+            problems[mode], _ = few_shot_problem(experiment.model, run)
+        judged = self._held_out if self.benchmark == "held_out" else self._official
+        make_sampler, tasks, about = judged(path, run, experiment)
+        experiment.check(make_sampler().sample(1))
+        origin = {"name": run.get("name"), "seed": run.seed, "chosen_step": state["step"], **about}
+        rows = []
+        for steps in self.inner_steps or (own,):
+            run.metagrad.inner.steps = steps
+            metagrad = build(run.metagrad)
+            found = evaluate_each(problems, metagrad, experiment.meta, make_sampler(), tasks)
+            for mode, scores in found.items():
+                rows.append(
+                    {"mode": mode, "inner_steps": steps, "trained_inner_steps": own}
+                    | _figures(scores)
+                    | origin
+                )
+                say(described(rows[-1]))
+        return rows
+
+    def described(self) -> str:
+        if self.benchmark == "omniglot_official":
+            return f"the {RUNS} runs of {WAYS}-way one-shot classification of {self.source}"
+        return f"{self.tasks} tasks of the {self.split} split"
+
+    @staticmethod
+    def note(row: Mapping[str, Any]) -> str:
+        """What a reader of the figures must know beside them."""
+        if not row.get("characters_trained_on"):
+            return ""
+        seen, shown = row["characters_trained_on"], row["characters"]
+        return f"{seen} of the {shown} characters shown were among those that it trained on"
+
+    def _held_out(
+        self, path: Path, run: DictConfig, experiment: Experiment
+    ) -> tuple[Callable[[], Sampler], int, dict[str, Any]]:
+        tasks, split = experiment.tasks, self.split
+        classes = tasks.classes(split)
+        if both := sorted(set(classes).intersection(tasks.classes("train"))):
+            raise UsageError(
+                f"{path}: the {split} split of its tasks shares {both[0]} with the training split; "
+                "give tasks.dataset whose splits are of different classes"
+            )
+        return (
+            lambda: tasks.sampler(split, self.seed, experiment.device),
+            self.tasks,
+            {
+                **{"benchmark": self.benchmark, "split": split, "tasks": self.tasks},
+                **{"tasks_seed": self.seed, "queries": run.tasks.get("test_queries")},
+                **{"classes": len(classes), "classes_sha256": digest(classes)},
+            },
+        )
+
+    def _official(
+        self, path: Path, run: DictConfig, experiment: Experiment
+    ) -> tuple[Callable[[], Sampler], int, dict[str, Any]]:
+        ways, channels = run.tasks.get("ways"), run.tasks.get("channels")
+        if ways != WAYS or channels != 1:
+            raise UsageError(
+                f"{path} was trained for {ways} ways and the one-shot test of the Omniglot release "
+                f"has {WAYS}; give a checkpoint of experiment=omniglot_20w1s_maml or another "
+                f"with tasks.ways={WAYS}"
+            )
+        runs = official_runs(str(self.source), run.tasks.image_size)
+        trained = experiment.tasks.split("train").images  # type: ignore[attr-defined]
+        known = {image.numpy().tobytes() for image in trained}
+        shown = (runs.support_x.flatten(0, 1) * 255).round().to(torch.uint8)
+        seen = sum(image.numpy().tobytes() in known for image in shown)
+        fixed = FixedTasks(runs.to(experiment.device))
+        about: dict[str, Any] = {"benchmark": self.benchmark, "tasks": RUNS, "queries": 1}
+        about |= {"characters": len(shown), "characters_trained_on": seen}
+        return lambda: fixed, RUNS, about
+
+
+def digest(classes: Sequence[str]) -> str:
+    """SHA-256 of the names, a line each."""
+    return hashlib.sha256("\n".join(classes).encode()).hexdigest()
+
+
+def described(row: Mapping[str, Any]) -> str:
+    """A row as a line for the screen."""
+    steps = "step" if row["inner_steps"] == 1 else "steps"
+    shown = [f"{row['mode']}, {row['inner_steps']} inner {steps}:"]
+    if "accuracy" in row:
+        accuracy = Estimate(row["accuracy"], row["accuracy_interval"])
+        shown.append(f"accuracy {accuracy.percent()}")
+    if "loss" in row:
+        loss, interval = row["loss"], row["loss_interval"]
+        shown.append("loss not finite" if loss is None else f"loss {loss:.4f} ± {interval:.4f}")
+    return "  ".join(shown)
+
+
+def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each mode and number of steps that several checkpoints have: the mean of their accuracies
+    and its 95 % interval, and the standard deviation over them."""
+    groups: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        if "accuracy" in row:
+            groups.setdefault((row["mode"], row["inner_steps"]), []).append(row["accuracy"])
+    found = []
+    for (mode, steps), values in groups.items():
+        if len(values) > 1:
+            accuracy = torch.tensor(values, dtype=torch.float64)
+            estimate = Estimate.of(accuracy)
+            found.append(
+                {
+                    **{"mode": mode, "inner_steps": steps, "checkpoints": len(values)},
+                    **{"accuracy": estimate.mean, "accuracy_interval": estimate.interval},
+                    "deviation": float(accuracy.std()),
+                }
+            )
+    return found
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """As JSON, written beside and renamed.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        replace_text(path, to_json(dict(content), indent=1) + "\n")
+    except OSError as error:
+        raise UsageError(
+            f"out={path} cannot be written ({error.strerror}); choose another file"
+        ) from error
+
+
+def _figures(scores: Mapping[str, Estimate]) -> dict[str, float | None]:
+    """None where it is not finite: with more inner steps than it trained for a run may diverge."""
+    figures: dict[str, float | None] = {}
+    for name, estimate in scores.items():
+        finite = math.isfinite(estimate.mean) and math.isfinite(estimate.interval)
+        figures[name] = estimate.mean if finite else None
+        figures[f"{name}_interval"] = estimate.interval if finite else None
+    return figures

@@ -1,0 +1,111 @@
+"""The one-shot classification test of the Omniglot release (Lake et al. 2015), all_runs.zip.
+
+20 runs, each of 20 characters of one alphabet: one drawing of each is shown, and 20 drawings by
+another person are to be classified.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from metalearn.errors import UsageError
+from metalearn.tasks.batch import TaskBatch
+from metalearn.tasks.omniglot import LARGEST, decode
+
+RUNS, WAYS = 20, 20
+_PART = re.compile(
+    r"(?:.*/)?(?P<run>run\d+)/(?P<part>class_labels\.txt|(?:training|test)/\w+\.png)"
+)
+_DAMAGE = (OSError, EOFError, RuntimeError, NotImplementedError, UnicodeDecodeError)
+
+
+@dataclass(frozen=True)
+class FixedTasks:
+    """A sampler that always gives the first of the same tasks."""
+
+    tasks: TaskBatch
+
+    def sample(self, num_tasks: int) -> TaskBatch:
+        return self.tasks[:num_tasks]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def official_runs(path: str | Path, size: int = 28) -> TaskBatch:
+    """The runs as tasks: support and query (20, 20, 1, size, size), ink high, in [0, 1].
+
+    A run's support set is in the order of its classes' names, its labels 0 to 19; a query's label
+    is the class that class_labels.txt gives its file. The archive is read without unpacking it.
+
+    Raises:
+        UsageError: it is absent, no zip archive, incomplete or damaged.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UsageError(f"source={path} is no file; give the all_runs.zip of the Omniglot release")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            runs = _runs(archive)
+            if len(runs) != RUNS:
+                raise UsageError(
+                    f"source={path} holds {len(runs)} runs instead of {RUNS}; fetch all_runs.zip "
+                    "of the Omniglot release again"
+                )
+            read = [_run(archive, name, parts, size, path) for name, parts in sorted(runs.items())]
+    except (zipfile.BadZipFile, *_DAMAGE) as fault:
+        raise UsageError(
+            f"source={path} is cut short or not a zip archive ({fault}); fetch it again"
+        ) from fault
+    support, query, labels = (torch.from_numpy(np.stack(part)) for part in zip(*read, strict=True))
+    shown = torch.arange(WAYS).repeat(RUNS, 1)
+    return TaskBatch(support.float() / 255, shown, query.float() / 255, labels)
+
+
+def _runs(archive: zipfile.ZipFile) -> dict[str, dict[str, zipfile.ZipInfo]]:
+    """The members of each run by their path within it."""
+    runs: dict[str, dict[str, zipfile.ZipInfo]] = {}
+    for info in archive.infolist():
+        if (found := _PART.fullmatch(info.filename)) and "__MACOSX" not in info.filename:
+            runs.setdefault(found["run"], {})[found["part"]] = info
+    return runs
+
+
+def _run(
+    archive: zipfile.ZipFile, name: str, parts: dict[str, zipfile.ZipInfo], size: int, path: Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Support and query images, uint8, and the queries' labels."""
+    lines = archive.read(parts["class_labels.txt"]).decode() if "class_labels.txt" in parts else ""
+    pairs = [[w.partition("/")[2] for w in line.split()] for line in lines.splitlines() if line]
+    classes = sorted(part for part in parts if part.startswith("training/"))
+    items = sorted(part for part in parts if part.startswith("test/"))
+    answers = dict(pair for pair in pairs if len(pair) == 2)
+    if not len(classes) == len(items) == WAYS or sorted(answers) != items:
+        raise UsageError(
+            f"{name} in {path} has {len(classes)} training and {len(items)} test drawings and "
+            f"{len(answers)} labels instead of {WAYS} each; fetch all_runs.zip again"
+        )
+    if odd := sorted(set(answers.values()).difference(classes)):
+        raise UsageError(f"{name} in {path} labels a drawing {odd[0]}, which is not there")
+
+    if large := [part for part, info in parts.items() if info.file_size > LARGEST]:
+        raise UsageError(f"{name}/{large[0]} in {path} is too large for a drawing; fetch it again")
+
+    def images(names: list[str]) -> np.ndarray:
+        return np.stack(
+            [decode(partial(archive.read, parts[n]), f"{name}/{n} in {path}", size) for n in names]
+        )[:, None]
+
+    labels = np.array([classes.index(answers[item]) for item in items])
+    return images(classes), images(items), labels

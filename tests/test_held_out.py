@@ -1,0 +1,226 @@
+"""How checkpoints are judged, and the official one-shot test of the Omniglot release."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_run import TINY, run
+
+from metalearn.cli import main
+from metalearn.errors import UsageError
+from metalearn.evaluation import Estimate, evaluate, evaluate_each
+from metalearn.held_out import Protocol, digest, over_seeds
+from metalearn.inner import GradientDescent
+from metalearn.metagrad import FirstOrder
+from metalearn.nn import Conv4
+from metalearn.problem import FewShot
+from metalearn.tasks import ImageTaskSampler, LabelledImages
+from metalearn.tasks.omniglot_official import official_runs
+
+
+def drawing(character: int, shift: int) -> bytes:
+    """White paper with a character's own pattern of 5x5 squares, moved by some pixels."""
+    cells = np.random.default_rng(character).integers(0, 2, (5, 5)).astype(bool)
+    ink = np.zeros((105, 105), bool)
+    ink[15 + shift : 75 + shift, 15:75] = np.kron(cells, np.ones((12, 12), bool))
+    buffer = io.BytesIO()
+    Image.fromarray(~ink).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def archive(path: Path, runs: int = 20, items: int = 20, top: str = "") -> Path:
+    """all_runs.zip in its format; query i of run r is of class (7 i + r) mod 20 there."""
+    with zipfile.ZipFile(path, "w") as file:
+        for r in range(1, runs + 1):
+            where, labels = f"run{r:02}", []
+            for i in range(items):
+                of = (7 * i + r) % 20
+                names = f"{where}/test/item{i + 1:02}.png", f"{where}/training/class{of + 1:02}.png"
+                labels.append(" ".join(names))
+                file.writestr(f"{top}{where}/training/class{i + 1:02}.png", drawing(i + 50 * r, 0))
+                file.writestr(f"{top}{where}/test/item{i + 1:02}.png", drawing(of + 50 * r, 3))
+            file.writestr(f"{top}{where}/class_labels.txt", "\n".join(labels) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def all_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return archive(tmp_path_factory.mktemp("official") / "all_runs.zip")
+
+
+def conv_run(folder: Path, *words: str) -> Path:
+    """The best checkpoint of a tiny run of MAML with a network that has batch norm."""
+    own = ["model=conv4", "model.channels=4", "metagrad=maml_batched", "wandb=disabled"]
+    tiny = [word for word in TINY if not word.startswith("model")]
+    assert main(["train", *tiny, *own, f"run_dir={folder}", *words]) == 0
+    return folder / "best.pt"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return conv_run(tmp_path_factory.mktemp("runs") / "r")
+
+
+def test_the_runs_are_read_in_the_archives_own_order_of_answers(all_runs):
+    task = official_runs(all_runs)
+    assert task.support_x.shape == task.query_x.shape == (20, 20, 1, 28, 28)
+    assert task.support_x.max() > 0.9 and task.support_x.mean() < 0.5  # ink high
+    expected = [[(7 * i + r) % 20 for i in range(20)] for r in range(1, 21)]
+    assert task.query_y.tolist() == expected
+    # Each query is its class's drawing moved by 3 of 105 pixels: nearest neighbours know it.
+    support, query = task.support_x.flatten(2), task.query_x.flatten(2)
+    nearest = torch.cdist(query, support).argmin(-1)
+    assert (nearest == task.query_y).float().mean() > 0.9
+
+
+def test_a_folder_around_the_runs_does_not_matter(all_runs, tmp_path):
+    within = official_runs(archive(tmp_path / "a.zip", top="all_runs/"))
+    assert torch.equal(within.query_x, official_runs(all_runs).query_x)
+
+
+def damaged(path: Path, kind: str) -> Path:
+    if kind == "absent":
+        return path
+    if kind == "text":
+        path.write_text("no archive")
+        return path
+    archive(path, runs=3 if kind == "3 runs" else 20, items=19 if kind == "19 items" else 20)
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:20000])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("absent", "is no file"),
+        ("text", "not a zip archive"),
+        ("cut", "not a zip archive"),
+        ("3 runs", "3 runs instead of 20"),
+        ("19 items", "instead of 20 each"),
+    ],
+)
+def test_a_damaged_archive_is_one_sentence(tmp_path, kind, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        official_runs(damaged(tmp_path / "all_runs.zip", kind))
+
+
+def test_the_official_test_by_the_command(all_runs, tmp_path, capsys):
+    path = conv_run(tmp_path / "r", "tasks.ways=20", "steps=1")
+    words = ["evaluate", "benchmark=omniglot_official", f"source={all_runs}", f"checkpoint={path}"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "inductive, 3 inner steps" in said and "trained on" not in said
+    found = json.loads((path.parent / "evaluation.json").read_text())
+    rows = found["rows"]
+    assert [row["mode"] for row in rows] == ["transductive", "inductive"]
+    assert {row["tasks"] for row in rows} == {20}
+    assert {row["characters_trained_on"] for row in rows} == {0}
+    assert str(tmp_path) not in json.dumps(found)
+    # An accuracy over 20 runs of 20 queries is a number of four hundredths.
+    assert all(
+        (400 * row["accuracy"]) == pytest.approx(round(400 * row["accuracy"])) for row in rows
+    )
+
+
+def test_characters_that_a_run_trained_on_are_counted(all_runs, tmp_path, monkeypatch, capsys):
+    path = conv_run(tmp_path / "r", "tasks.ways=20", "steps=1")
+    runs = official_runs(all_runs)
+    shown = (runs.support_x[0, :7] * 255).round().to(torch.uint8)
+    train = LabelledImages(shown, torch.arange(7), tuple("abcdefg"))
+    monkeypatch.setattr("metalearn.tasks.ImageTasks.split", lambda self, name: train)
+    (row, *_) = Protocol("omniglot_official", str(all_runs)).rows(path)
+    assert row["characters_trained_on"] == 7 and row["characters"] == 400
+    assert "7 of the 400 characters" in Protocol.note(row)
+
+
+def test_a_five_way_run_cannot_take_the_official_test(all_runs, trained, capsys):
+    words = [f"checkpoint={trained}", "benchmark=omniglot_official", f"source={all_runs}"]
+    assert main(["evaluate", *words]) == 2
+    said = capsys.readouterr().err
+    assert "trained for 5 ways" in said and said.count("\n") == 1
+
+
+def test_both_modes_and_each_number_of_steps_are_rows_with_their_origin(trained, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    words = [f"checkpoint={trained}", "tasks=12", "inner_steps=[0,1,3]", f"out={out}"]
+    assert main(["evaluate", *words]) == 0
+    found = json.loads(out.read_text())
+    cells = [(row["mode"], row["inner_steps"]) for row in found["rows"]]
+    assert cells == [(m, s) for s in (0, 1, 3) for m in ("transductive", "inductive")]
+    assert found["machine"] and found["command"] and "commit" in found
+    for row in found["rows"]:
+        assert row["trained_inner_steps"] == 3 and row["tasks"] == 12 and row["split"] == "test"
+        assert 0 <= row["accuracy"] <= 1 and row["accuracy_interval"] > 0
+    # As evaluating one mode and number of steps alone.
+    alone = Protocol(tasks=12, modes=["inductive"], inner_steps=[1]).rows(trained)
+    assert [
+        row for row in found["rows"] if (row["mode"], row["inner_steps"]) == ("inductive", 1)
+    ] == [{"checkpoint": f"{trained.parent.name}/best.pt", **alone[0]}]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_steps_that_diverge_are_told_and_not_written_as_numbers(tmp_path, capsys):
+    folder = tmp_path / "r"
+    assert run(folder, "metagrad=first_order", "metagrad.inner.lr=1e6", "wandb=disabled") in (0, 1)
+    checkpoint = folder / ("best.pt" if (folder / "best.pt").exists() else "last.pt")
+    assert main(["evaluate", f"checkpoint={checkpoint}", "tasks=4", "inner_steps=[60]"]) == 0
+    rows = json.loads((folder / "evaluation.json").read_text())["rows"]
+    assert all(row["loss"] is None or row["loss"] > 1 for row in rows)
+
+
+def test_several_checkpoints_give_the_spread_over_them(trained, tmp_path, capsys):
+    second = conv_run(tmp_path / "s1", "seed=1")
+    out = tmp_path / "out.json"
+    both = f"checkpoint=[{trained},{second}]"
+    assert main(["evaluate", both, "tasks=8", f"out={out}"]) == 0
+    found = json.loads(out.read_text())
+    assert "2 checkpoints" in capsys.readouterr().out
+    (spread, _) = found["over_checkpoints"]
+    pair = [r["accuracy"] for r in found["rows"] if r["mode"] == "transductive"]
+    assert spread["accuracy"] == pytest.approx(sum(pair) / 2)
+    assert spread["deviation"] == pytest.approx(abs(pair[0] - pair[1]) / 2**0.5)
+    assert over_seeds(found["rows"][:2]) == []  # one checkpoint has no spread
+
+
+def test_a_split_that_shares_a_class_with_training_is_no_held_out_one(trained, monkeypatch):
+    from metalearn.tasks import ImageTasks
+
+    monkeypatch.setattr(ImageTasks, "classes", lambda self, split: ("x", split))
+    with pytest.raises(UsageError, match="shares x with the training split"):
+        Protocol(tasks=4).rows(trained)
+
+
+def test_a_digest_is_that_of_the_names(trained):
+    (row, _) = Protocol(tasks=4, split="validation").rows(trained)
+    from metalearn.tasks.glyphs import glyphs
+
+    classes = glyphs(drawings=4)["validation"].classes
+    assert row["classes_sha256"] == hashlib.sha256("\n".join(classes).encode()).hexdigest()
+    assert digest(classes) == row["classes_sha256"] and row["classes"] == len(classes)
+
+
+def test_each_problem_is_judged_as_alone():
+    images = torch.randint(256, (60, 1, 28, 28), generator=torch.Generator().manual_seed(0))
+    data = LabelledImages(images.byte(), torch.arange(6).repeat_interleave(10), tuple("abcdef"))
+    torch.manual_seed(0)
+    model = Conv4(3, channels=4)
+    problems = {mode: FewShot(model, transductive=mode == "t") for mode in ("t", "i")}
+    metagrad, meta = FirstOrder(GradientDescent(2, 0.1)), dict(model.named_parameters())
+
+    def sampler() -> ImageTaskSampler:
+        return ImageTaskSampler(data, 3, 1, 2, seed=4)
+
+    both = evaluate_each(problems, metagrad, meta, sampler(), 5, batch=2)
+    for mode, problem in problems.items():
+        assert both[mode] == evaluate(problem, metagrad, meta, sampler(), 5, batch=2)
+    assert both["t"] != both["i"]
+    assert isinstance(both["t"]["accuracy"], Estimate)
