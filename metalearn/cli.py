@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
 
@@ -163,13 +163,13 @@ def _evaluate(words: list[str]) -> int:
 
     from omegaconf import OmegaConf
 
-    given = None if OmegaConf.is_missing(cfg, "checkpoint") else cfg.checkpoint
-    words = list(given) if OmegaConf.is_list(given) else [given]
-    if not words or not all(isinstance(word, str) and word for word in words):
+    asked: Any = None if OmegaConf.is_missing(cfg, "checkpoint") else cfg.checkpoint
+    given = list(asked) if OmegaConf.is_list(asked) else [asked]
+    if not given or not all(isinstance(word, str) and word for word in given):
         raise UsageError(
             "evaluate needs checkpoint=PATH, the best.pt or last.pt of a run, or [PATH,PATH]"
         )
-    paths = [Path(word) for word in words]
+    paths = [Path(word) for word in given]
 
     from metalearn import held_out
     from metalearn.machine import find_device

@@ -1,0 +1,145 @@
+"""The published table of few-shot accuracy, made again: every setting, method and seed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from metalearn import config
+from metalearn.bench import fewshot_report
+from metalearn.bench.fewshot_runs import Budget, StudyRun
+from metalearn.errors import UsageError
+from metalearn.held_out import Protocol
+from metalearn.study import Cell, Row
+
+
+@dataclass(frozen=True)
+class FewShotStudy:
+    """
+    Args:
+        settings, methods: a cell trains `metalearn train experiment=SETTING_METHOD`.
+        seeds: of weights and training tasks.
+        steps, train_minutes: where each run ends (`Budget`). A larger budget goes on with the runs.
+        words: further words of `metalearn train`, for every run.
+        validation_every, validation_tasks: what the model is chosen by.
+        test_tasks: that it is judged by.
+        inner_steps: at test, beside the experiment's own number.
+        runs: the folder of the runs.
+    """
+
+    title: ClassVar[str] = "Few-shot accuracy beside the published figures"
+
+    settings: Sequence[str]
+    methods: Sequence[str]
+    seeds: Sequence[int]
+    steps: int
+    train_minutes: float
+    words: Sequence[str]
+    validation_every: int
+    validation_tasks: int
+    test_tasks: int
+    inner_steps: Sequence[int]
+    runs: str
+
+    def __post_init__(self) -> None:
+        Budget(self.steps, self.train_minutes)
+        Protocol(tasks=self.test_tasks, inner_steps=self.inner_steps)
+        known = [p.stem for p in (config.config_folder() / "experiment").glob("*.yaml")]
+        for name in ("settings", "methods", "seeds"):
+            if not getattr(self, name):
+                raise UsageError(f"{name}=[]; expected at least one")
+        if min(self.validation_every - 1, self.validation_tasks - 2) < 0:
+            raise UsageError(
+                f"validation_every={self.validation_every}, validation_tasks="
+                f"{self.validation_tasks}; expected at least 1 and 2"
+            )
+        for setting in self.settings:
+            for method in self.methods:
+                if (experiment := f"{setting}_{method}") not in known:
+                    raise UsageError(
+                        f"settings and methods ask for experiment={experiment}, which is "
+                        f"unknown{config.nearest(experiment, known)}"
+                    )
+        config.compose("train", [f"experiment={self.settings[0]}_{self.methods[0]}", *self.words])
+
+    def cells(self) -> list[Cell]:
+        """Seed by seed, so that the first seed of all methods comes first."""
+        return [
+            {"setting": setting, "method": method, "seed": seed}
+            for seed in self.seeds
+            for setting in self.settings
+            for method in self.methods
+        ]
+
+    def run_of(self, cell: Any, device: torch.device) -> StudyRun:
+        return StudyRun.of(
+            Path(self.runs),
+            [
+                f"experiment={cell['setting']}_{cell['method']}",
+                f"seed={cell['seed']}",
+                f"steps={self.steps}",
+                f"validation.every={self.validation_every}",
+                f"validation.tasks={self.validation_tasks}",
+                *self.words,
+            ],
+            device,
+        )
+
+    def measure(self, cell: Cell, device: torch.device) -> list[Row]:
+        run = self.run_of(cell, device)
+        return measured(
+            run, Budget(self.steps, self.train_minutes), self.test_tasks, self.inner_steps, device
+        )
+
+    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        return fewshot_report.tables(rows)
+
+    def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
+        return fewshot_report.figures(rows)
+
+    def findings(self, rows: pd.DataFrame) -> list[str]:
+        return fewshot_report.findings(rows)
+
+
+def measured(
+    run: StudyRun, budget: Budget, test_tasks: int, inner_steps: Sequence[int], device: torch.device
+) -> list[Row]:
+    """Trains and judges: a "curve" row for each validation, a "test" row for each mode and number
+    of inner steps; or one "stopped" row, where a guard stopped it before its first validation."""
+    stopped = run.train(budget)
+    curve = run.curve()
+    if not curve or not (run.folder / "best.pt").is_file():
+        return [{"part": "stopped", "why": stopped}]
+    own = int(run.config.metagrad.inner.steps)
+    protocol = Protocol(tasks=test_tasks, inner_steps=sorted({*inner_steps, own}))
+    began = time.perf_counter()
+    judged = run.judged(protocol, device)
+    seconds = time.perf_counter() - began
+    tasks, summary = run.config.tasks, run.summary()
+    about = {
+        "dataset": tasks.dataset._target_.rpartition(".")[2],
+        "ways": tasks.ways,
+        "shots": tasks.shots,
+        "steps": curve[-1]["step"],
+        "meta_batch": run.config.meta_batch,
+        "train_s": curve[-1]["train_s"],
+        "test_s": seconds,
+        "threads": summary.get("threads"),
+        "machine": summary.get("machine"),
+        "commit": summary.get("commit"),
+        "run": run.folder.name,
+        "why": stopped,
+    }
+    left_out = ("name", "seed", "benchmark", "split")
+    rows: list[Row] = [{"part": "curve", **row} for row in curve]
+    for row in judged:
+        figures = {key: value for key, value in row.items() if key not in left_out}
+        rows.append({"part": "test", **figures, **about})
+    return rows

@@ -1,0 +1,155 @@
+"""Training runs that studies share: found again by their config, gone on with, judged once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from metalearn import checkpoint, config
+from metalearn.errors import TrainingStopped, UsageError
+from metalearn.held_out import Protocol, write
+from metalearn.metrics_file import MetricsFile
+from metalearn.trainer import train
+
+NOT_ITS_OWN = (
+    *("name", "steps", "device", "threads", "wandb", "test", "run_dir", "resume"),
+    *("checkpoint_every", "keep_checkpoints"),
+)
+"""What a run may change in its life, or does not train by."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Where a run ends.
+
+    Args:
+        steps: meta-steps.
+        minutes: of training, where it ends at the next validation too; 0: no limit.
+    """
+
+    steps: int
+    minutes: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.minutes >= 0:
+            raise UsageError(
+                f"steps={self.steps}, train_minutes={self.minutes}; expected at least 1 meta-step, "
+                "and at least 0 minutes"
+            )
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A run of `metalearn train` in a folder of its own, whose name holds a digest of its config:
+    another study that asks for the same config goes on with it.
+
+    Args:
+        config: of the run; its steps are the budget's.
+        folder: where it lies.
+    """
+
+    config: DictConfig
+    folder: Path
+
+    @classmethod
+    def of(cls, root: Path, words: Sequence[str], device: torch.device) -> StudyRun:
+        """Raises UsageError where a word is not one of `metalearn train`'s."""
+        fixed = ["wandb=disabled", f"device={device}", "test.tasks=2", "checkpoint_every=50"]
+        cfg = config.compose("train", [*words, *fixed])
+        own: Any = OmegaConf.to_container(cfg, resolve=True)
+        if cfg.schedule == "cosine":  # its rate depends on where it ends
+            own["schedule"] = f"cosine to {cfg.steps}"
+        own = {key: value for key, value in own.items() if key not in NOT_ITS_OWN}
+        key = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
+        return cls(cfg, root / f"{cfg.name}-seed{cfg.seed}-{key}")
+
+    def train(self, budget: Budget) -> str:
+        """Trains until the budget is spent, from where the run stands; returns why it ended early,
+        or an empty text.
+
+        What it says goes to the folder's train.log.
+
+        Raises:
+            UsageError: the run is beyond the budget, another process trains it, or it cannot go on.
+            TrainingInterrupted: a signal asked for it.
+        """
+        while (target := self._target(budget)) is not None:
+            self.config.steps = target
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                log = (self.folder / "train.log").open("a")
+            except OSError as error:
+                raise UsageError(
+                    f"{self.folder} cannot be written ({error.strerror}); choose another runs="
+                ) from error
+            with log, contextlib.redirect_stdout(log):  # the study has a bar of its own
+                try:
+                    begun = bool(checkpoint.generations(self.folder))
+                    train(self.config, self.folder, resume=begun)
+                except TrainingStopped as error:
+                    return str(error)
+        return ""
+
+    def summary(self) -> dict[str, Any]:
+        """Of the run as far as it got; empty where it never got to an end."""
+        path = self.folder / "summary.json"
+        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return found
+
+    def _target(self, budget: Budget) -> int | None:
+        """The meta-step to train to next, None at the end."""
+        summary = self.summary()
+        done = summary.get("steps", 0)
+        if checkpoint.generations(self.folder):
+            reached = checkpoint.newest(self.folder)[0]["step"]
+            if max(done, reached) > budget.steps:
+                raise UsageError(
+                    f"{self.folder} has taken {max(done, reached)} meta-steps already; ask for "
+                    f"steps={max(done, reached)} or more, or for another folder by runs="
+                )
+        else:
+            done = reached = 0
+        if done == budget.steps and done == reached:
+            return None
+        if not budget.minutes:
+            return budget.steps
+        if done and done == reached and summary["train_s"] >= 60 * budget.minutes:
+            return None
+        every = int(self.config.validation.every)
+        return min(budget.steps, (reached // every + 1) * every)
+
+    def curve(self) -> list[dict[str, Any]]:
+        """A row for each validation: meta-step, tasks and seconds of training so far, accuracy."""
+        rows, train_s = [], 0.0
+        for line in MetricsFile(self.folder / "metrics.jsonl").rows():
+            train_s += line["step_s"]
+            if "validation_accuracy" in line:
+                rows.append(
+                    {
+                        "step": line["step"],
+                        "trained_tasks": line["step"] * self.config.meta_batch,
+                        "train_s": train_s,
+                        "accuracy": line["validation_accuracy"],
+                        "accuracy_interval": line["validation_accuracy_interval"],
+                    }
+                )
+        return rows
+
+    def judged(self, protocol: Protocol, device: torch.device) -> list[dict[str, Any]]:
+        """The protocol's rows for the run's chosen meta-parameters; kept beside them, and measured
+        anew only where they or the protocol are others."""
+        best = self.folder / "best.pt"
+        content = best.read_bytes() + json.dumps(asdict(protocol), default=list).encode()
+        path = self.folder / f"held_out-{hashlib.sha256(content).hexdigest()[:8]}.json"
+        if not path.is_file():
+            write(path, {"rows": protocol.rows(best, str(device))})
+        rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+        return rows
