@@ -127,15 +127,22 @@ class StudyRun:
         return min(budget.steps, (reached // every + 1) * every)
 
     def curve(self) -> list[dict[str, Any]]:
-        """A row for each validation: meta-step, tasks and seconds of training so far, accuracy."""
-        rows, train_s = [], 0.0
+        """A row for each validation: meta-step, tasks and seconds of training so far, accuracy, and
+        the share of those tasks whose linear solve met negative curvature."""
+        rows: list[dict[str, Any]] = []
+        train_s, negative = 0.0, 0
+        if not (self.folder / "metrics.jsonl").is_file():
+            return rows
         for line in MetricsFile(self.folder / "metrics.jsonl").rows():
             train_s += line["step_s"]
+            negative += line.get("solve_negative_curvature", 0)
             if "validation_accuracy" in line:
+                tasks = line["step"] * self.config.meta_batch
                 rows.append(
                     {
                         "step": line["step"],
-                        "trained_tasks": line["step"] * self.config.meta_batch,
+                        "trained_tasks": tasks,
+                        "negative_curvature": negative / tasks,
                         "train_s": train_s,
                         "accuracy": line["validation_accuracy"],
                         "accuracy_interval": line["validation_accuracy_interval"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from metalearn.errors import UsageError
 from metalearn.inner import InnerSolution, InnerSolver
@@ -16,7 +16,7 @@ from metalearn.metagrad.base import (
     through_init,
 )
 from metalearn.metagrad.certificate import Certificate
-from metalearn.metagrad.curvature import Hessian
+from metalearn.metagrad.curvature import GaussNewton, Hessian
 from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.tree import fixed, live, task_norm
 
@@ -38,6 +38,7 @@ class IMAMLAuthorsCode(MetaGradient):
         prox_lr: the rate of the proximal step; theirs is the inner rate.
         damping: what their option `cg_damping` sets; their default is 1.
         offset: the constant that their code adds to lambda.
+        curvature: "hessian" as theirs, or "gauss_newton" in its place.
         linear_solver: CG with their 5 iterations.
 
     `adapt`, which evaluation runs, takes no proximal step, as in their README.
@@ -49,8 +50,13 @@ class IMAMLAuthorsCode(MetaGradient):
     damping: float = 1.0
     offset: float = 10.0
     linear_solver: LinearSolver = field(default_factory=lambda: CG(5, rtol=0.0, atol=1e-10))
+    curvature: Literal["hessian", "gauss_newton"] = "hessian"
 
     def __post_init__(self) -> None:
+        if self.curvature not in ("hessian", "gauss_newton"):
+            raise UsageError(
+                f"curvature={self.curvature!r} is unknown; expected 'hessian' or 'gauss_newton'"
+            )
         if not (self.prox >= 0 and self.prox + self.offset > 0):
             raise UsageError(f"prox={self.prox}; expected a number of at least 0")
 
@@ -74,22 +80,23 @@ class IMAMLAuthorsCode(MetaGradient):
                 "the outer objective depends on meta directly, for which the authors' code has no "
                 "term; use Implicit"
             )
-        hessian = Hessian(problem, params, fixed(meta), task)
+        make = Hessian if self.curvature == "hessian" else GaussNewton
+        curvature = make(problem, params, fixed(meta), task)
 
         def operator(v: list[Any]) -> list[Any]:
-            products = hessian.matvec(v)
+            products = curvature.matvec(v)
             return [
                 (1 + self.damping) * x + hx / (self.prox + self.offset)
                 for x, hx in zip(v, products, strict=True)
             ]
 
         solution = self.linear_solver(operator, by_params, batched=True)
-        grad_norm = task_norm(hessian.gradient)
+        grad_norm = task_norm(curvature.gradient)
         carried = through_init(problem, fixed(meta), task, solution.value)
         return MetaGradientResult(
             mean_over_tasks(meta, carried, len(loss)),
             loss,
             metrics,
-            InnerSolution(fixed(params), hessian.objective, grad_norm, adapted.steps),
+            InnerSolution(fixed(params), curvature.objective, grad_norm, adapted.steps),
             Certificate.of(grad_norm, solution),
         )

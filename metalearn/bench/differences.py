@@ -1,0 +1,110 @@
+"""What decides between 98 and 99.5 %: one change at a time from the authors' settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from metalearn import config
+from metalearn.bench import differences_report
+from metalearn.bench.differences_changes import BASES, CHANGES, Change
+from metalearn.bench.fewshot import measured
+from metalearn.bench.fewshot_runs import Budget, StudyRun
+from metalearn.errors import UsageError
+from metalearn.held_out import Protocol
+from metalearn.study import Cell, Row
+
+
+@dataclass(frozen=True)
+class DifferencesStudy:
+    """
+    Args:
+        bases: of `BASES`.
+        subjects: of the changes to make; empty: all. A base itself is always measured.
+        seeds: of weights and training tasks.
+        steps: of every run alike; a larger number goes on with the runs.
+        words: further words of `metalearn train`, for every run.
+        validation_every, validation_tasks: what the model is chosen by.
+        test_tasks: that it is judged by.
+        inner_steps: at test, beside the run's own number.
+        runs: the folder of the runs.
+    """
+
+    title: ClassVar[str] = "What decides iMAML's accuracy: one change at a time"
+
+    bases: Sequence[str]
+    subjects: Sequence[str]
+    seeds: Sequence[int]
+    steps: int
+    words: Sequence[str]
+    validation_every: int
+    validation_tasks: int
+    test_tasks: int
+    inner_steps: Sequence[int]
+    runs: str
+
+    def __post_init__(self) -> None:
+        Budget(self.steps)
+        Protocol(tasks=self.test_tasks, inner_steps=self.inner_steps)
+        if not self.seeds or not self.bases:
+            raise UsageError("seeds=[] or bases=[]; expected at least one of each")
+        if min(self.validation_every - 1, self.validation_tasks - 2) < 0:
+            raise UsageError(
+                f"validation_every={self.validation_every}, validation_tasks="
+                f"{self.validation_tasks}; expected at least 1 and 2"
+            )
+        known = {change.subject for change in CHANGES if change.subject}
+        for name, given, choices in (
+            ("bases", self.bases, BASES),
+            ("subjects", self.subjects, known),
+        ):
+            for value in given:
+                if value not in choices:
+                    raise UsageError(f"{name} has {value!r}{config.nearest(value, choices)}")
+        config.compose("train", self._words(CHANGES[0], self.seeds[0]))
+
+    def changes(self) -> dict[str, Change]:
+        """Those asked for, by name."""
+        return {
+            change.name: change
+            for change in CHANGES
+            if change.base in self.bases
+            and (not change.subject or not self.subjects or change.subject in self.subjects)
+        }
+
+    def cells(self) -> list[Cell]:
+        return [{"change": name, "seed": seed} for seed in self.seeds for name in self.changes()]
+
+    def _words(self, change: Change, seed: int) -> list[str]:
+        return [
+            f"experiment={BASES[change.base]}",
+            f"seed={seed}",
+            f"steps={self.steps}",
+            f"validation.every={self.validation_every}",
+            f"validation.tasks={self.validation_tasks}",
+            *self.words,
+            *change.words,
+        ]
+
+    def measure(self, cell: Cell, device: torch.device) -> list[Row]:
+        of: Any = cell
+        change = self.changes()[of["change"]]
+        run = StudyRun.of(Path(self.runs), self._words(change, of["seed"]), device)
+        rows = measured(run, Budget(self.steps), self.test_tasks, self.inner_steps, device)
+        about = {"base": change.base, "subject": change.subject, "value": change.value}
+        return [{**about, **row} for row in rows]
+
+    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        return differences_report.tables(rows)
+
+    def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
+        return differences_report.figures(rows)
+
+    def findings(self, rows: pd.DataFrame) -> list[str]:
+        return differences_report.findings(rows)

@@ -1,0 +1,88 @@
+"""What may decide between 98 and 99.5 %: one change at a time, from two starting points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BASES = {
+    "authors": "omniglot_5w1s_imaml_authors_code",
+    "paper": "omniglot_5w1s_imaml",
+}
+"""Experiments that the changes start from: what the authors' code computes, and what they wrote."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """
+    Args:
+        base: of `BASES`.
+        subject: what is changed; empty for the base itself.
+        value: what it is changed to.
+        words: what `metalearn train` is given for it.
+    """
+
+    base: str
+    subject: str
+    value: str
+    words: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return (
+            f"{self.base}: {self.subject} {self.value}".rstrip(": ") if self.subject else self.base
+        )
+
+
+def _changes(base: str, subject: str, option: str, *values: float | str) -> list[Change]:
+    return [Change(base, subject, f"{value}", (f"{option}={value}",)) for value in values]
+
+
+_FIRST_ORDER = ("metagrad=first_order", "metagrad.inner.steps=16")
+_UNCHECKED = "metagrad.linear_solver._target_=metalearn.bench.unchecked_cg.UncheckedCG"
+
+CHANGES: tuple[Change, ...] = (
+    Change("authors", "", ""),
+    *_changes("authors", "inner steps", "metagrad.inner.steps", 1, 5, 32),
+    *_changes("authors", "lambda", "metagrad.prox", 0.5, 10.0),
+    *_changes("authors", "CG steps", "metagrad.linear_solver.max_iters", 1, 2, 10, 20),
+    *_changes("authors", "damping", "metagrad.damping", 0.0, 10.0),
+    Change("authors", "system", "I + H/lambda", ("metagrad.damping=0.0", "metagrad.offset=0.0")),
+    Change("authors", "curvature", "Gauss-Newton", ("metagrad.curvature=gauss_newton",)),
+    Change("authors", "negative curvature", "goes on", (_UNCHECKED,)),
+    Change("authors", "proximal step", "none", ("metagrad.prox_lr=0.0",)),
+    Change("authors", "objective", "the paper's", ("metagrad=imaml",)),
+    Change(
+        "authors",
+        "meta-gradient",
+        "first-order",
+        ("metagrad=first_order", "metagrad.inner.steps=16"),
+    ),
+    Change("authors", "meta-gradient", "MAML, 5 steps", ("metagrad=maml_batched",)),
+    *_changes("authors", "outer eps", "optimiser.eps", 1e-8),
+    *_changes("authors", "outer rate", "optimiser.lr", 3e-4, 3e-3),
+    Change("authors", "outer optimiser", "RMSprop", ("optimiser._target_=torch.optim.RMSprop",)),
+    *_changes("authors", "distinct tasks", "tasks.distinct", 200, 1000, 5000),
+    Change("authors", "rotations", "none", ("tasks.rotations=false",)),
+    *_changes("authors", "queries a class", "tasks.queries", 5, 15),
+    Change("authors", "batch statistics in training", "inductive", ("transductive=false",)),
+    Change("paper", "", ""),
+    *_changes("paper", "inner steps", "metagrad.inner.steps", 5, 32),
+    *_changes("paper", "lambda", "prox", 0.1, 0.5, 10.0),
+    *_changes("paper", "CG steps", "metagrad.linear_solver.max_iters", 1, 2, 10, 20),
+    *_changes("paper", "damping", "metagrad.damping", 2.0, 10.0),
+    Change("paper", "curvature", "Gauss-Newton", ("metagrad.curvature=gauss_newton",)),
+    Change(
+        "paper",
+        "curvature",
+        "Gauss-Newton, lambda 0.1",
+        ("metagrad.curvature=gauss_newton", "prox=0.1"),
+    ),
+    Change("paper", "negative curvature", "goes on", (_UNCHECKED,)),
+    Change("paper", "negative curvature", "GMRES", ("metagrad=imaml_gmres",)),
+    Change("paper", "negative curvature", "normal equations", ("metagrad=imaml_normal_cg",)),
+    *_changes("paper", "outer eps", "optimiser.eps", 1e-3),
+    *_changes("paper", "outer rate", "optimiser.lr", 3e-4, 3e-3),
+    Change("paper", "outer optimiser", "SGD", ("optimiser=sgd", "optimiser.lr=0.03")),
+)
+"""The bases come first of their own; what is measured in the same runs without training anew, batch
+statistics and inner steps at test, is not among them."""

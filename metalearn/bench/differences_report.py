@@ -1,0 +1,187 @@
+"""What the study of differences shows: each change beside its base."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from metalearn.bench.fewshot_report import pooled, setting_title, shown, test_rows
+from metalearn.evaluation import Estimate
+from metalearn.study.plot import COLOURS, canvas
+
+STARTS = {"authors": "the authors' code", "paper": "the paper's algorithm"}
+
+
+def judged(rows: pd.DataFrame, mode: str = "transductive") -> pd.DataFrame:
+    """A row for each run: at its own number of inner steps."""
+    test = test_rows(rows)
+    return test[(test["mode"] == mode) & (test.inner_steps == test.trained_inner_steps)]
+
+
+def groups(rows: pd.DataFrame, base: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(change, its seeds' rows) of a base, the base itself first."""
+    part = judged(rows)
+    for change, group in part[part.base == base].groupby("change", sort=False):
+        yield str(change), group
+
+
+def label(group: pd.DataFrame) -> str:
+    first = group.iloc[0]
+    return f"{first.subject} {first.value}" if _given(first.subject) else STARTS[first.base]
+
+
+def difference(group: pd.DataFrame, start: pd.DataFrame) -> Estimate:
+    """Of the accuracy from the base's, in points. With several seeds in common, the interval is of
+    their paired differences; else both intervals over tasks together, as of independent samples."""
+    both = group.set_index("seed").accuracy - start.set_index("seed").accuracy
+    both = both.dropna().astype(float)
+    if len(both) > 1:
+        paired = Estimate.of(_tensor(both))
+        return Estimate(100 * paired.mean, 100 * paired.interval)
+    a, b = pooled(group), pooled(start)
+    return Estimate(100 * (a.mean - b.mean), 100 * math.hypot(a.interval, b.interval))
+
+
+def _tensor(values: pd.Series) -> torch.Tensor:
+    return torch.tensor(values.to_numpy(dtype=float))
+
+
+def _given(value: Any) -> bool:
+    return not pd.isna(value) and value != ""
+
+
+def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    found = {}
+    for base in _bases(rows):
+        found[f"One change at a time from {STARTS[base]}: {_budget(rows, base)}"] = _changes(
+            rows, base
+        )
+    found["Batch statistics and inner steps at test, of the same runs: accuracy in %"] = _at_test(
+        rows
+    )
+    return found
+
+
+def _bases(rows: pd.DataFrame) -> list[str]:
+    return [str(base) for base in judged(rows).base.unique()]
+
+
+def _budget(rows: pd.DataFrame, base: str) -> str:
+    part = judged(rows)
+    first = part[part.base == base].iloc[0]
+    seeds = part[part.base == base].seed.nunique()
+    return (
+        f"{setting_title(part)}, {int(first.steps):,} meta-steps of {int(first.meta_batch)} tasks, "
+        f"{int(first.tasks)} test tasks, {seeds} seed" + ("s" if seeds > 1 else "")
+    )
+
+
+def _changes(rows: pd.DataFrame, base: str) -> pd.DataFrame:
+    start = dict(groups(rows, base)).get(base)
+    inductive = judged(rows, "inductive")
+    curves = rows[rows.part == "curve"]
+    found = []
+    for change, group in groups(rows, base):
+        first, curve = group.iloc[0], curves[curves.change == change]
+        last = curve[curve.step == curve.step.max()]
+        row: dict[str, Any] = {
+            "change": first.subject if _given(first.subject) else "none",
+            "to": first.value if _given(first.subject) else "",
+            "test accuracy, %": shown(group),
+        }
+        if start is not None:
+            gain = difference(group, start)
+            own = f"{gain.mean:+.2f} ± {gain.interval:.2f}" if change != base else ""
+            row["difference"] = own
+        row["inductive"] = shown(inductive[inductive.change == change])
+        row["best validation"] = f"{100 * curve.groupby('seed').accuracy.max().mean():.1f}"
+        row["negative curvature"] = f"{100 * last.negative_curvature.mean():.0f} % of solves"
+        row["s a meta-step"] = f"{(group.train_s / group.steps).mean():.3g}"
+        row["ended early"] = "; ".join(w for w in group.why.unique() if _given(w))
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+def _at_test(rows: pd.DataFrame) -> pd.DataFrame:
+    test, found = test_rows(rows), []
+    starts = test[test.change.isin(STARTS)]
+    for (base, steps), group in starts.groupby(["base", "inner_steps"], sort=False):
+        row: dict[str, Any] = {"of": STARTS[str(base)], "inner steps at test": f"{steps:g}"}
+        for mode in test["mode"].unique():
+            row[mode] = shown(group[group["mode"] == mode])
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+def figures(rows: pd.DataFrame) -> dict[str, Figure]:
+    return {base: _dots(rows, base) for base in _bases(rows)}
+
+
+def _dots(rows: pd.DataFrame, base: str) -> Figure:
+    every = list(groups(rows, base))[::-1]
+    figure, (axes,) = canvas(width=7, height=1.0 + 0.22 * len(every))
+    for at, (change, group) in enumerate(every):
+        value = pooled(group)
+        colour = COLOURS[1] if change == base else COLOURS[0]
+        axes.errorbar(
+            100 * value.mean, at, xerr=100 * value.interval, fmt="o", color=colour, capsize=2
+        )
+        if change == base:
+            axes.axvline(100 * value.mean, color=colour, linewidth=0.8)
+    axes.set_yticks(range(len(every)), [label(group) for _, group in every])
+    axes.set_ylim(-0.7, len(every) - 0.3)
+    axes.set_xlabel("test accuracy, %, transductive, with 95 % intervals")
+    axes.set_title(f"One change at a time from {STARTS[base]}")
+    return figure
+
+
+def findings(rows: pd.DataFrame) -> list[str]:
+    found = []
+    for base in _bases(rows):
+        every = dict(groups(rows, base))
+        start = every.get(base)
+        if start is None:
+            continue
+        found.append(f"{_budget(rows, base)}: {STARTS[base]} reaches {shown(start)} %.")
+        gains = {c: difference(g, start) for c, g in every.items() if c != base}
+        better = {c: e for c, e in gains.items() if e.mean > e.interval}
+        worse = {c: e for c, e in gains.items() if e.mean < -e.interval}
+        for what, part in (("raise", better), ("lower", worse)):
+            if part:
+                order = sorted(part, key=lambda c: -abs(part[c].mean))
+                each = [f"{label(every[c])} ({_points(part[c])})" for c in order]
+                found.append(
+                    f"From {STARTS[base]}, changes that {what} it by more than the interval: "
+                    f"{', '.join(each)}."
+                )
+        within = len(gains) - len(better) - len(worse)
+        if within:
+            found.append(
+                f"From {STARTS[base]}, {within} of {len(gains)} changes stay within the interval."
+            )
+        found += _modes(rows, base)
+    stopped = rows[rows.part == "stopped"]
+    if len(stopped):
+        names = ", ".join(str(change) for change in stopped.change.unique())
+        found.append(f"Stopped by a guard before the first validation: {names}.")
+    return found
+
+
+def _points(gain: Estimate) -> str:
+    return f"{gain.mean:+.1f} ± {gain.interval:.1f} points"
+
+
+def _modes(rows: pd.DataFrame, base: str) -> list[str]:
+    pair = [judged(rows, mode) for mode in ("transductive", "inductive")]
+    transductive, inductive = (part[part.change == base] for part in pair)
+    if transductive.empty or inductive.empty:
+        return []
+    gain = 100 * float(transductive.accuracy.mean() - inductive.accuracy.mean())
+    return [
+        f"Of {STARTS[base]}, queries' own batch statistics at test are worth {gain:+.1f} points."
+    ]
