@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from metalearn.evaluation import Estimate
 from metalearn.report.accuracy import TITLES, published
@@ -225,8 +226,10 @@ def _curves(rows: pd.DataFrame, x: str, label: str) -> Figure:
                 at = part[x] / (60 if x == "train_s" else 1)
                 error = (100 - 100 * part.accuracy).clip(lower=0.01)
                 shown_as = name(method) if j == 0 else f"_{method}{j}"
-                axes.plot(at, error, color=_colour(i), label=shown_as)
-        log_axis(axes, "y", base=2)
+                marker = "o" if len(part) < 20 else ""
+                axes.plot(at, error, marker=marker, color=_colour(i), label=shown_as)
+        log_axis(axes, "y")
+        axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)))
         if x == "train_s":
             log_axis(axes, "x")
         axes.set_xlabel(label)

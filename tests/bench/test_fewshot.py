@@ -1,0 +1,194 @@
+"""The few-shot study: its runs go on, are judged once, and its tables say what the rows say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from metalearn.bench import fewshot_report
+from metalearn.bench.fewshot import FewShotStudy, measured
+from metalearn.bench.fewshot_runs import Budget, StudyRun
+from metalearn.cli import main
+from metalearn.errors import UsageError
+from metalearn.held_out import Protocol
+
+CPU = torch.device("cpu")
+TINY = [
+    "experiment=omniglot_5w1s_fomaml",
+    "tasks=glyphs",
+    "tasks.dataset.drawings=4",
+    "model.channels=4",
+    "meta_batch=2",
+    "steps=6",
+    "validation.every=2",
+    "validation.tasks=4",
+]
+
+
+def study_run(root: Path, *words: str) -> StudyRun:
+    return StudyRun.of(root, [*TINY, *words], CPU)
+
+
+def metrics(run: StudyRun) -> list[dict]:
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(x).items() if not k.endswith("_s")} for x in lines]
+
+
+def test_a_run_is_found_again_by_its_config_whatever_its_end(tmp_path):
+    run = study_run(tmp_path)
+    assert run.folder == study_run(tmp_path, "steps=9", "checkpoint_every=1").folder
+    others = ["seed=1", "model.channels=5", "metagrad.inner.lr=0.3", "validation.tasks=5"]
+    assert len({run.folder, *(study_run(tmp_path, w).folder for w in others)}) == 5
+    # A cosine schedule ends where the run does: a longer run is another one.
+    cosine = [study_run(tmp_path, "schedule=cosine", f"steps={n}").folder for n in (6, 9)]
+    assert len({run.folder, *cosine}) == 3
+
+
+def test_a_larger_budget_goes_on_with_the_run_and_equals_one_in_one_go(tmp_path):
+    short = study_run(tmp_path / "a", "steps=4")
+    assert short.train(Budget(4)) == ""
+    longer = study_run(tmp_path / "a")
+    assert longer.folder == short.folder
+    assert longer.train(Budget(6)) == ""
+    whole = study_run(tmp_path / "b")
+    assert whole.train(Budget(6)) == ""
+    assert metrics(longer) == metrics(whole)
+    assert [row["step"] for row in longer.curve()] == [2, 4, 6]
+    assert longer.curve()[-1]["trained_tasks"] == 12
+    # At its end there is nothing to train, and less than it has is refused.
+    before = (longer.folder / "last.pt").stat().st_mtime_ns
+    longer.train(Budget(6))
+    assert (longer.folder / "last.pt").stat().st_mtime_ns == before
+    with pytest.raises(UsageError, match="has taken 6 meta-steps already"):
+        longer.train(Budget(4))
+
+
+def test_a_run_interrupted_between_two_ends_goes_on(tmp_path):
+    run, whole = study_run(tmp_path / "a"), study_run(tmp_path / "b")
+    whole.train(Budget(6))
+    run.train(Budget(4))
+    # As if it had been killed on the way to 6: a checkpoint beyond the last summary.
+    run.train(Budget(5))
+    summary = json.loads((run.folder / "summary.json").read_text())
+    (run.folder / "summary.json").write_text(json.dumps({**summary, "steps": 4}))
+    run.train(Budget(6))
+    assert metrics(run)[-1]["query_loss"] == metrics(whole)[-1]["query_loss"]
+
+
+def test_minutes_end_a_run_at_a_validation(tmp_path):
+    run = study_run(tmp_path)
+    run.train(Budget(6, minutes=1e-9))
+    assert [row["step"] for row in run.curve()] == [2]
+    run.train(Budget(6, minutes=1e-9))
+    assert [row["step"] for row in run.curve()] == [2]
+    run.train(Budget(6, minutes=100.0))
+    assert [row["step"] for row in run.curve()] == [2, 4, 6]
+
+
+def test_a_run_is_judged_once_for_each_protocol(tmp_path, monkeypatch):
+    run = study_run(tmp_path)
+    run.train(Budget(6))
+    first = run.judged(Protocol(tasks=4), CPU)
+    monkeypatch.setattr(Protocol, "rows", lambda self, *words: [{"measured": "anew"}])
+    assert run.judged(Protocol(tasks=4), CPU) == first
+    assert run.judged(Protocol(tasks=5), CPU) == [{"measured": "anew"}]
+
+
+def test_a_run_that_a_guard_stops_is_a_row(tmp_path):
+    run = study_run(tmp_path, "metagrad.inner.lr=1e30")
+    (row,) = measured(run, Budget(6), 4, [], CPU)
+    assert row["part"] == "stopped" and "not finite" in str(row["why"])
+
+
+OPTIONS = {
+    "settings": ["omniglot_5w1s"],
+    "methods": ["maml", "fomaml"],
+    "seeds": [0, 1],
+    "steps": 4,
+    "train_minutes": 0.0,
+    "words": ["tasks=glyphs", "tasks.dataset.drawings=4", "model.channels=4", "meta_batch=2"],
+    "validation_every": 2,
+    "validation_tasks": 4,
+    "test_tasks": 6,
+    "inner_steps": [2],
+}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    study = FewShotStudy(**OPTIONS, runs=str(tmp_path_factory.mktemp("runs")))
+    return pd.DataFrame(
+        [{**cell, **row} for cell in study.cells() for row in study.measure(cell, CPU)]
+    )
+
+
+def test_rows_have_a_curve_and_every_mode_and_number_of_steps(rows):
+    assert set(rows.part) == {"curve", "test"}
+    test = rows[rows.part == "test"]
+    each = test.groupby(["method", "seed"]).size()
+    assert (each == 4).all() and len(each) == 4  # two modes, 1 and 2 inner steps
+    assert set(test.dataset) == {"glyphs"} and set(test.steps) == {4} and set(test.tasks) == {6}
+    assert test.machine.notna().all()
+    curve = rows[rows.part == "curve"]
+    assert (curve.groupby(["method", "seed"]).train_s.diff().dropna() > 0).all()
+
+
+def test_tables_figures_and_findings_are_of_the_rows(rows):
+    tables = fewshot_report.tables(rows)
+    beside, swept, timed, cost = tables.values()
+    assert list(beside.method) == ["MAML", "MAML", "first-order MAML", "first-order MAML"]
+    assert set(beside.whose) == {"ours, transductive", "ours, inductive"}
+    maml = rows[(rows.part == "test") & (rows.method == "maml") & (rows["mode"] == "inductive")]
+    own = maml[maml.inner_steps == 1]
+    assert beside.iloc[1]["5-way 1-shot"].startswith(f"{100 * own.accuracy.mean():.2f} ± ")
+    assert "seeds" in beside.iloc[1]["5-way 1-shot"]
+    assert list(swept["inner steps"]) == ["1 (trained with)", "2"] * 2
+    assert list(cost["meta-steps"]) == ["4"] * 4 and list(cost.tasks) == ["8"] * 4
+    assert len(timed) == 2
+    assert set(fewshot_report.figures(rows)) == {"learning", "time", "inner_steps"}
+    findings = fewshot_report.findings(rows)
+    assert any("2 seeds" in sentence for sentence in findings)
+
+
+def test_published_figures_stand_below_ours(rows):
+    omniglot = rows.assign(dataset=rows.dataset.where(rows.dataset.isna(), "omniglot"))
+    beside = next(iter(fewshot_report.tables(omniglot).values()))
+    theirs = beside[beside.method == "MAML"].iloc[-1]
+    assert theirs["5-way 1-shot"] == "98.7 ± 0.4" and theirs.whose == "Finn et al. 2017"
+    best = fewshot_report.findings(omniglot)[0]
+    assert "the paper has" in best
+
+
+def test_time_is_compared_where_every_run_had_it(rows):
+    longest = fewshot_report.shared_time(rows, "omniglot_5w1s")
+    curve = rows[rows.part == "curve"]
+    ends = curve.groupby(["method", "seed"]).train_s.max()
+    assert longest == ends.min()
+    maml = fewshot_report.curves(rows, "omniglot_5w1s")["maml"]
+    assert fewshot_report.by_time(maml, 0.0) == []
+    assert len(fewshot_report.by_time(maml, ends.max())) == 2
+
+
+def test_a_stopped_run_does_not_spoil_the_report(rows):
+    stopped = {"setting": "omniglot_5w1s", "method": "imaml", "seed": 0, "part": "stopped"}
+    more = pd.concat([rows, pd.DataFrame([{**stopped, "why": "not finite"}])])
+    cost = fewshot_report.tables(more)["What the runs took"]
+    assert cost.iloc[-1]["ended early"] == "not finite"
+    assert "1 runs were stopped" in fewshot_report.findings(more)[-1]
+
+
+def test_by_the_command_a_longer_study_goes_on_with_the_same_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["bench", "fewshot", "methods=[fomaml]", "seeds=[0]", "settings=[omniglot_5w1s]"]
+    words += ["validation_every=2", "validation_tasks=4", "test_tasks=4", "inner_steps=[1]"]
+    words += ["words=[" + ",".join(f"'{w}'" for w in OPTIONS["words"]) + "]", "wandb=disabled"]
+    assert main([*words, "steps=2"]) == 0
+    assert main([*words, "steps=4"]) == 0
+    (folder,) = (tmp_path / "runs" / "fewshot").iterdir()
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 4
+    frame = pd.read_csv(tmp_path / "results" / "fewshot" / "rows.csv")
+    assert set(frame[frame.part == "curve"].step) == {2, 4}
