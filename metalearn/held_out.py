@@ -130,7 +130,10 @@ class Protocol:
         if not row.get("characters_trained_on"):
             return ""
         seen, shown = row["characters_trained_on"], row["characters"]
-        return f"{seen} of the {shown} characters shown were among those that it trained on"
+        return (
+            f"{seen} of the {shown} characters shown were among those that it trained on; "
+            "tasks=omniglot_background trains on none of them"
+        )
 
     def _held_out(
         self, path: Path, run: DictConfig, experiment: Experiment

@@ -269,7 +269,7 @@ def findings(rows: pd.DataFrame) -> list[str]:
         found += [_best(part), *_modes(part), *_fastest(rows, setting), *_flat(rows, setting, part)]
     stopped = rows[rows.part == "stopped"]
     if len(stopped):
-        found.append(f"{len(stopped)} runs were stopped by a guard before their first validation.")
+        found.append(f"Runs that a guard stopped before their first validation: {len(stopped)}.")
     return found
 
 

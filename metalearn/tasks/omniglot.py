@@ -84,6 +84,45 @@ def omniglot(
     return found
 
 
+def omniglot_background(
+    source: str | Path | None = None,
+    size: int = 28,
+    validation: int = 5,
+    characters: int = 1623,
+    drawings: int = 20,
+) -> dict[str, LabelledImages]:
+    """Omniglot by its release's own sets: what the one-shot test of the release may train on.
+
+    "test" is images_evaluation; `validation` whole alphabets of images_background, the first by a
+    hash of their names, are "validation" and the others "train". Arguments, images, class names
+    and errors otherwise as of `omniglot`.
+
+    Raises:
+        UsageError: as `omniglot`, and where `validation` leaves no alphabet to train on.
+    """
+    if size < 1:
+        raise UsageError(f"size={size} is no side of an image; give 1 or more pixels")
+
+    def build() -> Splits:
+        folder = _default_source() if source is None else Path(source).expanduser()
+        images = _read(folder, size, characters, drawings)
+        shown = {character for character, _, _ in _drawings_of(folder, SETS[0])}
+        alphabets = sorted({_alphabet(c) for c in shown}, key=lambda a: _rank(0, a))
+        if not 0 < validation < len(alphabets):
+            raise UsageError(
+                f"validation={validation}; expected from 1 to {len(alphabets) - 1} of the "
+                f"{len(alphabets)} alphabets of {SETS[0]}"
+            )
+        held = set(alphabets[:validation])
+        return {
+            "train": _stacked(images, [c for c in shown if _alphabet(c) not in held]),
+            "validation": _stacked(images, [c for c in shown if _alphabet(c) in held]),
+            "test": _stacked(images, [c for c in images if c not in shown]),
+        }
+
+    return cached(f"omniglot-background-v1-size{size}-{validation}-{characters}x{drawings}", build)
+
+
 @cache
 def listed_characters() -> Mapping[str, tuple[str, ...]]:
     """What `LISTED` says: the names of each split's characters, in their order."""
@@ -197,17 +236,26 @@ def decode(read: Callable[[], bytes], where: str, size: int) -> np.ndarray:
 
 
 def _split(images: dict[str, np.ndarray], seed: int, splits: tuple[int, int, int]) -> Splits:
-    # A hash and no random generator: the same order with any version of any library.
-    def rank(character: str) -> bytes:
-        return hashlib.sha256(f"{seed}:{character}".encode()).digest()
-
-    ordered = sorted(images, key=rank)
+    ordered = sorted(images, key=lambda character: _rank(seed, character))
     result: Splits = {}
     start = 0
     for name, count in zip(("train", "validation", "test"), splits, strict=True):
-        classes = sorted(ordered[start : start + count])
+        result[name] = _stacked(images, ordered[start : start + count])
         start += count
-        stacked = torch.from_numpy(np.stack([images[c] for c in classes]))
-        labels = torch.arange(count).repeat_interleave(stacked.shape[1])
-        result[name] = LabelledImages(stacked.flatten(0, 1).unsqueeze(1), labels, tuple(classes))
     return result
+
+
+def _rank(seed: int, name: str) -> bytes:
+    """A hash and no random generator: the same order with any version of any library."""
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest()
+
+
+def _alphabet(character: str) -> str:
+    return character.partition("/")[0]
+
+
+def _stacked(images: dict[str, np.ndarray], characters: list[str]) -> LabelledImages:
+    classes = sorted(characters)
+    stacked = torch.from_numpy(np.stack([images[c] for c in classes]))
+    labels = torch.arange(len(classes)).repeat_interleave(stacked.shape[1])
+    return LabelledImages(stacked.flatten(0, 1).unsqueeze(1), labels, tuple(classes))

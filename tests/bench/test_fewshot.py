@@ -178,7 +178,7 @@ def test_a_stopped_run_does_not_spoil_the_report(rows):
     more = pd.concat([rows, pd.DataFrame([{**stopped, "why": "not finite"}])])
     cost = fewshot_report.tables(more)["What the runs took"]
     assert cost.iloc[-1]["ended early"] == "not finite"
-    assert "1 runs were stopped" in fewshot_report.findings(more)[-1]
+    assert "a guard stopped before their first validation: 1." in fewshot_report.findings(more)[-1]
 
 
 def test_by_the_command_a_longer_study_goes_on_with_the_same_runs(tmp_path, monkeypatch, capsys):

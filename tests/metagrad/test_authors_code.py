@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from zoo import few_shot, relative_difference
 
 from metalearn.errors import UsageError
 from metalearn.inner import GradientDescent
 from metalearn.linear_solve import CG
 from metalearn.metagrad import IMAMLAuthorsCode
-from metalearn.problem import prediction_loss
+from metalearn.problem import FewShot, prediction_loss
+from metalearn.tasks import TaskBatch
 
 
 def by_formula(problem, meta, task, steps, lr, prox, solve):
@@ -75,3 +77,20 @@ def test_a_problem_with_a_proximal_term_is_refused():
     problem, meta, task = few_shot(regression=False, prox=2.0)
     with pytest.raises(UsageError, match="prox=0"):
         IMAMLAuthorsCode(GradientDescent(3, 0.1))(problem, meta, task)
+
+
+def test_gauss_newton_curvature_in_the_hessians_place():
+    # Of a linear model with cross-entropy the two are the same matrix.
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double()
+    problem, meta = FewShot(model), dict(model.named_parameters())
+    x = torch.randn(2, 6, 4, dtype=torch.float64)
+    y = torch.arange(3).repeat(2, 2)
+    task = TaskBatch(x, y, x.flip(1), y.flip(1))
+    found = [
+        IMAMLAuthorsCode(GradientDescent(3, 0.1), curvature=curvature)(problem, meta, task).grads
+        for curvature in ("hessian", "gauss_newton")
+    ]
+    assert relative_difference(*found) < 1e-12  # rounding, in float64
+    with pytest.raises(UsageError, match="'hessian' or 'gauss_newton'"):
+        IMAMLAuthorsCode(GradientDescent(3, 0.1), curvature="fisher")

@@ -15,7 +15,13 @@ from PIL import Image
 
 from metalearn.errors import UsageError
 from metalearn.tasks.images import LabelledImages
-from metalearn.tasks.omniglot import LISTED, SETS, listed_characters, omniglot
+from metalearn.tasks.omniglot import (
+    LISTED,
+    SETS,
+    listed_characters,
+    omniglot,
+    omniglot_background,
+)
 
 SPLITS = (4, 1, 3)  # of the small source: 2 alphabets of 4 characters, 2 drawings each
 
@@ -209,3 +215,32 @@ def test_another_split_than_the_listed_one_is_refused(
     monkeypatch.setattr("metalearn.tasks.omniglot.listed_characters", lambda: other)
     with pytest.raises(UsageError, match="is not the one that omniglot_characters"):
         load(small)
+
+
+def test_the_releases_own_sets_share_no_alphabet(small: Path) -> None:
+    third = small / SETS[0] / "Latin" / "character01"
+    third.mkdir(parents=True)
+    for drawer in range(2):
+        (third / f"0009_{drawer + 1:02}.png").write_bytes(png(drawer))
+    splits = omniglot_background(small, validation=1, characters=9, drawings=2)
+    alphabets = {k: {c.partition("/")[0] for c in v.classes} for k, v in splits.items()}
+    assert alphabets["test"] == {"Tengwar"}
+    assert alphabets["train"] | alphabets["validation"] == {"Greek", "Latin"}
+    assert not alphabets["train"] & alphabets["validation"]
+    assert sum(len(v.images) for v in splits.values()) == 18
+    again = omniglot_background(small, validation=1, characters=9, drawings=2)
+    assert all(torch.equal(again[k].images, splits[k].images) for k in splits)
+
+
+@pytest.mark.parametrize("validation", [0, 1])
+def test_validation_leaves_an_alphabet_to_train_on(small: Path, validation: int) -> None:
+    with pytest.raises(UsageError, match=f"validation={validation}; expected from 1 to 0"):
+        omniglot_background(small, validation=validation, characters=8, drawings=2)
+
+
+def test_the_whole_background_set(
+    omniglot_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = omniglot_background(omniglot_source)
+    counts = {k: len(v.classes) for k, v in splits.items()}
+    assert counts["train"] + counts["validation"] == 964 and counts["test"] == 659
