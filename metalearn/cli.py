@@ -87,15 +87,17 @@ def _train(words: list[str]) -> int:
     if "-h" in words or "--help" in words:
         print(help.verb_page("train", "one training run; -m sweeps over a,b values"))
         return 0
-    sweep = [w for w in words if w in ("-m", "--multirun")]
-    overrides = [w for w in words if w not in sweep]
+    asks_for_sweep = [w for w in words if w in ("-m", "--multirun")]
+    overrides = [w for w in words if w not in asks_for_sweep]
     resumed = "resume" in config.keys(overrides)
-    if sweep:
+    if asks_for_sweep:
         if resumed:
             raise UsageError("resume= goes on with one run; leave -m out")
-        for job in config.jobs(overrides):
+        from metalearn import sweep
+
+        for job in sweep.jobs(overrides):
             config.compose("train", job)  # every job is sound before the first one starts
-        return config.multirun("train", overrides, _one_run)
+        return sweep.multirun("train", overrides, _one_run)
     from metalearn import ranks
 
     with ranks.joined() as here:

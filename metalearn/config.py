@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 import math
 import re
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, get_args, get_type_hints
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -48,20 +44,20 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
         UsageError: an unknown key or choice (with the nearest valid one), a value of another type,
             or words that are no key=value.
     """
-    parsed = _parse(overrides)
+    parsed = parse(overrides)
     groups = [o for o in parsed if _is_group(o)]
     for override in groups:
         _check_choice(override)
-    base = _composed(verb, [_text(o) for o in groups if not o.is_sweep_override()])
+    base = _composed(verb, [text_of(o) for o in groups if not o.is_sweep_override()])
     for override in parsed:
         if override.is_sweep_override():
-            raise UsageError(f"{_text(override)}; a sweep needs -m, and a list is key=[a,b]")
+            raise UsageError(f"{text_of(override)}; a sweep needs -m, and a list is key=[a,b]")
         if not _is_group(override) and not override.key_or_group.startswith("hydra."):
             _check_value(override, base)
     config = _composed(verb, overrides)
     choices = config.hydra.runtime.choices
     with open_dict(config):
-        config.name = _name(config, choices)
+        config.name = run_name(config, choices)
         del config["hydra"]
     return config
 
@@ -75,9 +71,9 @@ def plain(verb: str, overrides: list[str]) -> DictConfig:
 
 def overridden(config: DictConfig, overrides: list[str], verb: str) -> DictConfig:
     """The config of `verb` with a user's overrides, in place; raises as `compose` does."""
-    for override in _parse(overrides):
+    for override in parse(overrides):
         if override.is_sweep_override():
-            raise UsageError(f"{_text(override)}; {verb} takes one value at a time")
+            raise UsageError(f"{text_of(override)}; {verb} takes one value at a time")
         _check_value(override, config)
         OmegaConf.update(config, override.key_or_group, override.value())
     return config
@@ -85,12 +81,12 @@ def overridden(config: DictConfig, overrides: list[str], verb: str) -> DictConfi
 
 def keys(overrides: list[str]) -> set[str]:
     """The names of the options and choices that a user gave."""
-    return {override.key_or_group for override in _parse(overrides)}
+    return {override.key_or_group for override in parse(overrides)}
 
 
 def values(overrides: list[str]) -> dict[str, Any]:
     """What a user gave, by the names of the options."""
-    return {override.key_or_group: override.value() for override in _parse(overrides)}
+    return {override.key_or_group: override.value() for override in parse(overrides)}
 
 
 def saved(path: Path, verb: str) -> DictConfig:
@@ -126,49 +122,8 @@ def saved(path: Path, verb: str) -> DictConfig:
     return config
 
 
-def jobs(overrides: list[str]) -> Iterable[list[str]]:
-    """The overrides of each job of a sweep, `seed=0,1` giving two."""
-    parsed = _parse(overrides)
-    options = [
-        [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()]
-        if o.is_sweep_override()
-        else [_text(o)]
-        for o in parsed
-    ]
-    return [list(job) for job in itertools.product(*options)]
-
-
-def multirun(verb: str, overrides: list[str], run: Callable[[DictConfig], int]) -> int:
-    """Runs a sweep by Hydra's own launcher; the worst exit status of its jobs."""
-    statuses: list[int] = []
-    said: set[str] = set()
-
-    def job(config: DictConfig) -> None:
-        hydra_config = HydraConfig.get()
-        name = _name(config, hydra_config.runtime.choices)
-        config.name = f"{name}-{hydra_config.job.num}"
-        if any(status >= 128 for status in statuses):
-            return  # a signal that one job got is meant for the sweep
-        try:
-            statuses.append(run(config))
-        except UsageError as error:
-            if str(error) not in said:
-                print(f"metalearn: {error}", file=sys.stderr)
-            said.add(str(error))
-            statuses.append(2)
-
-    argv = sys.argv
-    with TemporaryDirectory() as scratch:  # for Hydra's own file of the sweep; runs have theirs
-        sys.argv = ["metalearn", "--multirun", f"hydra.sweep.dir={scratch}", *overrides]
-        try:
-            folder = str(config_folder())
-            hydra.main(version_base="1.3", config_path=folder, config_name=verb)(job)()
-        finally:
-            sys.argv = argv
-    return max(statuses, default=0)
-
-
-def _name(config: DictConfig, choices: Any) -> str:
+def run_name(config: DictConfig, choices: Any) -> str:
+    """The name of a run, from what was chosen where it is not given."""
     chosen = config.name or choices.get("experiment")
     return str(chosen or f"{choices['tasks']}_{choices['metagrad']}")
 
@@ -210,7 +165,8 @@ def _does_not_fit(error: InterpolationKeyError, choices: Any) -> str:
     )
 
 
-def _parse(overrides: list[str]) -> list[Override]:
+def parse(overrides: list[str]) -> list[Override]:
+    """What a user gave; raises UsageError where a word is no key=value."""
     parsed = []
     for word in overrides:
         try:
@@ -236,7 +192,7 @@ def _is_group(override: Override) -> bool:
     return override.key_or_group in groups()
 
 
-def _text(override: Override) -> str:
+def text_of(override: Override) -> str:
     return override.input_line or ""
 
 
@@ -272,7 +228,7 @@ def _flatten(config: DictConfig) -> dict[str, Any]:
 
 def _check_value(override: Override, config: DictConfig) -> None:
     flat = _flatten(config)
-    key, value, word = override.key_or_group, override.value(), _text(override)
+    key, value, word = override.key_or_group, override.value(), text_of(override)
     if override.is_add():
         if f"{key.rpartition('.')[0]}._target_" not in flat:
             raise UsageError(
