@@ -161,7 +161,7 @@ def _evaluate(words: list[str]) -> int:
         return 0
     cfg = config.plain("evaluate", words)
 
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
 
     from metalearn import checkpoint
     from metalearn.evaluation import evaluate
@@ -174,9 +174,7 @@ def _evaluate(words: list[str]) -> int:
     if cfg.split not in ("validation", "test"):
         raise UsageError(f"split={cfg.split}; expected 'validation' or 'test'")
     state = checkpoint.load(Path(cfg.checkpoint))
-    run = OmegaConf.create(state["config"])
-    if not isinstance(run, DictConfig):
-        raise UsageError(f"{cfg.checkpoint} holds no config of a run; train it again")
+    run = config.checked(state["config"], str(cfg.checkpoint), "train", whole=False)
     run.device, run.threads = cfg.device, cfg.threads
     if cfg.transductive is not None:
         run.transductive = cfg.transductive

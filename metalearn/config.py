@@ -32,6 +32,7 @@ _NULLABLE: dict[str, type] = {
     "transductive": bool,
 }
 _OF_SEVERAL_TYPES = ("metagrad.checkpoint",)  # their constructors check them
+_OF_HYDRA = ("launcher", "sweeper")  # what a sweep may choose
 _SEEDS = 2**32  # NumPy takes no larger one
 
 
@@ -100,29 +101,52 @@ def saved(path: Path, verb: str) -> DictConfig:
         UsageError: the file is absent or damaged, or an option of the verb is not in it or is of
             another type.
     """
-    mend = "put back the run's own, or train anew"
     try:
         config = OmegaConf.load(path)
-        OmegaConf.to_container(config, resolve=True)
     except Exception as error:  # YAML's, OmegaConf's and the file system's errors share no class
-        raise UsageError(f"{path} is absent or cannot be read as a config; {mend}") from error
-    if not isinstance(config, DictConfig):
-        raise UsageError(f"{path} holds no options; {mend}")
+        raise UsageError(
+            f"{path} is absent or cannot be read as a config; put back the run's own, or train anew"
+        ) from error
+    return checked(config, str(path), verb)
+
+
+def checked(config: Any, where: str, verb: str, whole: bool = True) -> DictConfig:
+    """A config of a run of `verb`, which anyone may have altered since.
+
+    Args:
+        where: what holds it, for the sentence.
+        whole: no option may be absent; else those that are have the verb's own defaults.
+
+    Raises:
+        UsageError: an option of the verb is absent or of another type, or a value calls a resolver.
+    """
+    mend = "put back the run's own, or train anew"
+    if not isinstance(config, dict | DictConfig):
+        raise UsageError(f"{where} holds no options; {mend}")
+    try:
+        config = OmegaConf.create(config) if isinstance(config, dict) else config
+        if calls := _resolver_call(str(OmegaConf.to_container(config))):
+            raise UsageError(f"{where} calls a resolver, {calls}; {mend}")
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{where} cannot be read as a config; {mend}") from error
     expected = OmegaConf.load(config_folder() / f"{verb}.yaml")
     assert isinstance(expected, DictConfig)
     for key in groups():
         if key == "experiment":
             continue
         if not isinstance(config.get(key), DictConfig):
-            raise UsageError(f"{path} lacks {key}; {mend}")
+            raise UsageError(f"{where} lacks {key}; {mend}")
     for key, default in _flatten(expected).items():
         if key == "defaults" or default is ...:
             continue
-        value = OmegaConf.select(config, key)
         try:
+            value = OmegaConf.select(config, key, default=None if whole else default)
             _check_type(f"{key}={value}", key, value, default)
-        except UsageError as error:
-            raise UsageError(f"{path}: {error}; {mend}") from error
+        except (UsageError, OmegaConfBaseException) as error:
+            raise UsageError(f"{where}: {' '.join(str(error).split())}; {mend}") from error
+        if not whole:
+            OmegaConf.update(config, key, value, force_add=True)
     return config
 
 
@@ -219,10 +243,25 @@ def _parse(overrides: list[str]) -> list[Override]:
             raise UsageError(f"{word!r} cannot be read; expected key=value") from error
         if not override.key_or_group:
             raise UsageError(f"{word!r} names no option; expected key=value")
+        if call := _resolver_call(word):
+            raise UsageError(
+                f"{word!r} calls a resolver, {call}; a value refers to options only: ${{prox}}"
+            )
+        if override.key_or_group.startswith(("hydra.", "hydra/")) and (
+            not override.key_or_group[len("hydra.") :].startswith(_OF_HYDRA) or "_target_" in word
+        ):
+            raise UsageError(f"{word!r} is no option; of Hydra's own only launcher and sweeper are")
         if override.is_delete():
             raise UsageError(f"{word!r} takes an option away; give it a value, key=value")
         parsed.append(override)
     return parsed
+
+
+def _resolver_call(text: str) -> str | None:
+    """The first interpolation that is no option's name but a call, such as of oc.env: it could
+    bring a secret of the environment into logs and configs."""
+    found = re.search(r"\$\{[^{}]*:[^{}]*\}?", text)
+    return found and found[0]
 
 
 def groups() -> list[str]:
