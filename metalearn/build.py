@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import hydra
 from hydra.errors import InstantiationException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from metalearn.errors import UsageError
 
@@ -50,8 +53,10 @@ def build(config: Any, kind: type | None = None) -> Any:
         UsageError: another target, arguments that the target refuses, or an object of another kind.
     """
     plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
-    for name, target in _targets(plain):
-        _check(target, _OWN_PACKAGE.get(name))
+    path = config._get_full_key("") if isinstance(config, DictConfig) else ""
+    for name, node in _nodes(plain, path):
+        own = _OWN_PACKAGE.get(name.rpartition(".")[2])
+        _check_arguments(name, node, _found(node["_target_"], [own] if own else PACKAGES))
     if not isinstance(plain, dict) or "_target_" not in plain:
         raise UsageError(f"{plain} names no _target_; expected what configs/ has there")
     target = plain["_target_"]
@@ -71,30 +76,71 @@ def build(config: Any, kind: type | None = None) -> Any:
     return made
 
 
-def _targets(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every `_target_` in a nest of plain values, and the name of what it makes."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield name, node["_target_"]
-        for key, value in node.items():
-            yield from _targets(value, str(key))
-    elif isinstance(node, list):
-        for value in node:
-            yield from _targets(value, name)
+def _nodes(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All in a nest of plain values that has a `_target_`, by the name of the option."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield path, value
+        for key, inner in value.items():
+            yield from _nodes(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _nodes(inner, path)
 
 
-def _check(target: Any, package: str | None) -> None:
-    expected = [package] if package else PACKAGES
-    inside = re.compile(rf"({'|'.join(map(re.escape, expected))})(\.[A-Za-z]\w*)+")
+def _found(target: Any, packages: Sequence[str]) -> Any:
+    """The class or function of that name, if a config may name it."""
+    inside = re.compile(rf"({'|'.join(map(re.escape, packages))})(\.[A-Za-z]\w*)+")
     if isinstance(target, str) and inside.fullmatch(target):
-        if target in FUNCTIONS:
-            return
         try:
             found = hydra.utils.get_object(target)
         except Exception:  # whatever a module that is not there, or no module, leads to
             found = None
-        if inspect.isclass(found) and found.__module__.startswith(tuple(f"{p}." for p in expected)):
-            return
+        own = inspect.isclass(found) and found.__module__.startswith(
+            tuple(f"{package}." for package in packages)
+        )
+        if own or target in FUNCTIONS:
+            return found
     raise UsageError(
-        f"_target_={target} is not built from a config; expected a class of {', '.join(expected)}"
+        f"_target_={target} is not built from a config; expected a class of {', '.join(packages)}"
     )
+
+
+def _check_arguments(path: str, node: dict[str, Any], called: Any) -> None:
+    """Refuses plain values of other types than the signature of what is called has."""
+    try:
+        hints = get_type_hints(called.__init__ if inspect.isclass(called) else called)
+    except (NameError, TypeError):  # names that only a type checker imports; no Python signature
+        return
+    for key, value in node.items():
+        if key in hints and not _fits(value, hints[key]):
+            hint = hints[key]
+            wanted = hint.__name__ if inspect.isclass(hint) else str(hint).replace("typing.", "")
+            raise UsageError(f"{path and path + '.'}{key}={value}; expected {wanted}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of a type; what is built, and types of other kinds, always are."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if isinstance(value, dict) or hint in (Any, object) or isinstance(hint, TypeVar):
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return value in inner
+    if hint is type(None) or value is None:
+        return value is None and hint is type(None)
+    if hint in (int, float):
+        number = isinstance(value, int if hint is int else int | float)
+        return number and not isinstance(value, bool) and math.isfinite(value)
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    if hint is Path:
+        return isinstance(value, str)
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        if not isinstance(value, list):
+            return False
+        if origin is tuple and inner and inner[-1] is not Ellipsis:
+            return len(value) == len(inner) and all(map(_fits, value, inner))
+        return not inner or all(_fits(one, inner[0]) for one in value)
+    return not isinstance(value, bool | int | float | str)

@@ -108,6 +108,8 @@ class Experiment:
 
 def few_shot_problem(model: nn.Module, config: DictConfig) -> tuple[BilevelProblem, Meta]:
     """The problem that a config describes, and where its meta-parameters start."""
+    if not isinstance(config.get("prox"), int | float):
+        raise UsageError(f"prox={config.get('prox')}; expected a number of at least 0")
     learned = config.get("learn_prox", False)
     if learned and not config.prox > 0:
         raise UsageError(
