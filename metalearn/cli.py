@@ -252,7 +252,8 @@ def _data(words: list[str]) -> int:
     page = (
         "metalearn data prepare NAME [source=PATH]\n\n"
         f"  NAME    {', '.join(DATASETS)}\n"
-        "  source  where its files lie; glyphs needs none, omniglot is downloaded without one\n"
+        "  source  the folder where its files lie, or an archive of it (.zip, .tar, .tar.gz);\n"
+        "          glyphs needs none, omniglot is downloaded without one\n"
     )
     asks = [w for w in words if w in ("-h", "--help")]
     if not words or words == asks or (words[0] == "prepare" and asks):
@@ -270,29 +271,17 @@ def _data(words: list[str]) -> int:
         key, _, value = option.partition("=")
         if name == "glyphs":
             raise UsageError(f"{option!r} is no option of glyphs, which takes none")
-        if key != "source":
-            raise UsageError(f"{option!r} is no option of {name}; expected source=PATH")
-        if not os.path.isdir(os.path.expanduser(value)):
-            raise UsageError(f"source={value} is no folder; give the one that holds {name}")
+        if key != "source" or source is not None:
+            raise UsageError(f"{option!r} is no option of {name}; expected source=PATH, once")
         source = value
 
-    from metalearn.tasks import glyphs, omniglot, vision
-    from metalearn.tasks.cache import cache_folder
+    from metalearn.tasks.prepare import prepare
 
-    if name == "glyphs":
-        splits = glyphs.glyphs()
-    elif name == "omniglot":
-        splits = omniglot.omniglot(source)
-    else:
-        splits = getattr(vision, name)(source)
+    splits, where = prepare(name, source)
     for split, data in splits.items():
         shape = "x".join(map(str, data.images.shape[1:]))
         print(f"{name} {split}: {len(data.classes)} classes, {len(data.images)} images of {shape}")
-    if name in ("glyphs", "omniglot"):
-        print(f"cached in {cache_folder()}")
-    else:
-        where = f" tasks.dataset.source={source}" if source else ""
-        print(f"checked; nothing is cached, each run reads the files: tasks={name}{where}")
+    print(where)
     return 0
 
 

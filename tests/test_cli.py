@@ -199,7 +199,7 @@ from metalearn.cli import main
         (["report", "results=.", "out=."], "is a folder"),
         (["report", "results=a,b"], "one value at a time"),
         (["data", "bogus", "--help"], "data prepare"),
-        (["data", "prepare", "omniglot", "source="], "source= is no folder"),
+        (["data", "prepare", "omniglot", "source="], "source= is no folder and no archive"),
         (["data", "prepare", "omniglot", "source=/nowhere"], "source=/nowhere is no folder"),
         (["data", "prepare", "omniglt"], "did you mean 'omniglot'"),
         (["data", "prepare", "glyphs", "source=/x"], "no option of glyphs"),
