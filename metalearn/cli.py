@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"{words[0]!r} is no command{nearest(words[0], verbs)}")
         return verbs[words[0]](words[1:])
     except UsageError as error:
-        print(f"metalearn: {error}", file=sys.stderr)
+        print(f"metalearn: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except TrainingInterrupted as error:  # within a study
         print(f"metalearn: {error}", file=sys.stderr)

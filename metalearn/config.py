@@ -33,6 +33,7 @@ _NULLABLE: dict[str, type] = {
 }
 _OF_SEVERAL_TYPES = ("metagrad.checkpoint",)  # their constructors check them
 _OF_HYDRA = ("launcher", "sweeper")  # what a sweep may choose
+_LONGEST_NAME = 100
 _SEEDS = 2**32  # NumPy takes no larger one
 
 
@@ -57,9 +58,11 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
     for override in parsed:
         if override.is_sweep_override():
             raise UsageError(f"{_text(override)}; a sweep needs -m, and a list is key=[a,b]")
-        if not _is_group(override) and not override.key_or_group.startswith("hydra."):
-            _check_value(override, base)
+    own = [o for o in parsed if not _is_group(o) and not o.key_or_group.startswith("hydra.")]
+    for override in own:
+        _check_value(override, base)
     config = _composed(verb, overrides)
+    _check_references(own, base, config)
     choices = config.hydra.runtime.choices
     with open_dict(config):
         config.name = _name(config, choices)
@@ -76,11 +79,17 @@ def plain(verb: str, overrides: list[str]) -> DictConfig:
 
 def overridden(config: DictConfig, overrides: list[str], verb: str) -> DictConfig:
     """The config of `verb` with a user's overrides, in place; raises as `compose` does."""
-    for override in _parse(overrides):
+    parsed, base = _parse(overrides), config.copy()
+    for override in parsed:
         if override.is_sweep_override():
             raise UsageError(f"{_text(override)}; {verb} takes one value at a time")
-        _check_value(override, config)
+        _check_value(override, base)
         OmegaConf.update(config, override.key_or_group, override.value())
+    try:
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    _check_references(parsed, base, config)
     return config
 
 
@@ -192,9 +201,24 @@ def multirun(verb: str, overrides: list[str], run: Callable[[DictConfig], int]) 
     return max(statuses, default=0)
 
 
+def _check_references(given: list[Override], base: DictConfig, config: DictConfig) -> None:
+    """Refuses a value by another option's name, such as ${prox}, that is not of its own type."""
+    flat = _flatten(base)
+    for override in given:
+        key = override.key_or_group
+        if "${" in _text(override) and flat.get(key, ...) is not ...:
+            _check_type(_text(override), key, OmegaConf.select(config, key), flat[key])
+
+
 def _name(config: DictConfig, choices: Any) -> str:
     chosen = config.name or choices.get("experiment")
-    return str(chosen or f"{choices['tasks']}_{choices['metagrad']}")
+    name = str(chosen or f"{choices['tasks']}_{choices['metagrad']}")
+    if not name.isprintable() or "/" in name or name.startswith(".") or len(name) > _LONGEST_NAME:
+        raise UsageError(
+            f"name={name}; expected at most {_LONGEST_NAME} printable characters, no / among them "
+            "and no dot before them: folders are named after it"
+        )
+    return name
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

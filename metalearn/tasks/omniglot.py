@@ -24,6 +24,7 @@ from metalearn.tasks.images import LabelledImages
 SETS = ("images_background", "images_evaluation")
 _SIDE = 105
 _DRAWING = re.compile(r"(?P<character>[^/]+/character\d+)/[^/]+\.png")
+_LARGEST_SIZE = 1024
 _LARGEST = 1 << 20  # bytes of one drawing; real ones have a few hundred
 _LAYOUT = "images_background and images_evaluation, each as a folder or a .zip"
 _MEMBERS = 100_000  # of an archive; Omniglot's have some 20,000
@@ -58,8 +59,8 @@ def omniglot(
     Raises:
         UsageError: the source is absent, incomplete or damaged, or the download failed.
     """
-    if size < 1:
-        raise UsageError(f"size={size} is no side of an image; give 1 or more pixels")
+    if not 1 <= size <= _LARGEST_SIZE:
+        raise UsageError(f"size={size} is no side of an image; give 1 to {_LARGEST_SIZE} pixels")
 
     def build() -> Splits:
         folder = _default_source() if source is None else Path(source).expanduser()
