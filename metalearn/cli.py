@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"{words[0]!r} is no command{nearest(words[0], verbs)}")
         return verbs[words[0]](words[1:])
     except UsageError as error:
-        _complain(error)
+        _complain(" ".join(str(error).split()))
         return 2
     except TrainingInterrupted as error:  # within a study
         _complain(error)
@@ -90,6 +90,8 @@ def _train(words: list[str]) -> int:
     asks_for_sweep = [w for w in words if w in ("-m", "--multirun")]
     overrides = [w for w in words if w not in asks_for_sweep]
     resumed = "resume" in config.keys(overrides)
+    if not asks_for_sweep and (own := [w for w in overrides if w.startswith("hydra/")]):
+        raise UsageError(f"{own[0]} is a sweep's; add -m")
     if asks_for_sweep:
         if resumed:
             raise UsageError("resume= goes on with one run; leave -m out")
@@ -182,7 +184,7 @@ def _evaluate(words: list[str]) -> int:
         return 0
     cfg = config.plain("evaluate", words)
 
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
 
     from metalearn import checkpoint
     from metalearn.evaluation import evaluate
@@ -195,9 +197,7 @@ def _evaluate(words: list[str]) -> int:
     if cfg.split not in ("validation", "test"):
         raise UsageError(f"split={cfg.split}; expected 'validation' or 'test'")
     state = checkpoint.load(Path(cfg.checkpoint))
-    run = OmegaConf.create(state["config"])
-    if not isinstance(run, DictConfig):
-        raise UsageError(f"{cfg.checkpoint} holds no config of a run; train it again")
+    run = config.checked(state["config"], str(cfg.checkpoint), "train", whole=False)
     run.device, run.threads = cfg.device, cfg.threads
     if cfg.transductive is not None:
         run.transductive = cfg.transductive
@@ -275,7 +275,8 @@ def _data(words: list[str]) -> int:
     page = (
         "metalearn data prepare NAME [source=PATH]\n\n"
         f"  NAME    {', '.join(DATASETS)}\n"
-        "  source  where its files lie; glyphs needs none, omniglot is downloaded without one\n"
+        "  source  the folder where its files lie, or an archive of it (.zip, .tar, .tar.gz);\n"
+        "          glyphs needs none, omniglot is downloaded without one\n"
     )
     asks = [w for w in words if w in ("-h", "--help")]
     if not words or words == asks or (words[0] == "prepare" and asks):
@@ -293,29 +294,17 @@ def _data(words: list[str]) -> int:
         key, _, value = option.partition("=")
         if name == "glyphs":
             raise UsageError(f"{option!r} is no option of glyphs, which takes none")
-        if key != "source":
-            raise UsageError(f"{option!r} is no option of {name}; expected source=PATH")
-        if not os.path.isdir(os.path.expanduser(value)):
-            raise UsageError(f"source={value} is no folder; give the one that holds {name}")
+        if key != "source" or source is not None:
+            raise UsageError(f"{option!r} is no option of {name}; expected source=PATH, once")
         source = value
 
-    from metalearn.tasks import glyphs, omniglot, vision
-    from metalearn.tasks.cache import cache_folder
+    from metalearn.tasks.prepare import prepare
 
-    if name == "glyphs":
-        splits = glyphs.glyphs()
-    elif name == "omniglot":
-        splits = omniglot.omniglot(source)
-    else:
-        splits = getattr(vision, name)(source)
+    splits, where = prepare(name, source)
     for split, data in splits.items():
         shape = "x".join(map(str, data.images.shape[1:]))
         print(f"{name} {split}: {len(data.classes)} classes, {len(data.images)} images of {shape}")
-    if name in ("glyphs", "omniglot"):
-        print(f"cached in {cache_folder()}")
-    else:
-        where = f" tasks.dataset.source={source}" if source else ""
-        print(f"checked; nothing is cached, each run reads the files: tasks={name}{where}")
+    print(where)
     return 0
 
 

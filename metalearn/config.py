@@ -28,6 +28,9 @@ _NULLABLE: dict[str, type] = {
     "transductive": bool,
 }
 _OF_SEVERAL_TYPES = ("metagrad.checkpoint",)  # their constructors check them
+_HYDRAS = ("hydra.", "hydra/")
+_OF_HYDRA = ("launcher", "sweeper")  # what a sweep may choose
+_LONGEST_NAME = 100
 _SEEDS = 2**32  # NumPy takes no larger one
 
 
@@ -52,9 +55,11 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
     for override in parsed:
         if override.is_sweep_override():
             raise UsageError(f"{text_of(override)}; a sweep needs -m, and a list is key=[a,b]")
-        if not _is_group(override) and not override.key_or_group.startswith("hydra."):
-            _check_value(override, base)
+    own = [o for o in parsed if not _is_group(o) and not o.key_or_group.startswith(_HYDRAS)]
+    for override in own:
+        _check_value(override, base)
     config = _composed(verb, overrides)
+    _check_references(own, base, config)
     choices = config.hydra.runtime.choices
     with open_dict(config):
         config.name = run_name(config, choices)
@@ -71,11 +76,17 @@ def plain(verb: str, overrides: list[str]) -> DictConfig:
 
 def overridden(config: DictConfig, overrides: list[str], verb: str) -> DictConfig:
     """The config of `verb` with a user's overrides, in place; raises as `compose` does."""
-    for override in parse(overrides):
+    parsed, base = parse(overrides), config.copy()
+    for override in parsed:
         if override.is_sweep_override():
             raise UsageError(f"{text_of(override)}; {verb} takes one value at a time")
-        _check_value(override, config)
+        _check_value(override, base)
         OmegaConf.update(config, override.key_or_group, override.value())
+    try:
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    _check_references(parsed, base, config)
     return config
 
 
@@ -96,36 +107,74 @@ def saved(path: Path, verb: str) -> DictConfig:
         UsageError: the file is absent or damaged, or an option of the verb is not in it or is of
             another type.
     """
-    mend = "put back the run's own, or train anew"
     try:
         config = OmegaConf.load(path)
-        OmegaConf.to_container(config, resolve=True)
     except Exception as error:  # YAML's, OmegaConf's and the file system's errors share no class
-        raise UsageError(f"{path} is absent or cannot be read as a config; {mend}") from error
-    if not isinstance(config, DictConfig):
-        raise UsageError(f"{path} holds no options; {mend}")
+        raise UsageError(
+            f"{path} is absent or cannot be read as a config; put back the run's own, or train anew"
+        ) from error
+    return checked(config, str(path), verb)
+
+
+def checked(config: Any, where: str, verb: str, whole: bool = True) -> DictConfig:
+    """A config of a run of `verb`, which anyone may have altered since.
+
+    Args:
+        where: what holds it, for the sentence.
+        whole: no option may be absent; else those that are have the verb's own defaults.
+
+    Raises:
+        UsageError: an option of the verb is absent or of another type, or a value calls a resolver.
+    """
+    mend = "put back the run's own, or train anew"
+    if not isinstance(config, dict | DictConfig):
+        raise UsageError(f"{where} holds no options; {mend}")
+    try:
+        config = OmegaConf.create(config) if isinstance(config, dict) else config
+        if calls := _resolver_call(str(OmegaConf.to_container(config))):
+            raise UsageError(f"{where} calls a resolver, {calls}; {mend}")
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{where} cannot be read as a config; {mend}") from error
     expected = OmegaConf.load(config_folder() / f"{verb}.yaml")
     assert isinstance(expected, DictConfig)
     for key in groups():
         if key == "experiment":
             continue
         if not isinstance(config.get(key), DictConfig):
-            raise UsageError(f"{path} lacks {key}; {mend}")
+            raise UsageError(f"{where} lacks {key}; {mend}")
     for key, default in _flatten(expected).items():
         if key == "defaults" or default is ...:
             continue
-        value = OmegaConf.select(config, key)
         try:
+            value = OmegaConf.select(config, key, default=None if whole else default)
             _check_type(f"{key}={value}", key, value, default)
-        except UsageError as error:
-            raise UsageError(f"{path}: {error}; {mend}") from error
+        except (UsageError, OmegaConfBaseException) as error:
+            raise UsageError(f"{where}: {' '.join(str(error).split())}; {mend}") from error
+        if not whole:
+            OmegaConf.update(config, key, value, force_add=True)
     return config
+
+
+def _check_references(given: list[Override], base: DictConfig, config: DictConfig) -> None:
+    """Refuses a value by another option's name, such as ${prox}, that is not of its own type."""
+    flat = _flatten(base)
+    for override in given:
+        key = override.key_or_group
+        if "${" in text_of(override) and flat.get(key, ...) is not ...:
+            _check_type(text_of(override), key, OmegaConf.select(config, key), flat[key])
 
 
 def run_name(config: DictConfig, choices: Any) -> str:
     """The name of a run, from what was chosen where it is not given."""
     chosen = config.name or choices.get("experiment")
-    return str(chosen or f"{choices['tasks']}_{choices['metagrad']}")
+    name = str(chosen or f"{choices['tasks']}_{choices['metagrad']}")
+    if not name.isprintable() or "/" in name or name.startswith(".") or len(name) > _LONGEST_NAME:
+        raise UsageError(
+            f"name={name}; expected at most {_LONGEST_NAME} printable characters, no / among them "
+            "and no dot before them: folders are named after it"
+        )
+    return name
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -175,10 +224,25 @@ def parse(overrides: list[str]) -> list[Override]:
             raise UsageError(f"{word!r} cannot be read; expected key=value") from error
         if not override.key_or_group:
             raise UsageError(f"{word!r} names no option; expected key=value")
+        if call := _resolver_call(word):
+            raise UsageError(
+                f"{word!r} calls a resolver, {call}; a value refers to options only: ${{prox}}"
+            )
+        if override.key_or_group.startswith(_HYDRAS) and (
+            not override.key_or_group[len("hydra.") :].startswith(_OF_HYDRA) or "_target_" in word
+        ):
+            raise UsageError(f"{word!r} is no option; of Hydra's own only launcher and sweeper are")
         if override.is_delete():
             raise UsageError(f"{word!r} takes an option away; give it a value, key=value")
         parsed.append(override)
     return parsed
+
+
+def _resolver_call(text: str) -> str | None:
+    """The first interpolation that is no option's name but a call, such as of oc.env: it could
+    bring a secret of the environment into logs and configs."""
+    found = re.search(r"\$\{[^{}]*:[^{}]*\}?", text)
+    return found and found[0]
 
 
 def groups() -> list[str]:

@@ -24,8 +24,10 @@ from metalearn.tasks.images import LabelledImages
 SETS = ("images_background", "images_evaluation")
 _SIDE = 105
 _DRAWING = re.compile(r"(?P<character>[^/]+/character\d+)/[^/]+\.png")
+_LARGEST_SIZE = 1024
 _LARGEST = 1 << 20  # bytes of one drawing; real ones have a few hundred
 _LAYOUT = "images_background and images_evaluation, each as a folder or a .zip"
+_MEMBERS = 100_000  # of an archive; Omniglot's have some 20,000
 _TIMEOUT_S = 30.0
 
 _UNREADABLE = (
@@ -57,8 +59,8 @@ def omniglot(
     Raises:
         UsageError: the source is absent, incomplete or damaged, or the download failed.
     """
-    if size < 1:
-        raise UsageError(f"size={size} is no side of an image; give 1 or more pixels")
+    if not 1 <= size <= _LARGEST_SIZE:
+        raise UsageError(f"size={size} is no side of an image; give 1 to {_LARGEST_SIZE} pixels")
 
     def build() -> Splits:
         folder = _default_source() if source is None else Path(source).expanduser()
@@ -76,22 +78,24 @@ def _default_source() -> Path:
 
 
 def _download() -> Path:
-    from torchvision.datasets import Omniglot  # slow to import, and needed here only
+    """The two archives as they are; their drawings are read without unpacking them."""
+    from torchvision.datasets import Omniglot, utils  # slow to import, and needed here only
 
     root = cache_folder() / "omniglot"
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT_S)  # torchvision itself would wait for ever
     try:
-        for background in (True, False):
-            Omniglot(str(root), background=background, download=True)
-    except (OSError, RuntimeError, zipfile.BadZipFile) as fault:
+        for name in SETS:
+            address = f"{Omniglot.download_url_prefix}/{name}.zip"
+            utils.download_url(address, str(root), md5=Omniglot.zips_md5[name])
+    except (OSError, RuntimeError) as fault:
         raise UsageError(
             f"Omniglot could not be downloaded into {root} ({fault}); fetch {SETS[0]}.zip and "
             f"{SETS[1]}.zip in another way and run `metalearn data prepare omniglot source=FOLDER`"
         ) from fault
     finally:
         socket.setdefaulttimeout(before)
-    return root / str(Omniglot.folder)
+    return root
 
 
 def _read(folder: Path, size: int, characters: int, drawings: int) -> dict[str, np.ndarray]:
@@ -130,6 +134,8 @@ def _drawings_of(folder: Path, name: str) -> Iterator[tuple[str, str, Callable[[
                 f"{path} is cut short or not a zip archive ({fault}); fetch it again"
             ) from fault
         with archive:
+            if len(archive.infolist()) > _MEMBERS:
+                raise UsageError(f"{path} has more than {_MEMBERS} members; fetch it again")
             for info in sorted(archive.infolist(), key=lambda info: info.filename):
                 found = _DRAWING.fullmatch(info.filename.removeprefix(f"{name}/"))
                 if found and info.filename.startswith(f"{name}/"):
