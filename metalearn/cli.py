@@ -13,6 +13,8 @@ from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
 if TYPE_CHECKING:
     from omegaconf import DictConfig  # slow: `metalearn --help` needs none of it
 
+    from metalearn.ranks import Ranks
+
 USAGE = """\
 metalearn VERB [key=value ...]      differentiating through optimisation
 
@@ -64,14 +66,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"{words[0]!r} is no command{nearest(words[0], verbs)}")
         return verbs[words[0]](words[1:])
     except UsageError as error:
-        print(f"metalearn: {error}", file=sys.stderr)
+        _complain(" ".join(str(error).split()))
         return 2
     except TrainingInterrupted as error:  # within a study
-        print(f"metalearn: {error}", file=sys.stderr)
+        _complain(error)
         return error.status
     except KeyboardInterrupt:
-        print("metalearn: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
+
+
+def _complain(error: Exception | str) -> None:
+    rank = os.environ.get("RANK", "0")
+    print(f"metalearn{'' if rank == '0' else f' (rank {rank})'}: {error}", file=sys.stderr)
 
 
 def _train(words: list[str]) -> int:
@@ -80,29 +87,44 @@ def _train(words: list[str]) -> int:
     if "-h" in words or "--help" in words:
         print(help.verb_page("train", "one training run; -m sweeps over a,b values"))
         return 0
-    sweep = [w for w in words if w in ("-m", "--multirun")]
-    overrides = [w for w in words if w not in sweep]
+    asks_for_sweep = [w for w in words if w in ("-m", "--multirun")]
+    overrides = [w for w in words if w not in asks_for_sweep]
     resumed = "resume" in config.keys(overrides)
-    if sweep:
+    if not asks_for_sweep and (own := [w for w in overrides if w.startswith("hydra/")]):
+        raise UsageError(f"{own[0]} is a sweep's; add -m")
+    if asks_for_sweep:
         if resumed:
             raise UsageError("resume= goes on with one run; leave -m out")
-        for job in config.jobs(overrides):
+        from metalearn import sweep
+
+        for job in sweep.jobs(overrides):
             config.compose("train", job)  # every job is sound before the first one starts
-        return config.multirun("train", overrides, _one_run)
-    if resumed:
-        cfg, folder = _resumed(overrides)
-        return _train_into(cfg, folder, resume=True)
-    return _one_run(config.compose("train", overrides))
+        return sweep.multirun("train", overrides, _one_run)
+    from metalearn import ranks
+
+    with ranks.joined() as here:
+        if resumed:
+            cfg, folder = here.lead(lambda: _resumed(overrides))
+            return _train_into(cfg, folder, True, here)
+        return _one_run(config.compose("train", overrides), here)
 
 
-def _one_run(cfg: DictConfig) -> int:
-    if not cfg.run_dir:
-        return _train_into(cfg, _fresh(Path("runs"), cfg.name), resume=False)
+def _one_run(cfg: DictConfig, ranks: Ranks | None = None) -> int:
+    from metalearn import checkpoint
+    from metalearn.ranks import Ranks, may_restart, restarted
     from metalearn.run_folder import check_unused
 
+    here = ranks or Ranks()
+    if not cfg.run_dir:
+        if may_restart():
+            raise UsageError("run_dir= is missing, by which a restart would find the run; give it")
+        folder = here.lead(lambda: _fresh(Path("runs"), cfg.name))
+        return _train_into(cfg, folder, False, here)
     folder = Path(cfg.run_dir)
-    check_unused(folder)
-    return _train_into(cfg, folder, resume=False)
+    if restarted() and here.lead(lambda: bool(checkpoint.generations(folder))):
+        return _train_into(cfg, folder, True, here)
+    here.lead(lambda: check_unused(folder))
+    return _train_into(cfg, folder, False, here)
 
 
 def _resumed(overrides: list[str]) -> tuple[DictConfig, Path]:
@@ -130,26 +152,27 @@ def _resumed(overrides: list[str]) -> tuple[DictConfig, Path]:
     return cfg, folder
 
 
-def _train_into(cfg: DictConfig, folder: Path, resume: bool) -> int:
+def _train_into(cfg: DictConfig, folder: Path, resume: bool, ranks: Ranks) -> int:
     from metalearn.trainer import train
 
     cfg.resume = None
     try:
-        train(cfg, folder, resume)
+        train(cfg, folder, resume, ranks)
     except (TrainingStopped, TrainingInterrupted) as error:
-        print(f"metalearn: {error}", file=sys.stderr)
+        _complain(error)
         return error.status
     return 0
 
 
 def _fresh(parent: Path, name: str) -> Path:
+    """A folder that no other process takes at the same moment, be it one of a sweep's many."""
     import datetime
+    import secrets
 
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder, copy = parent / f"{name}-{stamp}", 1
+    folder = parent / f"{name}-{stamp}"
     while folder.exists():
-        copy += 1
-        folder = parent / f"{name}-{stamp}-{copy}"
+        folder = parent / f"{name}-{stamp}-{secrets.token_hex(3)}"
     return folder
 
 
@@ -253,7 +276,8 @@ def _data(words: list[str]) -> int:
     page = (
         "metalearn data prepare NAME [source=PATH]\n\n"
         f"  NAME    {', '.join(DATASETS)}\n"
-        "  source  where its files lie; glyphs needs none, omniglot is downloaded without one\n"
+        "  source  the folder where its files lie, or an archive of it (.zip, .tar, .tar.gz);\n"
+        "          glyphs needs none, omniglot is downloaded without one\n"
     )
     asks = [w for w in words if w in ("-h", "--help")]
     if not words or words == asks or (words[0] == "prepare" and asks):
@@ -271,29 +295,17 @@ def _data(words: list[str]) -> int:
         key, _, value = option.partition("=")
         if name == "glyphs":
             raise UsageError(f"{option!r} is no option of glyphs, which takes none")
-        if key != "source":
-            raise UsageError(f"{option!r} is no option of {name}; expected source=PATH")
-        if not os.path.isdir(os.path.expanduser(value)):
-            raise UsageError(f"source={value} is no folder; give the one that holds {name}")
+        if key != "source" or source is not None:
+            raise UsageError(f"{option!r} is no option of {name}; expected source=PATH, once")
         source = value
 
-    from metalearn.tasks import glyphs, omniglot, vision
-    from metalearn.tasks.cache import cache_folder
+    from metalearn.tasks.prepare import prepare
 
-    if name == "glyphs":
-        splits = glyphs.glyphs()
-    elif name == "omniglot":
-        splits = omniglot.omniglot(source)
-    else:
-        splits = getattr(vision, name)(source)
+    splits, where = prepare(name, source)
     for split, data in splits.items():
         shape = "x".join(map(str, data.images.shape[1:]))
         print(f"{name} {split}: {len(data.classes)} classes, {len(data.images)} images of {shape}")
-    if name in ("glyphs", "omniglot"):
-        print(f"cached in {cache_folder()}")
-    else:
-        where = f" tasks.dataset.source={source}" if source else ""
-        print(f"checked; nothing is cached, each run reads the files: tasks={name}{where}")
+    print(where)
     return 0
 
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 import math
 import re
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, get_args, get_type_hints
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -33,6 +29,9 @@ _NULLABLE: dict[str, type] = {
 }
 _ITEMS = {"inner_steps": 0}  # such as a list holds whose default is []; others hold texts
 _OF_SEVERAL_TYPES = ("metagrad.checkpoint", "checkpoint")  # their constructors check them
+_HYDRAS = ("hydra.", "hydra/")
+_OF_HYDRA = ("launcher", "sweeper")  # what a sweep may choose
+_LONGEST_NAME = 100
 _SEEDS = 2**32  # NumPy takes no larger one
 
 
@@ -49,20 +48,22 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
         UsageError: an unknown key or choice (with the nearest valid one), a value of another type,
             or words that are no key=value.
     """
-    parsed = _parse(overrides)
+    parsed = parse(overrides)
     groups = [o for o in parsed if _is_group(o)]
     for override in groups:
         _check_choice(override)
-    base = _composed(verb, [_text(o) for o in groups if not o.is_sweep_override()])
+    base = _composed(verb, [text_of(o) for o in groups if not o.is_sweep_override()])
     for override in parsed:
         if override.is_sweep_override():
-            raise UsageError(f"{_text(override)}; a sweep needs -m, and a list is key=[a,b]")
-        if not _is_group(override) and not override.key_or_group.startswith("hydra."):
-            _check_value(override, base)
+            raise UsageError(f"{text_of(override)}; a sweep needs -m, and a list is key=[a,b]")
+    own = [o for o in parsed if not _is_group(o) and not o.key_or_group.startswith(_HYDRAS)]
+    for override in own:
+        _check_value(override, base)
     config = _composed(verb, overrides)
+    _check_references(own, base, config)
     choices = config.hydra.runtime.choices
     with open_dict(config):
-        config.name = _name(config, choices)
+        config.name = run_name(config, choices)
         del config["hydra"]
     return config
 
@@ -76,22 +77,28 @@ def plain(verb: str, overrides: list[str]) -> DictConfig:
 
 def overridden(config: DictConfig, overrides: list[str], verb: str) -> DictConfig:
     """The config of `verb` with a user's overrides, in place; raises as `compose` does."""
-    for override in _parse(overrides):
+    parsed, base = parse(overrides), config.copy()
+    for override in parsed:
         if override.is_sweep_override():
-            raise UsageError(f"{_text(override)}; {verb} takes one value at a time")
-        _check_value(override, config)
+            raise UsageError(f"{text_of(override)}; {verb} takes one value at a time")
+        _check_value(override, base)
         OmegaConf.update(config, override.key_or_group, override.value())
+    try:
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    _check_references(parsed, base, config)
     return config
 
 
 def keys(overrides: list[str]) -> set[str]:
     """The names of the options and choices that a user gave."""
-    return {override.key_or_group for override in _parse(overrides)}
+    return {override.key_or_group for override in parse(overrides)}
 
 
 def values(overrides: list[str]) -> dict[str, Any]:
     """What a user gave, by the names of the options."""
-    return {override.key_or_group: override.value() for override in _parse(overrides)}
+    return {override.key_or_group: override.value() for override in parse(overrides)}
 
 
 def saved(path: Path, verb: str) -> DictConfig:
@@ -101,77 +108,74 @@ def saved(path: Path, verb: str) -> DictConfig:
         UsageError: the file is absent or damaged, or an option of the verb is not in it or is of
             another type.
     """
-    mend = "put back the run's own, or train anew"
     try:
         config = OmegaConf.load(path)
-        OmegaConf.to_container(config, resolve=True)
     except Exception as error:  # YAML's, OmegaConf's and the file system's errors share no class
-        raise UsageError(f"{path} is absent or cannot be read as a config; {mend}") from error
-    if not isinstance(config, DictConfig):
-        raise UsageError(f"{path} holds no options; {mend}")
+        raise UsageError(
+            f"{path} is absent or cannot be read as a config; put back the run's own, or train anew"
+        ) from error
+    return checked(config, str(path), verb)
+
+
+def checked(config: Any, where: str, verb: str, whole: bool = True) -> DictConfig:
+    """A config of a run of `verb`, which anyone may have altered since.
+
+    Args:
+        where: what holds it, for the sentence.
+        whole: no option may be absent; else those that are have the verb's own defaults.
+
+    Raises:
+        UsageError: an option of the verb is absent or of another type, or a value calls a resolver.
+    """
+    mend = "put back the run's own, or train anew"
+    if not isinstance(config, dict | DictConfig):
+        raise UsageError(f"{where} holds no options; {mend}")
+    try:
+        config = OmegaConf.create(config) if isinstance(config, dict) else config
+        if calls := _resolver_call(str(OmegaConf.to_container(config))):
+            raise UsageError(f"{where} calls a resolver, {calls}; {mend}")
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{where} cannot be read as a config; {mend}") from error
     expected = OmegaConf.load(config_folder() / f"{verb}.yaml")
     assert isinstance(expected, DictConfig)
     for key in groups():
         if key == "experiment":
             continue
         if not isinstance(config.get(key), DictConfig):
-            raise UsageError(f"{path} lacks {key}; {mend}")
+            raise UsageError(f"{where} lacks {key}; {mend}")
     for key, default in _flatten(expected).items():
         if key == "defaults" or default is ...:
             continue
-        value = OmegaConf.select(config, key)
         try:
+            value = OmegaConf.select(config, key, default=None if whole else default)
             _check_type(f"{key}={value}", key, value, default)
-        except UsageError as error:
-            raise UsageError(f"{path}: {error}; {mend}") from error
+        except (UsageError, OmegaConfBaseException) as error:
+            raise UsageError(f"{where}: {' '.join(str(error).split())}; {mend}") from error
+        if not whole:
+            OmegaConf.update(config, key, value, force_add=True)
     return config
 
 
-def jobs(overrides: list[str]) -> Iterable[list[str]]:
-    """The overrides of each job of a sweep, `seed=0,1` giving two."""
-    parsed = _parse(overrides)
-    options = [
-        [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()]
-        if o.is_sweep_override()
-        else [_text(o)]
-        for o in parsed
-    ]
-    return [list(job) for job in itertools.product(*options)]
+def _check_references(given: list[Override], base: DictConfig, config: DictConfig) -> None:
+    """Refuses a value by another option's name, such as ${prox}, that is not of its own type."""
+    flat = _flatten(base)
+    for override in given:
+        key = override.key_or_group
+        if "${" in text_of(override) and flat.get(key, ...) is not ...:
+            _check_type(text_of(override), key, OmegaConf.select(config, key), flat[key])
 
 
-def multirun(verb: str, overrides: list[str], run: Callable[[DictConfig], int]) -> int:
-    """Runs a sweep by Hydra's own launcher; the worst exit status of its jobs."""
-    statuses: list[int] = []
-    said: set[str] = set()
-
-    def job(config: DictConfig) -> None:
-        hydra_config = HydraConfig.get()
-        name = _name(config, hydra_config.runtime.choices)
-        config.name = f"{name}-{hydra_config.job.num}"
-        if any(status >= 128 for status in statuses):
-            return  # a signal that one job got is meant for the sweep
-        try:
-            statuses.append(run(config))
-        except UsageError as error:
-            if str(error) not in said:
-                print(f"metalearn: {error}", file=sys.stderr)
-            said.add(str(error))
-            statuses.append(2)
-
-    argv = sys.argv
-    with TemporaryDirectory() as scratch:  # for Hydra's own file of the sweep; runs have theirs
-        sys.argv = ["metalearn", "--multirun", f"hydra.sweep.dir={scratch}", *overrides]
-        try:
-            folder = str(config_folder())
-            hydra.main(version_base="1.3", config_path=folder, config_name=verb)(job)()
-        finally:
-            sys.argv = argv
-    return max(statuses, default=0)
-
-
-def _name(config: DictConfig, choices: Any) -> str:
+def run_name(config: DictConfig, choices: Any) -> str:
+    """The name of a run, from what was chosen where it is not given."""
     chosen = config.name or choices.get("experiment")
-    return str(chosen or f"{choices['tasks']}_{choices['metagrad']}")
+    name = str(chosen or f"{choices['tasks']}_{choices['metagrad']}")
+    if not name.isprintable() or "/" in name or name.startswith(".") or len(name) > _LONGEST_NAME:
+        raise UsageError(
+            f"name={name}; expected at most {_LONGEST_NAME} printable characters, no / among them "
+            "and no dot before them: folders are named after it"
+        )
+    return name
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -211,7 +215,8 @@ def _does_not_fit(error: InterpolationKeyError, choices: Any) -> str:
     )
 
 
-def _parse(overrides: list[str]) -> list[Override]:
+def parse(overrides: list[str]) -> list[Override]:
+    """What a user gave; raises UsageError where a word is no key=value."""
     parsed = []
     for word in overrides:
         try:
@@ -220,10 +225,25 @@ def _parse(overrides: list[str]) -> list[Override]:
             raise UsageError(f"{word!r} cannot be read; expected key=value") from error
         if not override.key_or_group:
             raise UsageError(f"{word!r} names no option; expected key=value")
+        if call := _resolver_call(word):
+            raise UsageError(
+                f"{word!r} calls a resolver, {call}; a value refers to options only: ${{prox}}"
+            )
+        if override.key_or_group.startswith(_HYDRAS) and (
+            not override.key_or_group[len("hydra.") :].startswith(_OF_HYDRA) or "_target_" in word
+        ):
+            raise UsageError(f"{word!r} is no option; of Hydra's own only launcher and sweeper are")
         if override.is_delete():
             raise UsageError(f"{word!r} takes an option away; give it a value, key=value")
         parsed.append(override)
     return parsed
+
+
+def _resolver_call(text: str) -> str | None:
+    """The first interpolation that is no option's name but a call, such as of oc.env: it could
+    bring a secret of the environment into logs and configs."""
+    found = re.search(r"\$\{[^{}]*:[^{}]*\}?", text)
+    return found and found[0]
 
 
 def groups() -> list[str]:
@@ -237,7 +257,7 @@ def _is_group(override: Override) -> bool:
     return override.key_or_group in groups()
 
 
-def _text(override: Override) -> str:
+def text_of(override: Override) -> str:
     return override.input_line or ""
 
 
@@ -273,7 +293,7 @@ def _flatten(config: DictConfig) -> dict[str, Any]:
 
 def _check_value(override: Override, config: DictConfig) -> None:
     flat = _flatten(config)
-    key, value, word = override.key_or_group, override.value(), _text(override)
+    key, value, word = override.key_or_group, override.value(), text_of(override)
     if override.is_add():
         if f"{key.rpartition('.')[0]}._target_" not in flat:
             raise UsageError(

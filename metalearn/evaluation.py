@@ -11,8 +11,11 @@ import torch
 from scipy import stats
 
 from metalearn.metagrad import MetaGradient
-from metalearn.problem import BilevelProblem, Meta
-from metalearn.tasks import Sampler
+from metalearn.problem import BilevelProblem, Meta, Params
+from metalearn.ranks import Ranks
+from metalearn.tasks import Sampler, TaskBatch
+
+ALONE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,14 @@ def evaluate(
     tasks: int,
     batch: int = 32,
     progress: Callable[[int], Any] = lambda done: None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Estimate]:
-    """Adapts to `tasks` tasks, `batch` at a time: the outer loss and each metric of the problem."""
-    return evaluate_each({"": problem}, metagrad, meta, sampler, tasks, batch, progress)[""]
+    """Adapts to `tasks` tasks, `batch` at a time: the outer loss and each metric of the problem.
+
+    Ranks take the batches in turn; each is to have the same sampler, and gets the same result.
+    `progress` is called by all of them together, each having finished a batch.
+    """
+    return evaluate_each({"": problem}, metagrad, meta, sampler, tasks, batch, progress, ranks)[""]
 
 
 def evaluate_each(
@@ -56,22 +64,34 @@ def evaluate_each(
     tasks: int,
     batch: int = 32,
     progress: Callable[[int], Any] = lambda done: None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, dict[str, Estimate]]:
     """`evaluate` for several problems of one inner objective, which is solved once a task."""
     inner = next(iter(problems.values()))
-    found: dict[str, dict[str, list[torch.Tensor]]] = {name: {} for name in problems}
-    done = 0
+    own: list[dict[str, dict[str, torch.Tensor]]] = []
+    done = batches = 0
     while done < tasks:
         task = sampler.sample(min(batch, tasks - done))
-        params = metagrad.adapt(inner, meta, task).params
-        for key, problem in problems.items():
-            with torch.no_grad():
-                loss, metrics = problem.outer_objective(params, meta, task)
-            for name, values in {"loss": loss, **metrics}.items():
-                found[key].setdefault(name, []).append(values.detach().cpu())
-        done += len(task)
-        progress(done)
+        if batches % ranks.size == ranks.rank:
+            params = metagrad.adapt(inner, meta, task).params
+            own.append({key: _judged(p, params, meta, task) for key, p in problems.items()})
+        done, batches = done + len(task), batches + 1
+        if batches % ranks.size == 0 or done == tasks:
+            progress(done)
+    by_rank = ranks.gather(own)
+    found = [by_rank[i % ranks.size][i // ranks.size] for i in range(batches)]
     return {
-        key: {name: Estimate.of(torch.cat(values)) for name, values in figures.items()}
-        for key, figures in found.items()
+        key: {
+            name: Estimate.of(torch.cat([values[key][name] for values in found]))
+            for name in found[0][key]
+        }
+        for key in problems
     }
+
+
+@torch.no_grad()
+def _judged(
+    problem: BilevelProblem, params: Params, meta: Meta, task: TaskBatch
+) -> dict[str, torch.Tensor]:
+    loss, metrics = problem.outer_objective(params, meta, task)
+    return {name: v.detach().cpu() for name, v in {"loss": loss, **metrics}.items()}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import hydra
 import torch
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from metalearn.build import build
 from metalearn.errors import UsageError
 from metalearn.learned import LearnedProx, LearnedRates
 from metalearn.machine import find_device, use_threads
@@ -21,8 +21,6 @@ from metalearn.metagrad import MetaGradient
 from metalearn.problem import BilevelProblem, FewShot, Meta
 from metalearn.tasks import TaskBatch, Tasks
 from metalearn.tree import live, named_leaves
-
-BUILT_FROM = ("metalearn.", "torch.")
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,10 @@ class Experiment:
         use_threads(config.threads)
         device = find_device(config.device)
         torch.manual_seed(config.seed)
-        model = build(config.model).to(device)
+        model = build(config.model, nn.Module).to(device)
         problem, meta = few_shot_problem(model, config)
-        return cls(model, problem, meta, build(config.metagrad), build(config.tasks), device)
+        metagrad, tasks = build(config.metagrad, MetaGradient), build(config.tasks, Tasks)
+        return cls(model, problem, meta, metagrad, tasks, device)
 
     def load(self, meta: Meta) -> None:
         """Copies a checkpoint's meta-parameters into this run's.
@@ -109,6 +108,8 @@ class Experiment:
 
 def few_shot_problem(model: nn.Module, config: DictConfig) -> tuple[BilevelProblem, Meta]:
     """The problem that a config describes, and where its meta-parameters start."""
+    if not isinstance(config.get("prox"), int | float):
+        raise UsageError(f"prox={config.get('prox')}; expected a number of at least 0")
     learned = config.get("learn_prox", False)
     if learned and not config.prox > 0:
         raise UsageError(
@@ -132,46 +133,19 @@ def few_shot_problem(model: nn.Module, config: DictConfig) -> tuple[BilevelProbl
     return problem, meta
 
 
-def build(config: Any) -> Any:
-    """Calls the config's `_target_`; a constructor's refusal becomes a user's error.
-
-    Nothing but classes and functions of `BUILT_FROM` is called, wherever the config comes from.
-    """
-    for target in _targets(config):
-        if not str(target).startswith(BUILT_FROM):
-            raise UsageError(f"_target_={target}; expected a name in metalearn or torch")
-    try:
-        return hydra.utils.instantiate(config, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        while cause is not None and not isinstance(cause, UsageError) and cause.__cause__:
-            cause = cause.__cause__
-        if isinstance(cause, UsageError):
-            raise cause from None
-        target = config.get("_target_", "the config")
-        reason = " ".join(str(cause or error).split())
-        raise UsageError(f"{target} cannot be built: {reason}") from error
-
-
 def build_optimiser(config: Any, params: Any) -> torch.optim.Optimizer:
     """The optimiser of `config` for `params`; raises as `build` does."""
-    make = build(config)
+    make = build(config, functools.partial)
     trial = torch.zeros(1, requires_grad=True)
     trial.grad = torch.zeros(1)
     try:
         make([trial]).step()  # a rate that no float holds is refused here only
-        optimiser: torch.optim.Optimizer = make(params)
-    except (ValueError, TypeError, RuntimeError) as error:
+        optimiser = make(params)
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(
             f"{config._target_} refuses optimiser.*: {reason}; give what it takes"
         ) from error
+    if not isinstance(optimiser, torch.optim.Optimizer):
+        raise UsageError(f"optimiser._target_={config._target_} is none; give one of torch.optim")
     return optimiser
-
-
-def _targets(config: Any) -> Iterator[Any]:
-    for key, value in config.items():
-        if key == "_target_":
-            yield value
-        elif isinstance(value, Mapping | DictConfig):
-            yield from _targets(value)

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from metalearn import checkpoint
+from metalearn import checkpoint, config
+from metalearn.build import build
 from metalearn.errors import UsageError
 from metalearn.evaluation import Estimate, evaluate_each
-from metalearn.experiment import Experiment, build, few_shot_problem
+from metalearn.experiment import Experiment, few_shot_problem
 from metalearn.files import replace_text
+from metalearn.metagrad import MetaGradient
 from metalearn.metrics_file import to_json
 from metalearn.problem import BilevelProblem
 from metalearn.tasks import Sampler
@@ -88,9 +90,7 @@ class Protocol:
             UsageError: the checkpoint cannot be used, or not for this benchmark.
         """
         state = checkpoint.load(path)
-        run = OmegaConf.create(state["config"])
-        if not isinstance(run, DictConfig):
-            raise UsageError(f"{path} holds no config of a run; train it again")
+        run = config.checked(state["config"], str(path), "train", whole=False)
         run.device, run.threads, run.transductive = device, threads, True
         if self.queries is not None:
             run.tasks.test_queries = self.queries
@@ -108,7 +108,7 @@ class Protocol:
         rows = []
         for steps in self.inner_steps or (own,):
             run.metagrad.inner.steps = steps
-            metagrad = build(run.metagrad)
+            metagrad = build(run.metagrad, MetaGradient)
             found = evaluate_each(problems, metagrad, experiment.meta, make_sampler(), tasks)
             for mode, scores in found.items():
                 rows.append(
@@ -185,12 +185,14 @@ def described(row: Mapping[str, Any]) -> str:
     """A row as a line for the screen."""
     steps = "step" if row["inner_steps"] == 1 else "steps"
     shown = [f"{row['mode']}, {row['inner_steps']} inner {steps}:"]
-    if "accuracy" in row:
-        accuracy = Estimate(row["accuracy"], row["accuracy_interval"])
-        shown.append(f"accuracy {accuracy.percent()}")
-    if "loss" in row:
-        loss, interval = row["loss"], row["loss_interval"]
-        shown.append("loss not finite" if loss is None else f"loss {loss:.4f} ± {interval:.4f}")
+    for name in [key for key in row if f"{key}_interval" in row]:
+        value, interval = row[name], row[f"{name}_interval"]
+        if value is None:
+            shown.append(f"{name} not finite")
+        elif name == "accuracy":
+            shown.append(f"{name} {Estimate(value, interval).percent()}")
+        else:
+            shown.append(f"{name} {value:.4f} ± {interval:.4f}")
     return "  ".join(shown)
 
 

@@ -20,9 +20,10 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 import pandas as pd
 import torch
 
+from metalearn.build import build
 from metalearn.config import compose
 from metalearn.exact import NotConverged, exact_implicit
-from metalearn.experiment import Experiment, build
+from metalearn.experiment import Experiment
 from metalearn.inner import GradientDescent
 from metalearn.linear_solve import CG, Status
 from metalearn.metagrad import Implicit

@@ -166,7 +166,7 @@ def test_a_checkpoint_never_holds_what_is_not_finite(tmp_path, capsys, words, st
 
 def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, capsys):
     nan = {"loss": Estimate(math.nan, math.nan)}
-    monkeypatch.setattr("metalearn.trainer.evaluate", lambda *_: nan)
+    monkeypatch.setattr("metalearn.trainer.evaluate", lambda *_, **__: nan)
     assert main(["train", *SINUSOID, f"run_dir={tmp_path}"]) == 1
     assert "the validation loss is not finite" in capsys.readouterr().err
     assert rows(tmp_path)[-1]["validation_loss"] is None
@@ -221,7 +221,7 @@ def test_what_is_learned_beside_the_weights_is_trained_and_evaluated(tmp_path, c
     capsys.readouterr()
     assert main(["evaluate", f"checkpoint={tmp_path / 'r' / 'best.pt'}", "tasks=8"]) == 0
     said = capsys.readouterr().out
-    assert "accuracy" in said and f"prox       {strength:.4f}" in said
+    assert "accuracy" in said and f"prox {strength:.4f}" in said
 
 
 def test_a_warm_start_changes_what_the_second_meta_step_solves(tmp_path):

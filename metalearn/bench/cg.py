@@ -20,8 +20,9 @@ from metalearn.bench import cg_findings, cg_report
 from metalearn.bench.cg_points import Place, Points, compared, solved
 from metalearn.bench.cg_report import SWEPT
 from metalearn.bench.timing import seconds
+from metalearn.build import build
 from metalearn.errors import TrainingStopped, UsageError
-from metalearn.experiment import Experiment, build
+from metalearn.experiment import Experiment
 from metalearn.memory import peak_bytes
 from metalearn.metagrad import Implicit
 from metalearn.metagrad.by_iterations import WAYS

@@ -38,7 +38,7 @@ def _changes(base: str, subject: str, option: str, *values: float | str) -> list
 
 
 _FIRST_ORDER = ("metagrad=first_order", "metagrad.inner.steps=16")
-_UNCHECKED = "metagrad.linear_solver._target_=metalearn.bench.unchecked_cg.UncheckedCG"
+_UNCHECKED = "metagrad.linear_solver._target_=metalearn.linear_solve.unchecked_cg.UncheckedCG"
 
 CHANGES: tuple[Change, ...] = (
     Change("authors", "", ""),

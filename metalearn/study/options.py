@@ -31,7 +31,7 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
         UsageError: an unknown or unfit option.
     """
     # Slow: what only lists the studies needs none of it.
-    from metalearn.experiment import build
+    from metalearn.build import build
     from metalearn.study.run import Publication
 
     if sweeps := {"-m", "--multirun"}.intersection(words):

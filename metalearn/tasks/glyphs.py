@@ -49,6 +49,7 @@ _STRETCH = 0.11  # log of the scale, for each axis
 _SHIFT = 0.09  # of the half side
 _ELASTIC = 0.075  # of the half side, at each of _KNOTS x _KNOTS points
 _KNOTS = 5
+_MOST_DRAWINGS, _LARGEST_SIZE = 1000, 1024
 _FILL = 0.72  # of the image's side: the longer side of an undistorted letter's box
 
 
@@ -72,10 +73,14 @@ def glyphs(seed: int = 0, drawings: int = 20, size: int = 28) -> dict[str, Label
     cache.
 
     Raises:
-        UsageError: `drawings` or `size` is less than 1, or matplotlib's fonts are not there.
+        UsageError: `drawings` is not from 1 to 1,000 or `size` not from 1 to 1,024, or matplotlib's
+            fonts are not there.
     """
-    if drawings < 1 or size < 1:
-        raise UsageError(f"drawings={drawings} and size={size} have to be 1 or more")
+    if not (1 <= drawings <= _MOST_DRAWINGS and 1 <= size <= _LARGEST_SIZE):
+        raise UsageError(
+            f"drawings={drawings} and size={size}; expected 1 to {_MOST_DRAWINGS} drawings of 1 to "
+            f"{_LARGEST_SIZE} pixels a side"
+        )
     return cached(
         f"glyphs-v1-seed{seed}-drawings{drawings}-size{size}",
         lambda: _build(seed, drawings, size),

@@ -28,8 +28,10 @@ LISTED = Path(__file__).with_name("omniglot_characters.csv")
 SETS = ("images_background", "images_evaluation")
 _SIDE = 105
 _DRAWING = re.compile(r"(?P<character>[^/]+/character\d+)/[^/]+\.png")
+_LARGEST_SIZE = 1024
 LARGEST = 1 << 20  # bytes of one drawing; real ones have a few hundred
 _LAYOUT = "images_background and images_evaluation, each as a folder or a .zip"
+_MEMBERS = 100_000  # of an archive; Omniglot's have some 20,000
 _TIMEOUT_S = 30.0
 
 _UNREADABLE = (
@@ -63,8 +65,8 @@ def omniglot(
         UsageError: the source is absent, incomplete or damaged, or its characters are not those of
             the release; or the download failed.
     """
-    if size < 1:
-        raise UsageError(f"size={size} is no side of an image; give 1 or more pixels")
+    if not 1 <= size <= _LARGEST_SIZE:
+        raise UsageError(f"size={size} is no side of an image; give 1 to {_LARGEST_SIZE} pixels")
 
     def build() -> Splits:
         folder = _default_source() if source is None else Path(source).expanduser()
@@ -100,8 +102,8 @@ def omniglot_background(
     Raises:
         UsageError: as `omniglot`, and where `validation` leaves no alphabet to train on.
     """
-    if size < 1:
-        raise UsageError(f"size={size} is no side of an image; give 1 or more pixels")
+    if not 1 <= size <= _LARGEST_SIZE:
+        raise UsageError(f"size={size} is no side of an image; give 1 to {_LARGEST_SIZE} pixels")
 
     def build() -> Splits:
         folder = _default_source() if source is None else Path(source).expanduser()
@@ -140,22 +142,24 @@ def _default_source() -> Path:
 
 
 def _download() -> Path:
-    from torchvision.datasets import Omniglot  # slow to import, and needed here only
+    """The two archives as they are; their drawings are read without unpacking them."""
+    from torchvision.datasets import Omniglot, utils  # slow to import, and needed here only
 
     root = cache_folder() / "omniglot"
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT_S)  # torchvision itself would wait for ever
     try:
-        for background in (True, False):
-            Omniglot(str(root), background=background, download=True)
-    except (OSError, RuntimeError, zipfile.BadZipFile) as fault:
+        for name in SETS:
+            address = f"{Omniglot.download_url_prefix}/{name}.zip"
+            utils.download_url(address, str(root), md5=Omniglot.zips_md5[name])
+    except (OSError, RuntimeError) as fault:
         raise UsageError(
             f"Omniglot could not be downloaded into {root} ({fault}); fetch {SETS[0]}.zip and "
             f"{SETS[1]}.zip in another way and run `metalearn data prepare omniglot source=FOLDER`"
         ) from fault
     finally:
         socket.setdefaulttimeout(before)
-    return root / str(Omniglot.folder)
+    return root
 
 
 def _read(folder: Path, size: int, characters: int, drawings: int) -> dict[str, np.ndarray]:
@@ -194,6 +198,8 @@ def _drawings_of(folder: Path, name: str) -> Iterator[tuple[str, str, Callable[[
                 f"{path} is cut short or not a zip archive ({fault}); fetch it again"
             ) from fault
         with archive:
+            if len(archive.infolist()) > _MEMBERS:
+                raise UsageError(f"{path} has more than {_MEMBERS} members; fetch it again")
             for info in sorted(archive.infolist(), key=lambda info: info.filename):
                 found = _DRAWING.fullmatch(info.filename.removeprefix(f"{name}/"))
                 if found and info.filename.startswith(f"{name}/"):

@@ -1,32 +1,39 @@
-"""mini-ImageNet, tiered-ImageNet, CIFAR-FS and FC100, through learn2learn's loaders.
+"""mini-ImageNet, tiered-ImageNet, CIFAR-FS and FC100, from the files that they are published as.
 
-Nothing is downloaded: the addresses that learn2learn knows fail often, and silently changing
-sources is no basis for a benchmark. All but CIFAR-FS are pickles, which can run code when they are
-read: use files that you trust.
+Each is read from folders of image files (`image_folders.LAYOUTS`), or, where it was published as
+pickles, from those: as arrays alone, nothing in them is run (`pickled`).
+
+Nothing is downloaded: the addresses that are known fail often, and silently changing sources is no
+basis for a benchmark.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from metalearn.errors import UsageError
+from metalearn.tasks import image_folders, pickled
+from metalearn.tasks.archive import is_archive
+from metalearn.tasks.cache import cache_folder
 from metalearn.tasks.images import LabelledImages
-from metalearn.tasks.l2l import import_learn2learn
 
 _MODES = ("train", "validation", "test")
-# What a cut, foreign or half-unpacked file leads to inside the loaders.
+_SHORT = ("train", "val", "test")
+# What a cut, foreign or half-unpacked file leads to.
 _FAULTS = (
     *(OSError, EOFError, pickle.UnpicklingError, ValueError, TypeError, SyntaxError),
-    *(LookupError, AttributeError, ImportError, RuntimeError, MemoryError),
+    *(LookupError, AttributeError, RuntimeError, MemoryError, Image.DecompressionBombError),
 )
+_Pickle = tuple[Sequence[str], Callable[[str, Any], tuple[Iterable[np.ndarray], Any, Any]]]
 
 
 def mini_imagenet(
@@ -35,20 +42,24 @@ def mini_imagenet(
     """mini-ImageNet, (N, 3, 84, 84), with the splits of Ravi & Larochelle.
 
     Args:
-        source: folder of mini-imagenet-cache-{train,validation,test}.pkl;
-            None: `$METALEARN_DATA/mini_imagenet`.
+        source: folder of images, or of mini-imagenet-cache-{train,validation,test}.pkl;
+            None: `$METALEARN_DATA/mini_imagenet`, else what `metalearn data prepare` unpacked.
         classes: classes that training, validation and test have to have.
 
     Raises:
         UsageError: a file is absent, cut short or not of this dataset.
     """
-    files = [f"mini-imagenet-cache-{mode}.pkl" for mode in _MODES]
 
-    def split(data: Any, mode: str) -> LabelledImages:
-        names = [str(name) for name in data.class_idx]
-        return _gather((x.permute(1, 2, 0).numpy() for x in data.x), data.y, names, 84)
+    def split(mode: str, contents: Any) -> tuple[Any, Any, Any]:
+        (data,) = contents
+        images, rows = data["image_data"], data["class_dict"]
+        labels = np.full(len(images), -1)
+        for number, found in enumerate(rows.values()):
+            labels[found] = number
+        return images, labels, [str(name) for name in rows]
 
-    return _load("mini_imagenet", "MiniImagenet", source, files, split, classes)
+    names = [f"mini-imagenet-cache-{mode}.pkl" for mode in _MODES]
+    return _load("mini_imagenet", source, 84, classes, (names, split))
 
 
 def tiered_imagenet(
@@ -57,20 +68,21 @@ def tiered_imagenet(
     """tiered-ImageNet, (N, 3, 84, 84); whole in memory it needs 17 GB.
 
     Args:
-        source: folder of tiered-imagenet/{train,val,test}_{images_png,labels}.pkl;
-            None: `$METALEARN_DATA/tiered_imagenet`.
+        source: folder of images, or of tiered-imagenet/{train,val,test}_{images_png,labels}.pkl;
+            None: `$METALEARN_DATA/tiered_imagenet`, else what `metalearn data prepare` unpacked.
         classes: classes that training, validation and test have to have.
 
     Raises:
         UsageError: a file is absent, cut short or not of this dataset.
     """
+
+    def split(mode: str, contents: Any) -> tuple[Any, Any, Any]:
+        encoded, labels = contents
+        return map(_decoded, encoded), *_numbered(mode, labels["label_specific"], len(encoded))
+
     kinds = ("images_png", "labels")
-    files = [f"tiered-imagenet/{m}_{k}.pkl" for m in ("train", "val", "test") for k in kinds]
-
-    def split(data: Any, mode: str) -> LabelledImages:
-        return _numbered(data, mode, 84)
-
-    return _load("tiered_imagenet", "TieredImagenet", source, files, split, classes)
+    names = [f"tiered-imagenet/{mode}_{kind}.pkl" for mode in _SHORT for kind in kinds]
+    return _load("tiered_imagenet", source, 84, classes, (names, split))
 
 
 def cifar_fs(
@@ -79,25 +91,15 @@ def cifar_fs(
     """CIFAR-FS, (N, 3, 32, 32), with the splits of Bertinetto et al.
 
     Args:
-        source: folder of cifarfs/cifar100/data and cifarfs/cifar100/splits/bertinetto, as in
-            cifar100.zip; learn2learn copies the images into cifarfs/processed beside them once.
-            None: `$METALEARN_DATA/cifar_fs`.
+        source: folder of images, such as cifar100.zip has; also in cifarfs/processed or
+            cifarfs/cifar100, where learn2learn puts them.
+            None: `$METALEARN_DATA/cifar_fs`, else what `metalearn data prepare` unpacked.
         classes: classes that training, validation and test have to have.
 
     Raises:
         UsageError: the folder is absent or incomplete, or an image is not 32x32.
     """
-    # Once the images are sorted into splits, the archive's own folders are not read again.
-    root = _folder("cifar_fs", source, "cifarfs/cifar100 of cifar100.zip")
-    sorted_already = (root / "cifarfs/processed").is_dir()
-    original = [f"cifarfs/cifar100/splits/bertinetto/{m}.txt" for m in ("train", "val", "test")]
-    files = ["cifarfs/processed"] if sorted_already else ["cifarfs/cifar100/data", *original]
-
-    def split(data: Any, mode: str) -> LabelledImages:
-        arrays = (np.asarray(image) for image, _ in data)
-        return _gather(arrays, data.targets, data.classes, 32, len(data))
-
-    return _load("cifar_fs", "CIFARFS", root, files, split, classes)
+    return _load("cifar_fs", source, 32, classes)
 
 
 def fc100(
@@ -106,29 +108,37 @@ def fc100(
     """FC100, (N, 3, 32, 32), whose splits share no superclass.
 
     Args:
-        source: folder of FC100_{train,val,test}.pickle; None: `$METALEARN_DATA/fc100`.
+        source: folder of images, or of FC100_{train,val,test}.pickle;
+            None: `$METALEARN_DATA/fc100`, else what `metalearn data prepare` unpacked.
         classes: classes that training, validation and test have to have.
 
     Raises:
         UsageError: a file is absent, cut short or not of this dataset.
     """
-    files = [f"FC100_{mode}.pickle" for mode in ("train", "val", "test")]
 
-    def split(data: Any, mode: str) -> LabelledImages:
-        return _numbered(data, mode, 32)
+    def split(mode: str, contents: Any) -> tuple[Any, Any, Any]:
+        (data,) = contents
+        return data["data"], *_numbered(mode, data["labels"], len(data["data"]))
 
-    return _load("fc100", "FC100", source, files, split, classes)
+    names = [f"FC100_{mode}.pickle" for mode in _SHORT]
+    return _load("fc100", source, 32, classes, (names, split))
 
 
 def _folder(name: str, source: str | Path | None, wanted: str) -> Path:
-    data = os.environ.get("METALEARN_DATA")
-    if source is None and data is None:
-        raise UsageError(
-            f"{name} has no source; give source=FOLDER, or set METALEARN_DATA to a folder whose "
-            f"subfolder {name} holds {wanted}"
-        )
-    root = Path(data or "", name) if source is None else Path(source)
-    root = root.expanduser()
+    data, prepared = os.environ.get("METALEARN_DATA"), cache_folder() / name
+    if source is not None:
+        root = Path(source).expanduser()
+    elif (data and (Path(data).expanduser() / name).is_dir()) or not prepared.is_dir():
+        if data is None:
+            raise UsageError(
+                f"{name} has no source; give source=FOLDER, or set METALEARN_DATA to a folder "
+                f"whose subfolder {name} holds {wanted}"
+            )
+        root = Path(data, name).expanduser()
+    else:
+        root = prepared
+    if is_archive(root):
+        raise UsageError(f"{root} is not unpacked; `metalearn data prepare {name} source={root}`")
     if not root.is_dir():
         raise UsageError(f"{root} is not a folder; make it and place there {wanted}")
     return root
@@ -136,36 +146,53 @@ def _folder(name: str, source: str | Path | None, wanted: str) -> Path:
 
 def _load(
     name: str,
-    loader: str,
     source: str | Path | None,
-    files: Sequence[str],
-    split: Callable[[Any, str], LabelledImages],
+    side: int,
     classes: tuple[int, int, int],
+    pickles: _Pickle | None = None,
 ) -> dict[str, LabelledImages]:
-    """Every mode of a learn2learn dataset, checked."""
-    root = _folder(name, source, ", ".join(files))
-    if absent := [file for file in files if not (root / file).exists()]:
-        raise UsageError(f"{root} lacks {', '.join(absent)}; place {name} there whole")
-    dataset = getattr(import_learn2learn("learn2learn.vision.datasets"), loader)
-    splits: dict[str, LabelledImages] = {}
-    for mode, count in zip(_MODES, classes, strict=True):
+    """Every split, checked."""
+    files, from_pickles = pickles or ([], None)
+    wanted = f"{', '.join(files)}, or the images as " if files else "the images as "
+    wanted += image_folders.LAYOUTS
+    root = _folder(name, source, wanted)
+    lying = [root / file for file in files]
+    if files and all(path.is_file() for path in lying):
+        each = len(files) // len(_MODES)
+
+        def read(s: int) -> LabelledImages:
+            contents = [pickled.load(path) for path in lying[s * each : (s + 1) * each]]
+            assert from_pickles is not None
+            return _gather(*from_pickles(_MODES[s], contents), side)
+    else:
         try:
-            with warnings.catch_warnings():
-                # numpy's word on pickles that an older numpy wrote, as these all are
-                warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
-                splits[mode] = split(dataset(str(root), mode=mode, download=False), mode)
+            found = image_folders.find(root)
+            for below in ("cifarfs/processed", "cifarfs/cifar100"):
+                if found is None and name == "cifar_fs" and (root / below).is_dir():
+                    found = image_folders.find(root / below)
         except _FAULTS as fault:
-            reason = " ".join(str(fault).split()) or type(fault).__name__
+            raise _unreadable(f"{name} in {root}", fault) from fault
+        if found is None:
+            raise UsageError(f"{root} lacks {wanted}; place {name} there whole")
+        splits_found = found
+
+        def read(s: int) -> LabelledImages:
+            listed = splits_found[_MODES[s]]
+            names, labels = np.unique([label for _, label in listed], return_inverse=True)
+            return _gather(image_folders.read(listed, side), labels, names.tolist(), side)
+
+    splits: dict[str, LabelledImages] = {}
+    for s, (mode, count) in enumerate(zip(_MODES, classes, strict=True)):
+        where = f"the {mode} split of {name} in {root}"
+        try:
+            splits[mode] = read(s)
+        except _FAULTS as fault:
+            raise _unreadable(where, fault) from fault
+        if (has := len(splits[mode].classes)) != count:
             raise UsageError(
-                f"the {mode} split of {name} in {root} cannot be read ({reason}); "
-                "place a whole copy there"
-            ) from fault
-        if (found := len(splits[mode].classes)) != count:
-            raise UsageError(
-                f"the {mode} split of {name} in {root} has {found} classes instead of {count}; "
-                "place a whole copy there"
+                f"{where} has {has} classes instead of {count}; place a whole copy there"
             )
-    names = [c for s in splits.values() for c in s.classes]
+    names = [c for split in splits.values() for c in split.classes]
     if len(set(names)) != len(names):
         raise UsageError(
             f"two splits of {name} in {root} share a class; place an original copy there"
@@ -173,24 +200,31 @@ def _load(
     return splits
 
 
-def _numbered(data: Any, mode: str, side: int) -> LabelledImages:
-    """A dataset of PIL images whose labels are numbers, with or without gaps."""
-    if len(data.images) != len(data.labels):
-        raise ValueError(f"{len(data.images)} images came with {len(data.labels)} labels")
-    values, labels = np.unique(np.asarray(data.labels), return_inverse=True)
-    arrays = (np.asarray(data[i][0]) for i in range(len(data)))
-    return _gather(arrays, labels, [f"{mode}/{value}" for value in values], side, len(data))
+def _unreadable(where: str, fault: BaseException) -> UsageError:
+    reason = " ".join(str(fault).split()) or type(fault).__name__
+    return UsageError(f"{where} cannot be read ({reason}); place a whole copy there")
+
+
+def _decoded(encoded: Any) -> np.ndarray:
+    with Image.open(io.BytesIO(bytes(encoded))) as image:
+        if max(image.size) > 1000:
+            raise ValueError(f"an image is of {image.size} pixels")
+        return np.asarray(image.convert("RGB"))
+
+
+def _numbered(mode: str, labels: Any, images: int) -> tuple[np.ndarray, list[str]]:
+    """Labels that are numbers, with or without gaps, and the names of their classes."""
+    if images != len(labels):
+        raise ValueError(f"{images} images came with {len(labels)} labels")
+    values, numbers = np.unique(np.asarray(labels), return_inverse=True)
+    return numbers, [f"{mode}/{value}" for value in values]
 
 
 def _gather(
-    arrays: Iterable[np.ndarray],
-    labels: Sequence[int] | np.ndarray,
-    classes: Sequence[str],
-    side: int,
-    count: int | None = None,
+    arrays: Iterable[np.ndarray], labels: Any, classes: Sequence[str], side: int
 ) -> LabelledImages:
     """Images of (side, side, 3) with values 0 to 255, one by one: together they may be large."""
-    count = len(labels) if count is None else count
+    count = len(labels)
     images = torch.empty(count, 3, side, side, dtype=torch.uint8)
     filled = 0
     for filled, array in enumerate(arrays, start=1):

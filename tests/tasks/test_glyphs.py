@@ -64,5 +64,5 @@ def test_another_seed_is_other_drawings_of_the_same_letters(built_glyphs: Glyphs
 
 @pytest.mark.parametrize("bad", [{"drawings": 0}, {"size": 0}])
 def test_counts_below_one_are_named(bad: dict[str, int]) -> None:
-    with pytest.raises(UsageError, match="have to be 1 or more"):
+    with pytest.raises(UsageError, match="expected 1 to 1000 drawings"):
         glyphs(**bad)

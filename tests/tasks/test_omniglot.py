@@ -132,7 +132,7 @@ def test_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
     def offline(*args: object, **options: object) -> None:
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr("torchvision.datasets.Omniglot.download", offline)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", offline)
     with pytest.raises(UsageError, match="metalearn data prepare omniglot source=FOLDER"):
         load(None)
 

@@ -1,19 +1,26 @@
-"""The colour datasets, each on a tiny copy in the format that learn2learn reads."""
+"""The colour datasets, each on a tiny copy in every format that it is read from."""
 
 from __future__ import annotations
 
+import functools
 import io
+import os
 import pickle
+import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from metalearn.cli import main
 from metalearn.errors import UsageError
+from metalearn.tasks import vision
 from metalearn.tasks.images import LabelledImages
 from metalearn.tasks.l2l import import_learn2learn
 from metalearn.tasks.vision import cifar_fs, fc100, mini_imagenet, tiered_imagenet
@@ -168,3 +175,150 @@ def test_importing_learn2learn_is_silent() -> None:
 def test_a_missing_package_is_still_reported() -> None:
     with pytest.raises(ImportError, match="nothing_of_the_kind"):
         import_learn2learn("learn2learn.nothing_of_the_kind")
+
+
+# --- folders of images, archives of them, and pickles that are none ---
+
+SIDES = {"mini_imagenet": 84, "tiered_imagenet": 84, "cifar_fs": 32, "fc100": 32}
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def by_folders(root: Path, side: int) -> None:
+    for s, mode in enumerate(SHORT):
+        for i in range(CLASSES[s] * EACH):
+            save(root / mode / f"{mode}-{i // EACH}" / f"{i}.png", pixels(s, i, side))
+            (root / mode / "notes.txt").touch()
+
+
+def by_tables(root: Path, side: int) -> None:
+    for s, mode in enumerate(SHORT):
+        lines = ["filename,label"]
+        for i in range(CLASSES[s] * EACH):
+            save(root / "images" / f"{mode}{i}.png", pixels(s, i, side))
+            lines.append(f"{mode}{i}.png,n{s}{i // EACH}")
+        (root / f"{mode}.csv").write_text("\n".join(lines) + "\n")
+
+
+def by_class_lists(root: Path, side: int) -> None:
+    write_cifar_fs(root, side)
+    for below in (root / "cifarfs" / "cifar100").iterdir():
+        below.rename(root / below.name)
+    shutil.rmtree(root / "cifarfs")
+
+
+WRITERS = [by_folders, by_tables, by_class_lists]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("name", SIDES)
+def test_images_of_every_layout(name: str, write: Callable[..., None], tmp_path: Path) -> None:
+    write(tmp_path / "only" / "folder", SIDES[name])  # as archives have it
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    splits = DATASETS[name][0](tmp_path, classes=CLASSES)
+    for s, data in enumerate(splits.values()):
+        assert data.images.shape == (EACH * CLASSES[s], 3, SIDES[name], SIDES[name])
+        assert (data.images[:, 0] == 100 * s).all()
+        assert (data.images[:, 1, 0, 0].long() // 20 // EACH).tolist() == data.labels.tolist()
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def table(root: Path, text: str) -> None:
+    (root / "test.csv").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda r: table(r, "filename,label\n../train0.png,x\n"), "no plain name"),
+        (lambda r: table(r, "filename,label\n/etc/hostname,x\n"), "no plain name"),
+        (lambda r: table(r, "a,b\n1,2\n"), "lacks the columns filename and label"),
+        (lambda r: table(r, "filename,label\nnowhere.png,x\n"), "No such file"),
+        (lambda r: (r / "images" / "test0.png").write_bytes(b"text"), "cannot identify image"),
+        (lambda r: save(r / "images" / "test0.png", pixels(0, 0, 8)), r"of shape \(8, 8, 3\)"),
+        (lambda r: (r / "test.csv").unlink(), r"lacks .*; place mini_imagenet there whole"),
+    ],
+)
+def test_bad_folders(spoil: Callable[[Path], object], sentence: str, tmp_path: Path) -> None:
+    by_tables(tmp_path, 84)
+    spoil(tmp_path)
+    with pytest.raises(UsageError, match=sentence) as caught:
+        mini_imagenet(tmp_path, classes=CLASSES)
+    assert "\n" not in str(caught.value)
+
+
+class Malice:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.target}",)
+
+
+@pytest.mark.parametrize("name", ["mini_imagenet", "tiered_imagenet", "fc100"])
+def test_nothing_in_a_pickle_is_executed(name: str, tmp_path: Path) -> None:
+    load, write, _, _ = DATASETS[name]
+    write(tmp_path)
+    target = tmp_path / "executed"
+    for path in [p for p in tmp_path.rglob("*") if p.is_file()]:
+        whole = path.read_bytes()
+        content = pickle.loads(whole)
+        for evil in (Malice(target), [content, Malice(target)]):
+            path.write_bytes(pickle.dumps(evil))
+            with pytest.raises(UsageError, match=r"asks for posix\.system") as caught:
+                load(tmp_path, classes=CLASSES)
+            assert "\n" not in str(caught.value)
+        path.write_bytes(whole)
+    assert not target.exists()
+    load(tmp_path, classes=CLASSES)
+
+
+@pytest.fixture
+def few_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, (load, *_) in DATASETS.items():
+        monkeypatch.setattr(vision, name, functools.partial(load, classes=CLASSES))
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
+def test_prepare_unpacks_an_archive_where_runs_find_it(
+    kind: str,
+    tmp_path: Path,
+    few_classes: None,
+    own_cache: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    by_folders(tmp_path / "set", 84)
+    path = shutil.make_archive(str(tmp_path / "set"), kind, tmp_path, "set")
+    shutil.rmtree(tmp_path / "set")
+    assert main(["data", "prepare", "mini_imagenet", f"source={path}"]) == 0
+    said = capsys.readouterr().out
+    assert "mini_imagenet test: 2 classes, 4 images of 3x84x84" in said
+    assert f"unpacked into {own_cache / 'mini_imagenet'}" in said
+    assert [p.name for p in own_cache.iterdir()] == ["mini_imagenet"]
+    assert len(mini_imagenet(classes=CLASSES)["train"].classes) == 3
+    with pytest.raises(UsageError, match="is not unpacked; `metalearn data prepare"):
+        mini_imagenet(path, classes=CLASSES)
+
+
+def test_prepare_keeps_nothing_of_an_archive_that_is_refused(
+    tmp_path: Path, few_classes: None, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    by_folders(tmp_path / "set", 32)
+    good = shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "set")
+    escaping = tmp_path / "escaping.zip"
+    with zipfile.ZipFile(escaping, "w") as opened:
+        opened.writestr("../../escaped", b"x")
+    for name, path, sentence in [
+        ("mini_imagenet", good, "(32, 32, 3), not (84, 84, 3)"),
+        ("mini_imagenet", escaping, "would not lie in its folder"),
+        ("omniglot", good, "has no images_background"),
+        ("omniglot", tmp_path / "nowhere.zip", "is no folder and no archive"),
+    ]:
+        before = {p for p in tmp_path.rglob("*") if p != own_cache}
+        assert main(["data", "prepare", name, f"source={path}"]) == 2
+        said = capsys.readouterr().err
+        assert sentence in said and said.count("\n") == 1 and ".part" not in said
+        assert {p for p in tmp_path.rglob("*") if p != own_cache} == before

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from metalearn.linear_solve import Solution, Status
-from metalearn.linear_solve.solution import MatVec
+from metalearn.linear_solve.solution import MatVec, Solution, Status
 from metalearn.linear_solve.system import System, divide, dot, require, rows
 from metalearn.tree import Tree
 

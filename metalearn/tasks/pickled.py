@@ -1,0 +1,114 @@
+"""Arrays, numbers and texts out of a pickle, which runs nothing of it.
+
+Datasets that were published as pickles are read by this. A pickle asks for classes and functions by
+name; it gets stand-ins for the few that arrays are written with, and none of NumPy's own, which
+would take lengths and addresses on trust.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_NUMBERS = re.compile(r"[|<>=]?(b1|[iu][1248]|f[248])")
+
+
+def load(path: Path) -> Any:
+    """Nested dicts, lists and tuples of arrays of numbers, numbers, texts and bytes.
+
+    Raises:
+        pickle.UnpicklingError: the file asks for anything else. What a damaged pickle leads to
+            passes through: EOFError, ValueError, TypeError, LookupError, AttributeError and others.
+    """
+    with path.open("rb") as file:
+        # Python 2 wrote some of them: its byte strings are read as Latin-1, which loses no byte.
+        return _plain(_Reader(file, encoding="latin1").load())
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        # numpy.core is what older releases wrote for numpy._core
+        known = _STAND_INS.get((module.replace("numpy._core", "numpy.core"), name))
+        if known is None:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
+        # A pickle may set attributes of what it gets: of this, which is its own.
+        return lambda *args: known(*args)
+
+
+class _Type:
+    """In place of numpy.dtype."""
+
+    def __init__(self, name: Any, *_: Any) -> None:
+        if not isinstance(name, str) or not _NUMBERS.fullmatch(name):
+            raise pickle.UnpicklingError(f"it holds an array of {name!r}, which is no number")
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, order, *structure = state
+        if order not in ("|", "<", ">", "=") or any(structure[:3]):
+            raise pickle.UnpicklingError("it holds an array of records, not of numbers")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array:
+    """In place of numpy.ndarray, which it becomes in the end."""
+
+    value: np.ndarray
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, by_columns, data = state
+        self.value = _filled(data, kind, shape, "F" if by_columns else "C")
+
+
+def _filled(data: Any, kind: Any, shape: Any, order: Any) -> np.ndarray:
+    if not isinstance(kind, _Type):
+        raise pickle.UnpicklingError("it holds an array without a type")
+    data = data.encode("latin1") if isinstance(data, str) else data
+    return np.frombuffer(data, kind.dtype).reshape(shape, order=order)
+
+
+def _from_buffer(data: Any, kind: Any, shape: Any, order: Any) -> _Array:
+    array = _Array()
+    array.value = _filled(data, kind, shape, order)
+    return array
+
+
+def _scalar(kind: Any, data: Any) -> Any:
+    return _filled(data, kind, (), "C").item()
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """In place of codecs.encode, by which older protocols write bytes."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it holds bytes by way of {encoding!r}")
+    return text.encode("latin1")
+
+
+_STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "dtype"): _Type,
+    ("numpy", "ndarray"): _Array,
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("_codecs", "encode"): _latin1,
+    ("__builtin__", "bytes"): lambda: b"",  # so protocols below 3 write none
+    ("collections", "OrderedDict"): dict,
+}
+
+
+def _plain(value: Any) -> Any:
+    """With arrays in the stand-ins' place."""
+    if isinstance(value, _Array):
+        return value.value
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(one) for one in value)
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return value
+    raise pickle.UnpicklingError(f"it holds a {type(value).__name__}")
