@@ -94,8 +94,8 @@ class Protocol:
         run.device, run.threads, run.transductive = device, threads, True
         if self.queries is not None:
             run.tasks.test_queries = self.queries
-        own = run.metagrad.inner.steps
         experiment = Experiment.of(run)
+        own = run.metagrad.inner.steps
         experiment.load(state["meta"])
         problems: dict[str, BilevelProblem] = {}
         for mode in self.modes:
