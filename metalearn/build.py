@@ -117,6 +117,8 @@ def _check_arguments(path: str, node: dict[str, Any], called: Any) -> None:
         if key in hints and not _fits(value, hints[key]):
             hint = hints[key]
             wanted = hint.__name__ if inspect.isclass(hint) else str(hint).replace("typing.", "")
+            if get_origin(hint) is Literal:
+                wanted = " or ".join(map(repr, get_args(hint)))
             raise UsageError(f"{path and path + '.'}{key}={value}; expected {wanted}")
 
 
