@@ -146,8 +146,8 @@ class NASStudy:
     def _meta_gradients(self) -> dict[str, MetaGradient]:
         descent = GradientDescent(self.weight_steps, self.weight_lr, MOMENTUM)
         cg = CG(self.solver_iters)
-        # A descent's step as the series' makes it the gradient of so many steps unrolled in place.
-        neumann = Neumann(self.solver_iters, step_size=self.weight_lr)
+        # The rate at which the descent moves, momentum counted: Lorraine et al. 2020 take it so.
+        neumann = Neumann(self.solver_iters, step_size=self.weight_lr / (1 - MOMENTUM))
         return {
             "first_order": FirstOrder(descent),
             "unrolled_one": Unrolled(descent, "batched", truncate=1),
