@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch import nn
 
 from metalearn.config import nearest
 from metalearn.errors import UsageError
@@ -19,8 +18,8 @@ from metalearn.linear_solve import CG, Neumann
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
 from metalearn.solve import nas_report
 from metalearn.solve.image_splits import CLASSES, Splits, image_splits
-from metalearn.solve.nas_measure import retrained, search
-from metalearn.solve.nas_model import OPERATIONS, Architecture, CellNetwork, Mixture, edges
+from metalearn.solve.nas_measure import search, trained
+from metalearn.solve.nas_model import OPERATIONS, Architecture, MixedCell, edges
 from metalearn.study import Cell, Row
 
 MOMENTUM = 0.9
@@ -33,7 +32,7 @@ class NASStudy:
         seeds: of the splits, of weights, and of the architectures chosen at random.
         dataset, source, test, validation, train: `image_splits`'s.
         nodes: of the cell, after its input.
-        channels: of the networks trained from scratch; `search_channels`: of the search's.
+        channels: of every node.
         decay: of the weights.
         methods: meta-gradients, by their names in `_meta_gradients`.
         warmup: steps of Adam on the weights before the search.
@@ -55,7 +54,6 @@ class NASStudy:
     train: int
     nodes: int
     channels: int
-    search_channels: int
     decay: float
     methods: Sequence[str]
     warmup: int
@@ -71,18 +69,15 @@ class NASStudy:
     retrain_starts: int
 
     def __post_init__(self) -> None:
-        counts = ("nodes", "channels", "search_channels", "weight_steps", "solver_iters", "steps")
-        for name in (*counts, "random", "retrain_steps", "retrain_starts"):
+        counts = ("nodes", "channels", "weight_steps", "solver_iters", "steps", "random")
+        for name in (*counts, "retrain_steps", "retrain_starts"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}; expected at least 1")
         if self.warmup < 0:
             raise UsageError(f"warmup={self.warmup}; expected at least 0")
-        for name in ("weight_lr", "lr", "retrain_lr"):
+        for name in ("decay", "weight_lr", "lr", "retrain_lr"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name}={getattr(self, name)}; expected a number above 0")
-        for name in ("decay", "damping"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name}={getattr(self, name)}; expected a number of at least 0")
         for name in ("seeds", "methods"):
             if not getattr(self, name):
                 raise UsageError(f"{name}=[]; expected at least one")
@@ -91,7 +86,10 @@ class NASStudy:
             if name not in known:
                 raise UsageError(f"methods has {name!r}{nearest(name, known)}")
         if self.random > (most := len(OPERATIONS) ** len(edges(self.nodes))):
-            raise UsageError(f"random={self.random}; a cell of nodes={self.nodes} has {most} forms")
+            raise UsageError(
+                f"random={self.random}; a cell of nodes={self.nodes} has no more than {most} "
+                "architectures"
+            )
         self._data(self.seeds[0])  # an unfit dataset is refused before anything is measured
 
     def cells(self) -> list[Cell]:
@@ -100,21 +98,26 @@ class NASStudy:
             found += [
                 {"source": "random", "seed": seed, "draw": draw} for draw in range(self.random)
             ]
-            found += [{"source": name, "seed": seed} for name in ("average", *self.methods)]
+            found += [
+                {"source": name, "seed": seed} for name in ("average", "largest", *self.methods)
+            ]
         return found
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
         seed: Any = cell["seed"]
         data = self._data(seed).to(device)
-        torch.manual_seed(seed)
         source = str(cell["source"])
-        if source == "average":
-            return [{"what": "retrained", **self._retrained(self._mixture(self.channels), data)}]
+        every_edge = len(edges(self.nodes))
         if source == "random":
-            drawn = self.drawn(seed)[int(cell["draw"] or 0)]
-            return [self._row(drawn, data)]
+            return [self._retrained(self.drawn(seed)[int(cell["draw"] or 0)], seed, data)]
+        if source == "largest":
+            return [self._retrained(("conv_5x5",) * every_edge, seed, data)]
+        mixed = self._made_of([tuple(OPERATIONS)] * every_edge)
+        if source == "average":
+            return [self._trained(mixed, seed, data)]
+        torch.manual_seed(seed)
         found = search(
-            self._mixture(self.search_channels)(),
+            mixed,
             self._meta_gradients()[source],
             data,
             self.decay,
@@ -122,14 +125,11 @@ class NASStudy:
             self.steps,
             self.lr,
         )
-        rows: list[Row] = [{**self._row(found.architecture, data), **found.figures}]
-        for name, alpha in found.alphas.items():
-            edge = name.removesuffix(".alpha").removeprefix("edge_").replace("_", " to ")
-            weights = zip(OPERATIONS, alpha.softmax(0).tolist(), strict=True)
-            rows += [
-                {"what": "mixture", "edge": edge, "operation": operation, "weight": weight}
-                for operation, weight in weights
-            ]
+        rows: list[Row] = [
+            {**self._retrained(mixed.chosen(found.alphas), seed, data), **found.figures}
+        ]
+        for edge, operation, share in mixed.mixtures(found.alphas):
+            rows.append({"what": "mixture", "edge": edge, "operation": operation, "share": share})
         return rows + found.curve
 
     def drawn(self, seed: int) -> list[Architecture]:
@@ -146,36 +146,27 @@ class NASStudy:
     def _meta_gradients(self) -> dict[str, MetaGradient]:
         descent = GradientDescent(self.weight_steps, self.weight_lr, MOMENTUM)
         cg = CG(self.solver_iters)
-        # The rate at which the descent moves, momentum counted: Lorraine et al. 2020 take it so.
-        neumann = Neumann(self.solver_iters, step_size=self.weight_lr / (1 - MOMENTUM))
         return {
             "first_order": FirstOrder(descent),
             "unrolled_one": Unrolled(descent, "batched", truncate=1),
             "unrolled": Unrolled(descent, "batched"),
             "gauss_newton": Implicit(descent, cg, self.damping, "gauss_newton"),
             "cg": Implicit(descent, cg, self.damping),
-            "neumann": Implicit(descent, neumann, self.damping),
+            "neumann": Implicit(descent, Neumann(self.solver_iters), self.damping),
         }
 
-    def _mixture(self, channels: int) -> Callable[[], nn.Module]:
-        return lambda: CellNetwork(lambda edge: Mixture(channels), self.nodes, channels, CLASSES)
+    def _made_of(self, choices: Sequence[Sequence[str]]) -> MixedCell:
+        return MixedCell(choices, self.nodes, self.channels, CLASSES)
 
-    def _retrained(self, model: Callable[[], nn.Module], data: Splits) -> dict[str, Any]:
+    def _retrained(self, architecture: Architecture, seed: int, data: Splits) -> dict[str, Any]:
+        row = self._trained(self._made_of([(op,) for op in architecture]), seed, data)
+        return {**row, "architecture": ", ".join(architecture)}
+
+    def _trained(self, cell: MixedCell, seed: int, data: Splits) -> dict[str, Any]:
+        torch.manual_seed(seed)  # the same architecture begins alike, whatever found it
         inner = Adam(self.retrain_steps, self.retrain_lr)
-        return retrained(model, inner, data, self.decay, self.retrain_starts)
-
-    def _row(self, architecture: Architecture, data: Splits) -> dict[str, Any]:
-        def model() -> nn.Module:
-            return CellNetwork(
-                lambda edge: OPERATIONS[architecture[edge]](self.channels),
-                self.nodes,
-                self.channels,
-                CLASSES,
-            )
-
-        torch.manual_seed(0)  # the same architecture begins alike, whatever found it
-        shown = ", ".join(architecture)
-        return {"what": "retrained", "architecture": shown, **self._retrained(model, data)}
+        row = trained(cell, inner, data, self.decay, self.retrain_starts)
+        return {"what": "trained", **row}
 
     def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
         return nas_report.tables(rows)

@@ -1,38 +1,36 @@
-"""What is measured of architecture search: a search, and an architecture trained from scratch."""
+"""What is measured of architecture search: a search, and a network trained from scratch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+import torch
 
 from metalearn.inner import Adam
 from metalearn.linear_solve import Status
 from metalearn.memory import peak_bytes
 from metalearn.metagrad import FirstOrder, MetaGradient, MetaGradientResult
-from metalearn.problem import Meta
-from metalearn.solve.image_splits import Splits
-from metalearn.solve.nas_model import OPERATIONS, Architecture
-from metalearn.solve.nas_problem import Search, parted
-from metalearn.solve.training import Starts, descend, fresh
+from metalearn.problem import Meta, Params
+from metalearn.solve.image_splits import Labelled, Splits
+from metalearn.solve.nas_model import Alphas, MixedCell
+from metalearn.solve.nas_problem import Search
+from metalearn.solve.training import Starts, descend
 from metalearn.study import Row
 
 
 @dataclass(frozen=True)
 class Found:
-    """The operations of the largest mixture weights, and what was seen on the way."""
+    """The mixtures at the end of a search, and what was seen on the way."""
 
-    architecture: Architecture
-    alphas: dict[str, Tensor]
+    alphas: Alphas
     curve: list[Row]
     figures: dict[str, Any]
 
 
 def search(
-    model: nn.Module,
+    cell: MixedCell,
     metagrad: MetaGradient,
     data: Splits,
     decay: float,
@@ -40,20 +38,16 @@ def search(
     steps: int,
     lr: float,
 ) -> Found:
-    """Adam on the alphas of a mixture network, along the validation loss's meta-gradient.
+    """Adam on the alphas, along the meta-gradient of the loss on the validation split.
 
     The weights are first trained at equal mixtures; then each meta-step goes on from those that
     the last one's inner loop ended at.
     """
     device = data.train.x.device
-    problem = Search(model, data.train, decay)
-    weights, alphas = parted(fresh(lambda: model, 1, device))
-
-    def judged_from(weights: dict[str, Tensor]) -> Starts:
-        return Starts(weights, data.validation.x, data.validation.y)
-
-    weights = FirstOrder(warmup).adapt(problem, alphas, judged_from(weights)).params
-    first = judged_from(weights)
+    problem, alphas = Search(cell, data.train, decay), cell.alphas(device)
+    first = _from(cell.weights(1, device), data.validation)
+    weights = FirstOrder(warmup).adapt(problem, alphas, first).params
+    first = _from(weights, data.validation)
     peak = peak_bytes(lambda: metagrad(problem, alphas, first), device)[1]
     curve: list[Row] = []
     seen: list[dict[str, float]] = []
@@ -62,24 +56,26 @@ def search(
     def after(step: int, meta: Meta, result: MetaGradientResult) -> None:
         nonlocal weights, alphas
         weights, alphas = result.inner.params, meta
+        seen.append(_certificate(result))
         curve.append(
             {
                 "what": "curve",
                 "step": step,
                 "train_loss": float(result.inner.objective),
                 "validation_loss": float(result.outer_loss),
+                **{f"share_{op}": share for op, share in cell.shares(alphas).items()},
             }
         )
-        seen.append(_certificate(result))
 
-    descend(problem, metagrad, alphas, lambda: judged_from(weights), steps, lr, after)
+    descend(problem, metagrad, alphas, lambda: _from(weights, data.validation), steps, lr, after)
     figures = {"step_s": (time.perf_counter() - began) / steps, "peak_bytes": peak}
     for name in seen[0]:
         figures[name] = sum(s[name] for s in seen) / steps
-    names = tuple(OPERATIONS)
-    return Found(
-        tuple(names[int(alpha.argmax())] for alpha in alphas.values()), alphas, curve, figures
-    )
+    return Found(alphas, curve, figures)
+
+
+def _from(weights: Params, data: Labelled) -> Starts:
+    return Starts(weights, data.x, data.y)
 
 
 def _certificate(result: MetaGradientResult) -> dict[str, float]:
@@ -95,20 +91,21 @@ def _certificate(result: MetaGradientResult) -> dict[str, float]:
     }
 
 
-def retrained(
-    model: Callable[[], nn.Module], inner: Adam, data: Splits, decay: float, starts: int
+def trained(
+    cell: MixedCell, inner: Adam, data: Splits, decay: float, starts: int
 ) -> dict[str, Any]:
-    """Accuracy, in percent, of so many networks trained from scratch: means, and the deviation.
+    """Accuracy, in percent, of so many networks trained from scratch: their mean and deviation.
 
-    Only the training split is trained on. Mixtures keep equal weights.
+    They are trained on the training split alone, at equal mixtures.
     """
-    problem = Search(model(), data.train, decay)
-    weights, alphas = parted(fresh(model, starts, data.train.x.device))
-    task = Starts(weights, data.validation.x, data.validation.y)
-    end = FirstOrder(inner).adapt(problem, alphas, task).params
-    row: dict[str, Any] = {}
+    device = data.train.x.device
+    problem, alphas = Search(cell, data.train, decay), cell.alphas(device)
+    weights = cell.weights(starts, device)
+    end = FirstOrder(inner).adapt(problem, alphas, _from(weights, data.validation)).params
+    row: dict[str, Any] = {"weights": sum(w[0].numel() for w in weights.values())}
     for prefix, part in (("validation_", data.validation), ("", data.test)):
-        _, metrics = problem.outer_objective(end, alphas, Starts(end, part.x, part.y))
+        with torch.no_grad():
+            _, metrics = problem.outer_objective(end, alphas, _from(end, part))
         accuracies = 100 * metrics["accuracy"].double()
         row[f"{prefix}accuracy"] = float(accuracies.mean())
         row[f"{prefix}deviation"] = float(accuracies.std(correction=0))
