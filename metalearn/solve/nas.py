@@ -78,6 +78,8 @@ class NASStudy:
         for name in ("decay", "weight_lr", "lr", "retrain_lr"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name}={getattr(self, name)}; expected a number above 0")
+        if not self.damping >= 0:
+            raise UsageError(f"damping={self.damping}; expected a number of at least 0")
         for name in ("seeds", "methods"):
             if not getattr(self, name):
                 raise UsageError(f"{name}=[]; expected at least one")
