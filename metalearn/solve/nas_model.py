@@ -113,7 +113,7 @@ class MixedCell:
 
     def weights(self, tasks: int, device: torch.device) -> Params:
         """So many random starts: the operations' kernels, and what else the network has."""
-        shapes = {
+        shapes: dict[str, tuple[int, ...]] = {
             _name(e, op): (self.channels, self.channels, OPERATIONS[op], OPERATIONS[op])
             for e, ops in self.choices.items()
             for op in ops

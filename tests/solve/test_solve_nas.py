@@ -13,7 +13,7 @@ from zoo import finite_differences, relative_difference
 
 from metalearn.cli import main
 from metalearn.inner import GradientDescent, NewtonCG
-from metalearn.linear_solve import CG, Neumann
+from metalearn.linear_solve import CG
 from metalearn.metagrad import FirstOrder, Implicit, Unrolled
 from metalearn.solve.image_splits import Labelled
 from metalearn.solve.nas import NASStudy
@@ -52,19 +52,19 @@ def double(params):
     return {name: p.double() for name, p in params.items()}
 
 
-def small(decay=0.02):
-    """Two nodes, two channels, two starts, images of 4x4; mixtures that are not equal."""
+def small(choices=MIXED, nodes=2):
+    """Two channels, two starts, images of 4x4; mixtures that are not equal."""
     torch.manual_seed(0)
-    cell = MixedCell(MIXED, nodes=2, channels=2, classes=3)
+    cell = MixedCell(choices, nodes, channels=2, classes=3)
     x, y = torch.randn(9, 1, 4, 4, dtype=torch.float64), torch.arange(9) % 3
-    problem = Search(cell, Labelled(x[:6], y[:6]), decay)
+    problem = Search(cell, Labelled(x[:6], y[:6]), decay=0.05)
     meta = {name: torch.randn_like(a) for name, a in double(cell.alphas(CPU)).items()}
     return problem, meta, Starts(double(cell.weights(2, CPU)), x[6:], y[6:])
 
 
 ONE_STEP = GradientDescent(1, 0.2)
 SEVERAL = GradientDescent(4, 0.2, momentum=0.9)
-NEWTON = NewtonCG(40, cg_iters=30, tol=1e-11)
+NEWTON = NewtonCG(40, cg_iters=20, tol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -80,17 +80,16 @@ def test_unrolled_gradients_are_those_of_finite_differences(metagrad):
 
 
 def test_implicit_gradients_are_those_of_the_solved_problem():
-    problem, meta, task = small()
+    problem, meta, task = small([("skip", "avg_pool", "conv_3x3")], nodes=1)
     solved = FirstOrder(NEWTON).adapt(problem, meta, task)
     assert solved.grad_norm.max() < 1e-10
     task = dataclasses.replace(task, params=solved.params)  # all solves end in one minimum
     expected = finite_differences(problem, meta, task, NEWTON)
-    for solver in (CG(100, rtol=1e-12), Neumann(2000, rtol=1e-9)):
-        found = Implicit(NEWTON, solver)(problem, meta, task).grads
-        # 1e-12 of truncation and 1e-11 / 1e-3 of the inner solve.
-        assert relative_difference(found, expected) < 1e-6
+    found = Implicit(NEWTON, CG(100, rtol=1e-12))(problem, meta, task).grads
+    # 1e-12 of truncation and 1e-11 / 1e-3 of the inner solve.
+    assert relative_difference(found, expected) < 1e-6
     first_order = FirstOrder(NEWTON)(problem, meta, task).grads
-    assert relative_difference(first_order, expected) > 0.1  # which is another gradient
+    assert relative_difference(first_order, expected) > 0.01  # which is another gradient
 
 
 def test_one_step_of_several_is_the_last_ones_derivative():
