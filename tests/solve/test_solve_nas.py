@@ -279,7 +279,7 @@ def test_an_interrupted_study_goes_on_from_its_rows(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(NASStudy, "measure", until_the_third)
     assert main(words) == 130
     assert main(words) == 0
-    assert "going on from 2 of them" in capsys.readouterr().err
+    assert "going on from 2 of them" in capsys.readouterr().out
     assert seen[2] == seen[3] and len(seen) == 7  # the third again, and no other
     folder = tmp_path / "runs" / "quick" / "nas"
     rows = pd.read_csv(folder / "rows.csv")
