@@ -152,12 +152,13 @@ def _search(rows: pd.DataFrame) -> Figure:
     curves = rows[rows.what == "curve"]
     methods = [name for name in NAMES if name in set(curves.source)]
     shares = [str(column) for column in curves if str(column).startswith("share_")]
+    largest = curves.groupby(["source", "step"])[shares].mean().max().max()
     figure, panels = canvas(len(methods), width=3.2)
     for axes, method in zip(panels, methods, strict=True):
         mean = curves[curves.source == method].groupby("step")[shares].mean()
         for share in shares:
             axes.plot(mean.index, 100 * mean[share], label=share.removeprefix("share_"))
-        axes.set_ylim(0, 100 * float(curves.groupby(["source", "step"])[shares].mean().max().max()))
+        axes.set_ylim(0, 105 * float(largest))
         axes.set_title(NAMES[method])
         axes.set_xlabel("meta-steps")
         label_lines(axes)
