@@ -194,7 +194,7 @@ def findings(rows: pd.DataFrame) -> list[str]:
     drawn = rows[(rows.what == "trained") & (rows.source == "random")]
     spread = drawn.groupby("seed").accuracy.std().mean()
     found = [
-        f"The choice matters: {len(drawn)} architectures chosen at random reach "
+        f"How much the choice matters: {len(drawn)} architectures chosen at random reach "
         f"{_said(own['random'])} % after training from scratch, from {drawn.accuracy.min():.1f} to "
         f"{drawn.accuracy.max():.1f} %; they differ by a deviation of {spread:.1f} points, the "
         f"starts of one by {drawn.deviation.mean():.1f}. The equal mixture of all operations "
