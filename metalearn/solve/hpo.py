@@ -32,7 +32,7 @@ from metalearn.solve.hpo_measure import (
     slope_error,
     solved,
 )
-from metalearn.solve.hpo_networks import NETWORKS, search_network
+from metalearn.solve.hpo_networks import NETWORKS, network_method, search_network
 from metalearn.solve.hpo_problems import WeightDecay
 from metalearn.solve.hpo_search import Method, Search, quasi_newton
 from metalearn.study import Cell, Row
@@ -193,16 +193,17 @@ class HPOStudy:
         return method
 
     def _network(self, cell: Any, device: torch.device) -> list[Row]:
-        return search_network(
-            cell["part"],
+        hypergradients = self.network_hypergradients
+        method = network_method(
             cell["method"],
-            cell["seed"],
-            self.hidden,
-            self.network_hypergradients,
+            hypergradients,
             self.network_iterations,
             self.inner_steps,
-            device,
+            (self.tols[0], self.tols[1]),
         )
+        case = NETWORKS[cell["part"]](self.hidden, cell["seed"], device)
+        references = cell["seed"] == self.seeds[0]
+        return list(search_network(case, method, hypergradients, device, references))
 
     def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
         return hpo_report.tables(rows)

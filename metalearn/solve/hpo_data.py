@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +29,8 @@ class Split:
     whole: TaskBatch
     outputs: int
 
-    def to(self, device: torch.device) -> Split:
-        return Split(self.folds.to(device), self.whole.to(device), self.outputs)
+    def to(self, *args: Any) -> Split:
+        return Split(self.folds.to(*args), self.whole.to(*args), self.outputs)
 
 
 def standardised(name: str) -> tuple[np.ndarray, np.ndarray, int]:
@@ -59,7 +60,9 @@ def cross_validation(name: str, folds: int, test: float, seed: int) -> Split:
     pick = _picker(x, y)
     learn, judge = pick(np.stack(others)), pick(parts)
     return Split(
-        TaskBatch(*learn, *judge), TaskBatch(*pick(parts.reshape(1, -1)), *pick(rest[None])), outputs
+        TaskBatch(*learn, *judge),
+        TaskBatch(*pick(parts.reshape(1, -1)), *pick(rest[None])),
+        outputs,
     )
 
 
@@ -69,7 +72,10 @@ def holdout(name: str, train: int, validation: int, seed: int) -> Split:
     order = np.random.default_rng(seed).permutation(len(x))
     pick = _picker(x, y)
     learn = pick(order[None, :train])
-    judge, test = pick(order[None, train : train + validation]), pick(order[None, train + validation :])
+    judge, test = (
+        pick(order[None, train : train + validation]),
+        pick(order[None, train + validation :]),
+    )
     return Split(TaskBatch(*learn, *judge), TaskBatch(*learn, *test), outputs)
 
 

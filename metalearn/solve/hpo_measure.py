@@ -151,7 +151,7 @@ def grid_search(split: Split, points: int, bounds: Sequence[float], tol: float) 
         losses[name] = []
         for penalty in grid:
             meta = penalties(split, math.log(penalty), per_feature=False)
-            params = _fitted(counted, meta, task, params, tol)
+            params = fitted(counted, meta, task, params, tol)
             losses[name].append(float(problem.outer_objective(params, meta, task)[0].mean()))
         gradients[name] = counted.gradients
     chosen = int(np.argmin(losses["folds"]))
@@ -165,19 +165,19 @@ def grid_search(split: Split, points: int, bounds: Sequence[float], tol: float) 
     }
 
 
-def _fitted(
+def fitted(
     problem: BilevelProblem, meta: Meta, task: TaskBatch, start: Params, tol: float
 ) -> Params:
-    return (
-        LBFGS(5000, memory=20, tol=tol)
-        .minimise(lambda params: problem.inner_objective(params, meta, task), start)[0]
-    )
+    """The inner problem solved from start to a gradient of tol."""
+    return LBFGS(5000, memory=20, tol=tol).minimise(
+        lambda params: problem.inner_objective(params, meta, task), start
+    )[0]
 
 
 def judged(problem: WeightDecay, visit: Visit, split: Split, tol: float) -> dict[str, float]:
     """The test set's loss and accuracy after a training on all folds at a visit's meta."""
     start = problem.init(visit.meta, split.whole)
-    params = _fitted(problem, visit.meta, split.whole, start, tol)
+    params = fitted(problem, visit.meta, split.whole, start, tol)
     metrics = problem.outer_objective(params, visit.meta, split.whole)[1]
     return {f"test_{name}": float(value.mean()) for name, value in metrics.items()}
 

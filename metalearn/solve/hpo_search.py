@@ -114,9 +114,7 @@ def quasi_newton(search: Search, meta: Meta, hypergradients: int) -> Meta:
 
     start = torch.cat([x.flatten() for x in leaves]).double().cpu().numpy()
     try:
-        minimize(
-            objective, start, jac=True, method="L-BFGS-B", options={"maxfun": hypergradients}
-        )
+        minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxfun": hypergradients})
     except _Spent:
         pass
     return search.best.meta
