@@ -26,8 +26,8 @@ lint: bootstrap  ## style, format and types
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 
-bench: bootstrap  ## the four studies of the gradients, small, into runs/quick/ (speed alone: scripts/bench_backends.py)
-	@scripts/reproduce_studies memory cg gradient properties preset=quick
+bench: bootstrap  ## the five studies of the gradients, small, into runs/quick/
+	@scripts/reproduce_studies memory cg gradient properties speed preset=quick
 
 clean:  ## remove caches and runs/, keep results/ and .venv
 	@rm -rf runs wandb build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

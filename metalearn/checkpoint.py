@@ -1,43 +1,137 @@
-"""Checkpoints: written whole or not at all, read without executing anything."""
+"""Checkpoints: whole or not there, known by their checksum, read without executing anything.
+
+A file is what `torch.save` writes, a zip archive, and the archive's comment holds the SHA-256 of
+all that lies before it. `torch.load(path, weights_only=True)` alone opens it as well.
+"""
 
 from __future__ import annotations
 
-import os
+import hashlib
+import io
+import re
+import struct
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from metalearn.errors import UsageError
+from metalearn.files import replace_bytes, sync_folder, write_beside
 
-FORMAT = 1
-KEYS = frozenset({"step", "best", "meta", "optimiser", "schedule", "sampler", "config"})
+FORMAT = 2
+"""Format 1 had no checksum and no random states: it is evaluated, but not gone on with."""
+KEYS = frozenset({"step", "best", "meta", "config"})
+RESUMED_KEYS = frozenset({"optimiser", "sampler", "random", "guards", "chosen", "carry"})
+
+_SEAL = b"metalearn checkpoint, sha256 "
+_DIGITS = 64
+
+
+class DamagedCheckpoint(UsageError):
+    """The file is there, and not what was written."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes beside `path`, flushes to the disk and renames."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    """Replaces `path` by a checkpoint of `state`, a nest of tensors and plain values."""
+    replace_bytes(path, _sealed(state))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state that `save` was given.
+    """The state that `save` was given, and its "format".
 
     Raises:
-        UsageError: there is no such file, or it is no checkpoint of this format, or not whole.
+        DamagedCheckpoint: the file is torn or tampered with, or no checkpoint at all.
+        UsageError: there is no such file, it is of another format, or parts are missing.
     """
     if not path.is_file():
         raise UsageError(f"there is no checkpoint {path}; give the path of a best.pt or last.pt")
+    data = path.read_bytes()
+    end = len(data) - len(_SEAL) - _DIGITS
+    sealed = end > 0 and data[end : end + len(_SEAL)] == _SEAL
+    if sealed and data[-_DIGITS:] != _digest(data[:end]):
+        raise DamagedCheckpoint(f"{path} is damaged: its checksum is another")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch names no narrower class for a damaged file
-        raise UsageError(f"{path} cannot be read as a checkpoint; it may be damaged") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UsageError(f"{path} is no checkpoint of format {FORMAT}; train it again")
+        raise DamagedCheckpoint(
+            f"{path} cannot be read as a checkpoint; it may be damaged"
+        ) from error
+    if not isinstance(state, dict) or "format" not in state:
+        raise DamagedCheckpoint(f"{path} is no checkpoint of metalearn's")
+    if state["format"] not in (1, FORMAT):
+        raise UsageError(
+            f"{path} is a checkpoint of format {state['format']}; this release reads 1 and {FORMAT}"
+        )
+    if state["format"] == FORMAT and not sealed:
+        raise DamagedCheckpoint(f"{path} is damaged: its checksum is missing")
     if missing := sorted(KEYS - state.keys()):
         raise UsageError(f"{path} is a checkpoint without {', '.join(missing)}; train it again")
     return state
+
+
+def save_newest(folder: Path, state: dict[str, Any], keep: int) -> None:
+    """Makes `state` the folder's last.pt; the ones before it become last.1.pt and so on, `keep`
+    files in all. A failure to write leaves them as they were."""
+    part = write_beside(generation(folder, 0), _sealed(state))
+    for old in generations(folder)[keep:]:
+        old.unlink()
+    for n in reversed(range(keep - 1)):
+        if generation(folder, n).exists():
+            generation(folder, n).replace(generation(folder, n + 1))
+    part.replace(generation(folder, 0))
+    sync_folder(folder)
+
+
+def newest(folder: Path) -> tuple[dict[str, Any], dict[Path, DamagedCheckpoint]]:
+    """The newest whole checkpoint to go on from, and what is wrong with newer ones.
+
+    Raises:
+        UsageError: there is none, or it is of a format that can't be gone on with.
+    """
+    damaged: dict[Path, DamagedCheckpoint] = {}
+    for path in generations(folder):
+        try:
+            state = load(path)
+        except DamagedCheckpoint as error:
+            damaged[path] = error
+            continue
+        if missing := sorted(RESUMED_KEYS - state.keys()):
+            what = f"of format 1 and lacks {', '.join(missing)}"
+            if state["format"] == FORMAT:
+                what = f"without {', '.join(missing)}"
+            raise UsageError(
+                f"{path} is a checkpoint {what}: it can be evaluated, but not gone on with; "
+                "train anew"
+            )
+        return state, damaged
+    if damaged:
+        raise UsageError(f"no checkpoint in {folder} is whole; train anew")
+    raise UsageError(f"there is no checkpoint in {folder}; train anew")
+
+
+def generation(folder: Path, n: int) -> Path:
+    """last.pt, and last.N.pt for the N-th before it."""
+    return folder / ("last.pt" if n == 0 else f"last.{n}.pt")
+
+
+def generations(folder: Path) -> list[Path]:
+    """Those that are there, the newest first."""
+    if not folder.is_dir():
+        return []
+    numbered = {int(m[1] or 0) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name))}
+    return [generation(folder, n) for n in sorted(numbered)]
+
+
+_NAME = re.compile(r"last(?:\.(\d+))?\.pt")
+
+
+def _sealed(state: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, file)
+    # A zip archive's last two bytes are the length of its comment, which torch leaves empty.
+    archive = file.getvalue()[:-2] + struct.pack("<H", len(_SEAL) + _DIGITS)
+    return archive + _SEAL + _digest(archive)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).hexdigest().encode()

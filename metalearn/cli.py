@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metalearn.errors import UsageError
+from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig  # slow: `metalearn --help` needs none of it
@@ -19,21 +19,25 @@ metalearn VERB [key=value ...]      differentiating through optimisation
   train           one training run into runs/
   evaluate        accuracy of a checkpoint on held-out classes
   bench NAME      a study into results/
-  solve NAME      the other uses of implicit gradients: deq
+  solve NAME      the other uses of implicit gradients: deq, distill
   report          one HTML page of the results and of chosen runs
   data prepare    build a dataset's cache
 
 metalearn VERB --help explains each; metalearn --version prints the version.
 """
 
-# What may be given beside resume=: how long the run goes on, where, and who is told.
-WITH_RESUME = ("resume", "steps", "wandb", "threads", "device")
+# What may be given beside resume=: how long the run goes on, where, who is told, what guards it.
+WITH_RESUME = (
+    *("resume", "steps", "device", "threads", "wandb", "checkpoint_every", "keep_checkpoints"),
+    *("on_nonfinite", "on_failed_solve", "on_explosion", "explosion_factor"),
+)
 
 DATASETS = ("glyphs", "omniglot", "mini_imagenet", "tiered_imagenet", "cifar_fs", "fc100")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit status: 0, 1 (training stopped) or 2 (a user's mistake)."""
+    """Runs a command; returns its exit status: 0, 1 (training stopped), 2 (a user's mistake), or
+    128 and a signal's number (training was asked to leave, and wrote a checkpoint)."""
     words = list(sys.argv[1:] if argv is None else argv)
     for name, level in (("KINETO_LOG_LEVEL", "6"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
         os.environ.setdefault(name, level)  # before torch: its profiler talks on stderr
@@ -62,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"metalearn: {error}", file=sys.stderr)
         return 2
+    except TrainingInterrupted as error:  # within a study
+        print(f"metalearn: {error}", file=sys.stderr)
+        return error.status
     except KeyboardInterrupt:
         print("metalearn: interrupted", file=sys.stderr)
         return 130
@@ -91,11 +98,10 @@ def _train(words: list[str]) -> int:
 def _one_run(cfg: DictConfig) -> int:
     if not cfg.run_dir:
         return _train_into(cfg, _fresh(Path("runs"), cfg.name), resume=False)
+    from metalearn.run_folder import check_unused
+
     folder = Path(cfg.run_dir)
-    if os.path.exists(folder / "metrics.jsonl"):
-        raise UsageError(
-            f"run_dir={folder} holds a run already; choose another, or resume={folder}"
-        )
+    check_unused(folder)
     return _train_into(cfg, folder, resume=False)
 
 
@@ -125,14 +131,14 @@ def _resumed(overrides: list[str]) -> tuple[DictConfig, Path]:
 
 
 def _train_into(cfg: DictConfig, folder: Path, resume: bool) -> int:
-    from metalearn.trainer import TrainingStopped, train
+    from metalearn.trainer import train
 
     cfg.resume = None
     try:
         train(cfg, folder, resume)
-    except TrainingStopped as error:
+    except (TrainingStopped, TrainingInterrupted) as error:
         print(f"metalearn: {error}", file=sys.stderr)
-        return 1
+        return error.status
     return 0
 
 

@@ -147,6 +147,8 @@ def multirun(verb: str, overrides: list[str], run: Callable[[DictConfig], int]) 
         hydra_config = HydraConfig.get()
         name = _name(config, hydra_config.runtime.choices)
         config.name = f"{name}-{hydra_config.job.num}"
+        if any(status >= 128 for status in statuses):
+            return  # a signal that one job got is meant for the sweep
         try:
             statuses.append(run(config))
         except UsageError as error:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from metalearn.problem import BilevelProblem, CompositeProblem, Meta, Params
-from metalearn.tree import task_half_square
+from metalearn.tree import half_squared_distance
 
 
 class LearnedRates:
@@ -78,7 +78,7 @@ class LearnedProx:
     def inner_loss(self, outputs: tuple[Any, Params], meta: Meta, task: Any) -> Tensor:
         own, params = outputs
         start = self.problem.init(meta["theta"], task)
-        distance = sum(task_half_square(p - start[name]) for name, p in params.items())
+        distance = half_squared_distance(list(params.values()), [start[name] for name in params])
         loss = self.problem.inner_loss(own, meta["theta"], task)
         return loss + meta["log_prox"].exp() * distance
 

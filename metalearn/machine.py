@@ -1,6 +1,8 @@
-"""The machine that a command is asked to use: threads and device."""
+"""The machine that a command is asked to use: threads, device, and its clock."""
 
 from __future__ import annotations
+
+import time
 
 import torch
 
@@ -44,3 +46,10 @@ def find_device(name: str) -> torch.device:
                 "use device=cpu or a device that is there"
             )
     return device
+
+
+def now(device: torch.device) -> float:
+    """Seconds, all work of the device done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

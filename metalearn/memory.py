@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import sys
@@ -45,13 +46,25 @@ def keep_freed_memory() -> None:
     hands them back to the kernel, which clears them page by page the next time: a sixth of a
     meta-step. The process then holds its peak until it ends. Elsewhere this does nothing.
     """
-    if not sys.platform.startswith("linux"):
-        return
+    _malloc_options(trim_threshold=-1, mmap_max=0)
+
+
+def give_back_freed_memory() -> None:
+    """Undoes `keep_freed_memory` where memory has run out, and empties CUDA's cache: what was freed
+    in pieces makes room for large tensors again, at the price of what keeping it saved."""
+    gc.collect()  # autograd's graphs can lie in cycles
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    _malloc_options(trim_threshold=128 * 1024, mmap_max=65536)  # glibc's defaults
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
+def _malloc_options(trim_threshold: int, mmap_max: int) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-        mallopt(trim_threshold, -1)
-        mallopt(mmap_max, 0)
+    if sys.platform.startswith("linux") and mallopt is not None:
+        mallopt(-1, trim_threshold)  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+        mallopt(-4, mmap_max)
 
 
 def format_bytes(n: int) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from metalearn.errors import UsageError
 from metalearn.nn import TaskBatched
 from metalearn.tasks.batch import TaskBatch
-from metalearn.tree import task_half_square
+from metalearn.tree import half_squared_distance
 
 Params = dict[str, Tensor]
 """Adapted parameters by name, each tensor (T, ...)."""
@@ -125,7 +125,8 @@ class FewShot:
         loss = prediction_loss(outputs["predictions"], task.support_y)
         if not self.prox:
             return loss
-        distance = sum(task_half_square(p - meta[name]) for name, p in outputs["params"].items())
+        moved = outputs["params"]
+        distance = half_squared_distance(list(moved.values()), [meta[name] for name in moved])
         return loss + self.prox * distance
 
     def outer_objective(

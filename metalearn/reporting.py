@@ -33,7 +33,7 @@ def figures(result: MetaGradientResult) -> dict[str, Any]:
     return row
 
 
-_ENDED_BADLY = (
+ENDED_BADLY = (
     Status.NEGATIVE_CURVATURE,
     Status.BREAKDOWN,
     Status.DIVERGED,
@@ -42,18 +42,23 @@ _ENDED_BADLY = (
 )
 
 
-def solve_warning(result: MetaGradientResult) -> str | None:
-    """What to do where most tasks' linear solve ended without a solution to be had."""
+def failed_solves(result: MetaGradientResult) -> dict[Status, int]:
+    """In how many tasks the linear solve ended without a solution to be had, by how it ended."""
     certificate = result.certificate
     if certificate is None or certificate.status is None:
-        return None
+        return {}
     statuses = certificate.status.flatten().tolist()
-    counts = {s: n for s in _ENDED_BADLY if (n := statuses.count(s))}
-    if 2 * sum(counts.values()) <= len(statuses):
+    return {s: n for s in ENDED_BADLY if (n := statuses.count(s))}
+
+
+def solve_warning(result: MetaGradientResult) -> str | None:
+    """What to do where most tasks' linear solve ended badly."""
+    counts, tasks = failed_solves(result), len(result.outer_loss)
+    if 2 * sum(counts.values()) <= tasks:
         return None
     how = ", ".join(f"{s.name.lower()} {n}" for s, n in counts.items())
     return (
-        f"warning: the linear solve of {sum(counts.values())} of {len(statuses)} tasks broke off "
+        f"warning: the linear solve of {sum(counts.values())} of {tasks} tasks broke off "
         f"({how}); metagrad=imaml_gn (Gauss-Newton curvature), a larger prox or a larger "
         "metagrad.damping makes its system definite"
     )
@@ -66,9 +71,16 @@ def named(prefix: str, scores: dict[str, Estimate]) -> dict[str, float]:
 
 
 def progress_line(row: dict[str, Any], tasks: int, peak: int) -> str:
-    accuracy = f"  accuracy {row['query_accuracy']:.3f}" if "query_accuracy" in row else ""
-    rate = tasks / row["step_s"]
-    return f"loss {row['query_loss']:.4f}{accuracy}  {format_bytes(peak)}  {rate:.1f} tasks/s"
+    loss = f"loss {row['query_loss']:.4f}  " if "query_loss" in row else ""
+    accuracy = f"accuracy {row['query_accuracy']:.3f}  " if "query_accuracy" in row else ""
+    return f"{loss}{accuracy}{format_bytes(peak)}  {tasks / row['step_s']:.1f} tasks/s"
+
+
+def validation_line(step: int, scores: dict[str, Estimate]) -> str:
+    shown = scores.get("accuracy")
+    return f"meta-step {step}: validation " + (
+        f"accuracy {shown.percent()}" if shown else f"loss {scores['loss'].mean:.4f}"
+    )
 
 
 def closing(summary: dict[str, Any], folder: str, written: list[str]) -> list[str]:

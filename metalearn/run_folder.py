@@ -1,127 +1,142 @@
-"""A run's folder: config.yaml, metrics.jsonl, best.pt, last.pt, summary.json; and its W&B run."""
+"""A run's folder: config, metrics, checkpoints and summary; and its W&B run."""
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from metalearn.errors import UsageError
+from metalearn import checkpoint, randomness
+from metalearn.errors import TrainingStopped, UsageError
 from metalearn.files import replace_text
+from metalearn.metrics_file import MetricsFile, to_json
 from metalearn.tracking import Tracker
 
 
-@dataclass
+def check_unused(folder: Path) -> None:
+    """Raises UsageError where a run in `folder` has got as far as its first checkpoint."""
+    if checkpoint.generations(folder) or MetricsFile(folder / "metrics.jsonl").begun():
+        raise UsageError(
+            f"run_dir={folder} holds a run already; choose another, or resume={folder}"
+        )
+
+
 class RunFolder:
-    """Opened by `with`; `resume` adds to the rows that are there."""
+    """Opened by `with`, which locks it; `resume` goes on with the run that is there.
 
-    folder: Path
-    config: DictConfig
-    resume: bool
+    Once it is open, a failure to write is a TrainingStopped that says which checkpoint is whole.
 
-    @property
-    def best(self) -> Path:
-        return self.folder / "best.pt"
+    Raises:
+        UsageError: the folder cannot be written, another process trains into it, or it holds a run
+            (with `resume`: holds none).
+    """
 
-    @property
-    def last(self) -> Path:
-        return self.folder / "last.pt"
-
-    @property
-    def _metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of all meta-steps. A last line that a crash cut short is none.
-
-        Raises:
-            UsageError: the file is not there, or another line is no row.
-        """
-        try:
-            lines = self._metrics.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"{self._metrics} is absent or cannot be read; put it back, or train anew"
-            ) from error
-        rows = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                row["step"], row["step_s"]
-            except (ValueError, TypeError, KeyError) as error:
-                if number == len(lines):
-                    break
-                raise UsageError(
-                    f"line {number} of {self._metrics} is no row of a run; mend it, or train anew"
-                ) from error
-            rows.append(row)
-        return rows
-
-    def cut(self, step: int) -> None:
-        """Drops the rows after `step`, which the resumed run makes again; raises as `rows` does."""
-        rows = [_json(row) for row in self.rows() if row["step"] <= step]
-        try:
-            replace_text(self._metrics, "".join(f"{row}\n" for row in rows))
-        except OSError as error:
-            raise self._unwritable(error) from error
+    def __init__(self, folder: Path, config: DictConfig, resume: bool) -> None:
+        self.folder, self.config, self.resume = folder, config, resume
+        self.metrics = MetricsFile(folder / "metrics.jsonl")
+        self.last = checkpoint.generation(folder, 0)
+        self._tracker: Tracker | None = None
+        self._saved: int | None = None  # the last checkpoint's step
+        self._damaged: list[Path] = []
 
     def __enter__(self) -> RunFolder:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            replace_text(self.folder / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
-            self._rows = self._metrics.open("a" if self.resume else "w", buffering=1)
+            if not self.resume:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self.metrics.open(self.resume)
+            if not self.resume:
+                check_unused(self.folder)  # again: another process may have been faster
         except OSError as error:
             raise self._unwritable(error) from error
+        except UsageError:
+            self.metrics.close()
+            raise
         return self
+
+    def load(self) -> tuple[dict[str, Any], list[str]]:
+        """The state to go on from, and a sentence for each checkpoint that is damaged; writes
+        nothing, and raises as `checkpoint.newest` does."""
+        state, damaged = checkpoint.newest(self.folder)
+        self._saved, self._damaged = state["step"], list(damaged)
+        return state, [f"{error}; the one before it is used" for error in damaged.values()]
+
+    def start(self, say: Callable[[str], None], step: int = 0, wandb_id: str | None = None) -> None:
+        """Begins after meta-step `step`: later rows and damaged checkpoints are dropped, W&B gets
+        the earlier rows that it lacks. `wandb_id` is that of the run which is gone on with.
+
+        Raises:
+            UsageError: the folder cannot be written, or rows are missing.
+        """
+        try:
+            self.metrics.cut(step)
+            for path in self._damaged:
+                path.unlink()  # it would push the whole ones out
+            replace_text(self.folder / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
+        except OSError as error:
+            raise self._unwritable(error) from error
+        config: Any = OmegaConf.to_container(self.config, resolve=True)
+        with randomness.untouched():
+            self._tracker = Tracker(
+                self.folder,
+                config,
+                mode=self.config.wandb,
+                name=self.config.name,
+                run_id=wandb_id,
+                warn=say,
+            )
+            self._tracker.catch_up(self.metrics.rows())
+
+    def log(self, row: dict[str, Any]) -> None:
+        with self._writing():
+            self.metrics.append(row)
+        assert self._tracker is not None
+        self._tracker.log(row, step=row["step"])
+
+    def save(self, state: dict[str, Any]) -> None:
+        """The newest checkpoint; those before it become older, and one of them goes."""
+        assert self._tracker is not None
+        state = {**state, "wandb_id": self._tracker.run_id}
+        with self._writing():
+            self.metrics.sync()  # so that no checkpoint is ahead of its rows
+            checkpoint.save_newest(self.folder, state, self.config.keep_checkpoints)
+        self._saved = state["step"]
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        with self._writing():
+            checkpoint.save(self.folder / "best.pt", state)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        with self._writing():
+            replace_text(self.folder / "summary.json", to_json(summary, indent=2) + "\n")
+        assert self._tracker is not None
+        shown = [k for k in summary if isinstance(summary[k], int | float | str)]
+        self._tracker.table("comparison", shown, [[summary[k] for k in shown]])
+        self._tracker.finish(summary)
+
+    def __exit__(self, *error: object) -> None:
+        if self._tracker is not None:
+            self._tracker.finish({})
+        self.metrics.close()
+
+    def written(self) -> list[str]:
+        return sorted(p.name for p in self.folder.iterdir() if not p.name.startswith("."))
 
     def _unwritable(self, error: OSError) -> UsageError:
         return UsageError(
             f"run_dir={self.folder} cannot be written ({error.strerror}); choose another folder"
         )
 
-    def start(self, say: Any, wandb_id: str | None) -> None:
-        """Starts the W&B run; `wandb_id` is that of the run which is resumed."""
-        config: Any = OmegaConf.to_container(self.config, resolve=True)
-        self._tracker = Tracker(
-            self.folder,
-            config,
-            mode=self.config.wandb,
-            name=self.config.name,
-            run_id=wandb_id,
-            warn=say,
-        )
-
-    @property
-    def wandb_id(self) -> str | None:
-        return self._tracker.run_id
-
-    def log(self, row: dict[str, Any]) -> None:
-        self._rows.write(_json(row) + "\n")
-        self._tracker.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
-
-    def finish(self, summary: dict[str, Any]) -> None:
-        replace_text(self.folder / "summary.json", _json(summary, indent=2) + "\n")
-        shown = [k for k in summary if isinstance(summary[k], int | float | str)]
-        self._tracker.table("comparison", shown, [[summary[k] for k in shown]])
-        self._tracker.finish(summary)
-
-    def __exit__(self, *error: object) -> None:
-        self._rows.close()
-        if hasattr(self, "_tracker"):
-            self._tracker.finish({})
-
-    def written(self) -> list[str]:
-        return sorted(p.name for p in self.folder.iterdir() if not p.name.startswith("."))
-
-
-def _json(values: dict[str, Any], indent: int | None = None) -> str:
-    """JSON knows no infinity and no nan: null stands for them."""
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in values.items()
-    }
-    return json.dumps(finite, indent=indent, allow_nan=False)
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            kept = f"{self.last}, of meta-step {self._saved}, is whole: "
+            raise TrainingStopped(
+                f"stopped: {self.folder} cannot be written ({error.strerror}); "
+                + (kept if self._saved is not None else "")
+                + f"make it writable, with room, then `metalearn train resume={self.folder}`"
+            ) from error

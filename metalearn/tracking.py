@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ _warn = logging.getLogger(__name__).warning
 
 LONGEST_NAME = 80
 """Of a table; W&B's limit is 128 with what it adds."""
+PATIENCE_S = 30.0
+"""How long a run waits for W&B's server to begin, and for the last rows to be sent at the end."""
 
 
 class Tracker:
@@ -23,8 +26,7 @@ class Tracker:
     mode:    "offline" writes files that `wandb sync` can send later, whatever WANDB_MODE says;
              "online" sends as it goes, and asks a terminal for a W&B key if there is none;
              "disabled" does nothing at all and does not import W&B.
-    run_id:  the id of an earlier run, which "online" then carries on with; "offline" writes a
-             further folder under the same id, for `wandb sync` to put into the one run.
+    run_id:  the id of an earlier run to carry on with; `catch_up` then gives W&B what it lacks.
     warn:    told of a failure of W&B's. Training never stops for one: it is said once, in one
              sentence, and the tracker does nothing from then on.
 
@@ -61,13 +63,32 @@ class Tracker:
         return self._path
 
     def log(self, row: Mapping[str, float | int | str | None], step: int) -> None:
-        """Log `row` at `step`, less its None values; nan and infinities are logged as they are.
+        """Log `row` at `step`, less its own "step" and its None values; nan and infinities are
+        logged as they are.
 
         Rows of one step are merged. W&B drops a row whose step is below one already logged.
         """
-        values = {key: value for key, value in row.items() if value is not None}
+        values = {k: v for k, v in row.items() if v is not None and k != "step"}
         if self._run is not None and values:
             self._guard(lambda: self._run.log(values, step=step))
+
+    def catch_up(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Log the earlier rows of a run that is gone on with, each with its "step".
+
+        Online, those that W&B has are left out; it drops them anyway when they come again. Offline,
+        the folder of this session gets them all and those of earlier sessions are removed, so that
+        `wandb sync` of the one folder sends every step once, however the sessions ended.
+        """
+        if self._run is None:
+            return
+        first = self._run.starting_step if self._mode == "online" else 0
+        for row in rows:
+            if row["step"] >= first:
+                self.log(row, row["step"])
+        if self._path is not None:
+            for old in (self._run_dir / "wandb").glob("offline-run-*"):
+                if old.name != self._path.name:
+                    shutil.rmtree(old, ignore_errors=True)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log a table under `name`, with the row of the step last logged.
@@ -101,6 +122,9 @@ class Tracker:
             reinit="create_new",  # leaves the caller's own runs, and wandb.run, alone
             settings=wandb.Settings(
                 silent=True,
+                init_timeout=PATIENCE_S,
+                finish_timeout=PATIENCE_S,
+                finish_timeout_raises=True,
                 quiet=True,
                 console="off",
                 host="",
@@ -142,6 +166,16 @@ class Tracker:
             self._run = None
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             self._warn(f"W&B stopped, and this run goes on without it: {reason}.")
+            if isinstance(error, ConnectionError):  # W&B's process is gone
+                _forget_service()
+
+
+def _forget_service() -> None:
+    """Lets W&B start a process anew for a later run, and not miss the dead one as Python ends."""
+    import wandb
+
+    with suppress(Exception):  # that the process is gone is why this is called
+        wandb.teardown()
 
 
 @contextmanager

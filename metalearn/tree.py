@@ -16,7 +16,7 @@ from torch.utils._pytree import (
     tree_unflatten,
 )
 
-from metalearn.forward_mode import first_order
+from metalearn.functions import Function, first_order, transformed
 
 Tree = Any
 """A nest of dicts, lists, tuples and dataclasses of tensors."""
@@ -32,6 +32,8 @@ class Raveler:
     Args:
         like: the tree whose structure, shapes and types are kept.
         batched: every leaf begins with the same task axis T.
+        as_it_lies: a row holds each leaf in the order in which `like`'s lies in memory, so that
+            tensors with the channels last need not be rearranged; else in the order of its axes.
 
     Raises:
         ValueError: a leaf is no tensor of a floating type, or the leaves' task axes differ.
@@ -39,13 +41,14 @@ class Raveler:
 
     spec: TreeSpec
     shapes: tuple[torch.Size, ...]
+    orders: tuple[tuple[int, ...], ...]
     dtypes: tuple[torch.dtype, ...]
     dtype: torch.dtype
     tasks: int
     batched: bool
 
     @classmethod
-    def of(cls, like: Tree, batched: bool) -> Raveler:
+    def of(cls, like: Tree, batched: bool, as_it_lies: bool = False) -> Raveler:
         leaves, spec = tree_flatten(like)
         for leaf in leaves:
             if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
@@ -69,7 +72,11 @@ class Raveler:
         for other in dtypes[1:]:
             dtype = torch.promote_types(dtype, other)
         shapes = tuple(leaf.shape for leaf in leaves)
-        return cls(spec, shapes, dtypes, dtype, tasks, batched)
+        orders = tuple(
+            memory_order(leaf, batched) if as_it_lies else tuple(range(leaf.dim()))
+            for leaf in leaves
+        )
+        return cls(spec, shapes, orders, dtypes, dtype, tasks, batched)
 
     def ravel(self, tree: Tree) -> Tensor:
         """The tree as a (T, N) matrix of the widest of its types."""
@@ -80,15 +87,21 @@ class Raveler:
                 f"a pytree with leaves of shapes {[tuple(s or ()) for s in shapes]} came where one "
                 f"with {[tuple(s) for s in self.shapes]} and the same structure was expected"
             )
-        return torch.cat([leaf.reshape(self.tasks, -1).to(self.dtype) for leaf in leaves], dim=1)
+        rows = [
+            leaf.permute(order).reshape(self.tasks, -1).to(self.dtype)
+            for leaf, order in zip(leaves, self.orders, strict=True)
+        ]
+        return torch.cat(rows, dim=1)
 
     def unravel(self, matrix: Tensor) -> Tree:
         """The (T, N) matrix as a tree of the original structure, shapes and types."""
         sizes = [shape.numel() // self.tasks for shape in self.shapes]
         rows = matrix.split(sizes, dim=1)
         leaves = [
-            row.reshape(shape).to(dtype)
-            for row, shape, dtype in zip(rows, self.shapes, self.dtypes, strict=True)
+            row.reshape([shape[i] for i in order]).permute(inverse(order)).to(dtype)
+            for row, shape, order, dtype in zip(
+                rows, self.shapes, self.orders, self.dtypes, strict=True
+            )
         ]
         return tree_unflatten(leaves, self.spec)
 
@@ -108,6 +121,18 @@ class Raveler:
     def per_system(self, values: Tensor) -> Tensor:
         """A figure for each system, (T,), as the caller sees it: 0-d without a task axis."""
         return values if self.batched else values[0]
+
+
+def memory_order(x: Tensor, batched: bool) -> tuple[int, ...]:
+    """The axes of x from the outermost in memory to the innermost; the task axis stays first."""
+    first = 1 if batched else 0
+    strides = x.stride()
+    return *range(first), *sorted(range(first, x.dim()), key=lambda axis: -strides[axis])
+
+
+def inverse(order: Sequence[int]) -> list[int]:
+    """The permutation that undoes `order`."""
+    return [order.index(axis) for axis in range(len(order))]
 
 
 def leaves_of(tree: Tree) -> list[Tensor]:
@@ -149,36 +174,67 @@ def task_norm(a: Sequence[Tensor]) -> Tensor:
 
 
 def task_half_square(x: Tensor) -> Tensor:
-    """Half the squared norm of a (T, ...) tensor over all axes but the first: (T,).
+    """Half the squared norm of a (T, ...) tensor over all axes but the first: (T,)."""
+    return half_squared_distance([x], [x.new_zeros(x.shape[1:])])
 
-    Its derivative is x itself, which takes one pass; the derivative of a product takes three.
+
+def half_squared_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Half the squared distance of two lists of tensors over all axes but the first: (T,).
+
+    a: (T, ...) each; b: the same, or without the task axis, common to all tasks. The derivative is
+    the difference, which is made again for it: one pass, and nothing kept.
     """
-    return _HalfSquare.apply(x)
+    return _HalfSquaredDistance.apply(len(a), *a, *b)
 
 
-class _HalfSquare(torch.autograd.Function):
-    generate_vmap_rule = True
+class _HalfSquaredDistance(Function):
+    @staticmethod
+    def forward(number: int, *tensors: Tensor) -> Tensor:
+        a, b = tensors[:number], tensors[number:]
+        total = a[0].new_zeros(len(a[0]))
+        for x, y in zip(a, b, strict=True):
+            gap = x - y
+            norm = (
+                torch.linalg.vector_norm(gap, dim=list(range(1, x.dim()))) if x.dim() > 1 else gap
+            )
+            total = torch.addcmul(total, norm, norm)
+        return 0.5 * total
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        norm = x.reshape(len(x), -1).norm(dim=1)
-        return 0.5 * norm * norm
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.number, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, weights: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return x * weights.view(-1, *[1] * (x.dim() - 1))
+    def backward(ctx: Any, weights: Tensor) -> Any:
+        tensors = ctx.saved_tensors
+        a, b = tensors[: ctx.number], tensors[ctx.number :]
+        factors = [weights.view(-1, *[1] * (x.dim() - 1)) for x in a]
+        gaps = [x - y for x, y in zip(a, b, strict=True)]
+        if torch.is_grad_enabled() or transformed():
+            pulls = [gap * factor for gap, factor in zip(gaps, factors, strict=True)]
+        else:
+            pulls = [gap.mul_(factor) for gap, factor in zip(gaps, factors, strict=True)]
+        needs_b = ctx.needs_input_grad[1 + ctx.number :]
+        pushes = [
+            -(pull if y.dim() == x.dim() else pull.sum(0)) if needed else None
+            for x, y, pull, needed in zip(a, b, pulls, needs_b, strict=True)
+        ]
+        return None, *pulls, *pushes
 
     @staticmethod
     @first_order
-    def jvp(ctx: Any, dx: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return (x * dx).reshape(len(x), -1).sum(1)
+    def jvp(ctx: Any, _: None, *moves: Tensor | None) -> Tensor:
+        tensors = ctx.saved_tensors
+        total = tensors[0].new_zeros(len(tensors[0]))
+        for i in range(ctx.number):
+            x, y = tensors[i], tensors[ctx.number + i]
+            dx, dy = moves[i], moves[ctx.number + i]
+            move = add(dx, None if dy is None else -dy)
+            if move is not None:
+                total = total + ((x - y) * move).reshape(len(x), -1).sum(1)
+        return total
 
 
 def gradients(

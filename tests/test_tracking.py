@@ -169,7 +169,7 @@ def test_a_failure_in_mid_run_is_said_once(
     tracker.log(ROW, 0)
 
     def fail(*_: Any, **__: Any) -> None:
-        raise BrokenPipeError("the service is gone")
+        raise RuntimeError("the service is gone")
 
     with monkeypatch.context() as patch:
         if breaks == "table":
@@ -260,3 +260,65 @@ def test_disabled_does_not_import_the_client(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_service_that_dies_is_not_missed_at_the_end_and_a_later_run_has_its_own(
+    tmp_path: Path,
+) -> None:
+    program = (
+        "import os, pathlib, signal, sys, time; from metalearn.tracking import Tracker\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "t = Tracker(folder / 'a', {}, warn=print); t.log({'a': 1.0}, 0)\n"
+        "pid = os.getpid()\n"
+        "(service,) = pathlib.Path(f'/proc/{pid}/task/{pid}/children').read_text().split()\n"
+        "os.kill(int(service), signal.SIGKILL)\n"
+        "for step in range(1, 500): t.log({'a': 1.0}, step); time.sleep(0.002)\n"
+        "t.finish({})\n"
+        "t = Tracker(folder / 'b', {}, warn=print); t.log({'a': 1.0}, 0); t.finish({})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith("W&B stopped, and this run goes on without it: ")
+    assert done.stdout.count("\n") == 1
+    (file,) = (tmp_path / "b").glob("wandb/offline-run-*/*.wandb")
+    assert [row["a"] for row in wandb_log.history(file)] == [1.0]
+
+
+def test_a_run_that_is_gone_on_with_has_all_rows_in_one_folder(
+    tmp_path: Path, said: list[str]
+) -> None:
+    first = Tracker(tmp_path, CONFIG, warn=said.append)
+    for step in range(1, 6):
+        first.log({"query_loss": float(step)}, step)
+    first.finish({})  # the checkpoint is of the third
+    again = Tracker(tmp_path, CONFIG, run_id=first.run_id, warn=said.append)
+    again.catch_up({"step": step, "query_loss": float(step), "none": None} for step in (1, 2, 3))
+    again.log({"query_loss": 4.0}, 4)
+    again.finish({})
+    assert first.path is not None and not first.path.exists()
+    assert [p.name for p in (tmp_path / "wandb").glob("offline-run-*")] == [again.path.name]
+    history = wandb_log.history(log_file(again))
+    assert [(row["_step"], row["query_loss"]) for row in history] == [(n, n) for n in (1, 2, 3, 4)]
+    assert all("step" not in row for row in history)
+    assert said == []
+
+
+def test_online_only_the_rows_that_the_server_lacks_are_sent_again(
+    tmp_path: Path, said: list[str]
+) -> None:
+    tracker = Tracker(tmp_path, CONFIG, warn=said.append)
+    logged: list[int] = []
+
+    class Resumed:
+        starting_step = 3
+
+        def log(self, values: Any, step: int) -> None:
+            logged.append(step)
+
+    run, tracker._run, tracker._mode = tracker._run, Resumed(), "online"
+    tracker._path = None
+    tracker.catch_up({"step": step, "query_loss": 0.0} for step in range(1, 6))
+    run.finish()
+    assert logged == [3, 4, 5]

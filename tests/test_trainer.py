@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 import statistics
-import time
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from metalearn import checkpoint
 from metalearn.cli import main
 from metalearn.config import config_folder
 from metalearn.evaluation import Estimate
-from metalearn.run_folder import _json
+from metalearn.metrics_file import to_json
 from metalearn.tree import leaves_of
 
 SINUSOID = ["tasks=sinusoid", "model=mlp_sinusoid", "metagrad=maml_batched", "steps=4"]
@@ -48,7 +47,10 @@ def test_a_run_leaves_what_it_promises(tmp_path, capsys):
     assert run(tmp_path / "r", "metagrad=imaml") == 0
     folder = tmp_path / "r"
     names = {p.name for p in folder.iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "best.pt", "last.pt", "summary.json", "wandb"}
+    assert names == {
+        *("config.yaml", "metrics.jsonl", "summary.json", "wandb"),
+        *("best.pt", "last.pt", "last.1.pt"),
+    }
     assert [row["step"] for row in rows(folder)] == [1, 2, 3, 4, 5, 6]
     summary = json.loads((folder / "summary.json").read_text())
     assert 0 <= summary["test_accuracy"] <= 1
@@ -172,7 +174,7 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatc
 
 
 def test_infinities_are_null_in_json():
-    text = _json({"a": math.inf, "b": math.nan, "c": 1.5})
+    text = to_json({"a": math.inf, "b": math.nan, "c": 1.5})
     assert json.loads(text) == {"a": None, "b": None, "c": 1.5}
 
 
@@ -265,8 +267,16 @@ SPOILT = {
     ),
     "no rows": (lambda f: (f / "metrics.jsonl").unlink(), [], "metrics.jsonl is absent"),
     "a bad row": (lambda f: edit(f / "metrics.jsonl", '{"step": 3', "{"), [], "line 3 of"),
-    "no checkpoint": (lambda f: (f / "last.pt").unlink(), [], "no checkpoint"),
-    "no best": (lambda f: (f / "best.pt").unlink(), [], "no checkpoint"),
+    "no checkpoint": (
+        lambda f: [(f / name).unlink() for name in ("last.pt", "last.1.pt")],
+        [],
+        "no checkpoint",
+    ),
+    "lost rows": (
+        lambda f: (f / "metrics.jsonl").write_text((f / "metrics.jsonl").read_text()[:20]),
+        [],
+        "ends at meta-step 0, before the checkpoint's 6",
+    ),
     "no YAML": (lambda f: (f / "config.yaml").write_text("a: [1"), [], "cannot be read"),
     "bytes": (lambda f: (f / "config.yaml").write_bytes(b"\xff\x00"), [], "cannot be read"),
     "a list": (lambda f: (f / "config.yaml").write_text("[1]"), [], "holds no options"),
@@ -291,14 +301,14 @@ def test_a_run_that_cannot_be_resumed_is_left_as_it_was(fault, finished, capsys)
     assert {p.name: p.read_bytes() for p in finished.iterdir()} == before
 
 
-def test_a_resumed_run_keeps_its_wandb_id(tmp_path):
+def test_a_resumed_run_keeps_its_wandb_id_and_history(tmp_path):
     assert run(tmp_path / "r", "metagrad=imaml", "steps=3") == 0
+    (first,) = (tmp_path / "r" / "wandb").glob("offline-run-*/*.wandb")
     assert main(["train", f"resume={tmp_path / 'r'}", "steps=4", "wandb=disabled"]) == 0
-    time.sleep(1)  # W&B names a run's folder by the second
     assert main(["train", f"resume={tmp_path / 'r'}", "steps=6", "wandb=offline"]) == 0
-    names = [p.name for p in (tmp_path / "r" / "wandb").glob("offline-run-*")]
-    assert len(names) == 2
-    assert len({name.rpartition("-")[2] for name in names}) == 1
+    (again,) = (tmp_path / "r" / "wandb").glob("offline-run-*/*.wandb")
+    assert again.name == first.name
+    assert [row["_step"] for row in wandb_log.history(again)] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(
@@ -321,7 +331,7 @@ def test_evaluation_refuses_in_one_sentence(trained, capsys, words, sentence):
 def test_a_checkpoint_that_lacks_a_part_is_refused(finished, capsys, key):
     state = checkpoint.load(finished / "best.pt")
     del state[key]
-    torch.save(state, finished / "best.pt")
+    checkpoint.save(finished / "best.pt", state)
     assert main(["evaluate", f"checkpoint={finished / 'best.pt'}"]) == 2
     assert f"without {key}" in capsys.readouterr().err
 

@@ -20,13 +20,13 @@ from metalearn.bench import cg_findings, cg_report
 from metalearn.bench.cg_points import Place, Points, compared, solved
 from metalearn.bench.cg_report import SWEPT
 from metalearn.bench.timing import seconds
-from metalearn.errors import UsageError
+from metalearn.errors import TrainingStopped, UsageError
 from metalearn.experiment import Experiment, build
 from metalearn.memory import peak_bytes
 from metalearn.metagrad import Implicit
 from metalearn.metagrad.by_iterations import WAYS
 from metalearn.study import Cell, Row
-from metalearn.trainer import TrainingStopped, train
+from metalearn.trainer import train
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import ast
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
@@ -64,8 +64,15 @@ def _code_lines(path: str) -> frozenset[int]:
 
 def custom_derivatives(functions: set[CodeType]) -> list[str]:
     """The `torch.autograd.Function`s among them."""
-    classes = torch.autograd.Function.__subclasses__()
+    classes = _heirs(torch.autograd.Function)
     return sorted(c.__name__ for c in classes if getattr(c.forward, "__code__", None) in functions)
+
+
+def _heirs(cls: type[Any]) -> Iterator[type[Any]]:
+    heirs: list[type[Any]] = cls.__subclasses__()
+    for heir in heirs:
+        yield heir
+        yield from _heirs(heir)
 
 
 def autodiff_used(work: Callable[[], Any]) -> Counter[str]:

@@ -22,6 +22,7 @@ from metalearn.bench.memory_methods import (
     work,
 )
 from metalearn.errors import UsageError
+from metalearn.machine import now
 from metalearn.memory import keep_freed_memory, peak_bytes
 from metalearn.study import Cell, Row
 from metalearn.tree import leaves_of
@@ -155,9 +156,9 @@ class MemoryStudy:
                 break
             for which, run in runs.items():
                 results.pop(which, None)
-                start = _now(device)
+                start = now(device)
                 results[which] = run()
-                times[which].append(_now(device) - start)
+                times[which].append(now(device) - start)
         return times, results
 
     def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -168,12 +169,6 @@ class MemoryStudy:
 
     def findings(self, rows: pd.DataFrame) -> list[str]:
         return memory_report.findings(rows)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def _iterations(found: Any) -> int | None:

@@ -34,7 +34,8 @@ class Solution:
 
     Args:
         value: x, a pytree like b; always finite.
-        residual_norm: |b - A x|, recomputed from x, not the solver's own recurrence.
+        residual_norm: |b - A x|, recomputed from x wherever convergence is claimed; `CG`'s own
+            recurrence gives it where none is and rounding has left two digits of it.
         relative_residual: the same over |b|; 0 where b is 0 and solved by 0.
         iterations: iterations of the solver (0 for a direct solve): one application of A each,
             two in `BiCGStab`, one of A and one of its transpose in `NormalCG`.

@@ -50,7 +50,7 @@ class System:
         rtol: float,
         atol: float = 0.0,
     ) -> System:
-        raveler = Raveler.of(b, batched)
+        raveler = Raveler.of(b, batched, as_it_lies=True)
         apply = raveler.matvec(matvec)
         target = raveler.ravel(b)
         scale = power_of_two(target)
@@ -125,7 +125,15 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 def rows(kept: Tensor, matrix: Tensor, other: Tensor | float) -> Tensor:
     """The rows of a (T, N) matrix that are `kept`, (T,), and `other` in place of the rest."""
-    return matrix if kept.all() else torch.where(kept[:, None], matrix, other)
+    if not matrix.is_cuda and kept.all():  # a GPU is not asked, so that it may work ahead
+        return matrix
+    return torch.where(kept[:, None], matrix, other)
+
+
+def any_runs(running: Tensor, iteration: int) -> bool:
+    """Whether a system still runs. A GPU is asked at every eighth iteration alone, so that it may
+    work ahead of the host; systems at rest are not moved by an iteration too many."""
+    return (running.is_cuda and iteration % 8 != 0) or bool(running.any())
 
 
 def rows_finite(matrix: Tensor) -> Tensor:

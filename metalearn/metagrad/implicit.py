@@ -6,9 +6,12 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from torch import Tensor
+
 from metalearn.errors import UsageError
 from metalearn.inner import InnerSolution, InnerSolver
-from metalearn.linear_solve import CG, LinearSolver, NormalCG
+from metalearn.inner.solver import broadcast
+from metalearn.linear_solve import CG, LinearSolver, NormalCG, Status
 from metalearn.metagrad.base import (
     MetaGradient,
     MetaGradientResult,
@@ -41,10 +44,10 @@ class Implicit(MetaGradient):
         damping: added to A's diagonal, in the units of the inner objective's curvature; >= 0.
         curvature: "hessian", or "gauss_newton" (positive semi-definite, so that A is positive
             definite wherever lambda + damping > 0).
-        warm_start: the result's `carry` holds the mean of x over the tasks, from which every task's
-            solve of the next meta-step then starts. Few-shot tasks, new at every meta-step, have
-            too little in common for it to help: after as many iterations of CG the residual was
-            larger than from 0 in each setting tried on glyphs.
+        warm_start: the result's `carry` holds the mean of x over the tasks whose solve did not
+            break off, from which every task's solve of the next meta-step then starts. Few-shot
+            tasks, new at every meta-step, have too little in common for it to help: after as many
+            iterations of CG the residual was larger than from 0 in each setting tried on glyphs.
         linearisation: "kept": one graph of the inner gradient serves all products, in the memory of
             about two inner gradients of all tasks (up to three in deep networks); or "recomputed":
             each product makes a graph of its own, task by task, so that a batch of several tasks
@@ -120,7 +123,8 @@ class Implicit(MetaGradient):
         x = dict(zip(params, solution.value, strict=True))
         carry = {}
         if self.warm_start:
-            carry["x0"] = {name: value.mean(0, keepdim=True) for name, value in x.items()}
+            sound = solution.status <= Status.MAX_ITERS
+            carry["x0"] = {name: _mean_of(sound, value) for name, value in x.items()}
         return MetaGradientResult(
             mean_over_tasks(meta, summed, len(loss)),
             loss,
@@ -147,3 +151,9 @@ class Implicit(MetaGradient):
         if not self.damping:
             return curvature.matvec
         return lambda v: [a + self.damping * x for a, x in zip(curvature.matvec(v), v, strict=True)]
+
+
+def _mean_of(kept: Tensor, values: Tensor) -> Tensor:
+    """The mean over the tasks that are kept, a task axis of length 1; 0 where none is."""
+    weights = broadcast(kept.to(values.dtype) / kept.sum().clamp_min(1), values)
+    return (weights * values).sum(0, keepdim=True)

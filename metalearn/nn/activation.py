@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn.forward_mode import first_order
+from metalearn.functions import Function, first_order
 
 
 def leaky_relu(x: Tensor, slope: float = 0.0) -> Tensor:
@@ -24,9 +24,7 @@ def leaky_relu(x: Tensor, slope: float = 0.0) -> Tensor:
     return _LeakyReLU.apply(x, slope)
 
 
-class _LeakyReLU(torch.autograd.Function):
-    generate_vmap_rule = True
-
+class _LeakyReLU(Function):
     @staticmethod
     def forward(x: Tensor, slope: float) -> Tensor:
         return F.leaky_relu(x, slope) if slope else F.relu(x)

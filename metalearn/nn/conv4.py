@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import nn
 
 from metalearn.errors import UsageError
@@ -72,6 +73,7 @@ class Conv4(nn.Sequential):
                 nn.init.xavier_uniform_(module.weight, gain=math.sqrt(3))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        self.to(memory_format=torch.channels_last)  # as nn.convolution's kernels want it
 
 
 def _norm(kind: str, channels: int) -> list[nn.Module]:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from metalearn.errors import UsageError
 from metalearn.nn.activation import leaky_relu
 from metalearn.nn.convolution import Geometry, grouped_conv2d
-from metalearn.nn.normalisation import batch_norm, mean
+from metalearn.nn.normalisation import batch_norm, statistics
 from metalearn.nn.pooling import Window, max_pool2d
+from metalearn.tree import inverse, memory_order
 
 
 class TaskLayer(nn.Module):
@@ -55,10 +56,17 @@ class TaskConv2d(TaskLayer):
     def forward(self, x: Tensor) -> Tensor:
         tasks = x.shape[1]
         geometry = Geometry(self.stride, self.padding, self.dilation, tasks * self.groups)
-        y = grouped_conv2d(x.flatten(1, 2), self.weight.flatten(0, 1), geometry)
+        y = grouped_conv2d(x.flatten(1, 2), _folded(self.weight), geometry)
         if self.bias is not None:
             y = y + self.bias.reshape(-1, 1, 1)
         return y.unflatten(1, (tasks, -1))
+
+
+def _folded(weight: Tensor) -> Tensor:
+    """(T, o, c, h, w) as (T o, c, h, w), in the order in which it lies in memory."""
+    order = memory_order(weight[0], batched=True)
+    rows = weight.permute(0, *(1 + axis for axis in order)).flatten(0, 1)
+    return rows.permute(inverse(order))
 
 
 class TaskLinear(TaskLayer):
@@ -97,16 +105,15 @@ class TaskBatchNorm(TaskLayer):
                 "batch norm has one value a channel to take its statistics from, which would "
                 "normalise it to zero; expected at least 2 (more examples, or larger images)"
             )
-        shape = [1, folded.shape[1], *[1] * (folded.dim() - 2)]
-        gain = x.new_ones(shape) if self.weight is None else self.weight.reshape(shape)
-        shift = x.new_zeros(shape) if self.bias is None else self.bias.reshape(shape)
+        channels = folded.shape[1]
+        gain = x.new_ones(channels) if self.weight is None else self.weight.flatten()
+        shift = x.new_zeros(channels) if self.bias is None else self.bias.flatten()
         if self.statistics_from is None:
             y = batch_norm(folded, gain, shift, self.eps)
         else:
-            source = folded[: self.statistics_from]
-            centre = mean(source)
-            variance = mean((source - centre).square())
-            y = (folded - centre) * (gain * (variance + self.eps).rsqrt()) + shift
+            centre, scale = statistics(folded[: self.statistics_from], self.eps)
+            gain, shift = (v.view_as(centre) for v in (gain, shift))
+            y = (folded - centre) * (gain * scale) + shift
         return y.unflatten(1, x.shape[1:3])
 
 

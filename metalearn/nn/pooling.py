@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn.forward_mode import first_order
+from metalearn.functions import Function, first_order
 
 
 class Window(NamedTuple):
@@ -37,10 +37,8 @@ def max_pool2d(x: Tensor, window: Window) -> Tensor:
     return _MaxPool.apply(x, window)[0]
 
 
-class _MaxPool(torch.autograd.Function):
+class _MaxPool(Function):
     """The maxima and their places in the flattened image."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
@@ -69,9 +67,7 @@ class _MaxPool(torch.autograd.Function):
         return _taken(dx, places), None
 
 
-class _PutBack(torch.autograd.Function):
-    generate_vmap_rule = True
-
+class _PutBack(Function):
     @staticmethod
     def forward(y: Tensor, places: Tensor, shape: torch.Size, window: Window) -> Tensor:
         x = y.new_empty(1).expand(shape)  # only its shape is read

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from metalearn.fixed_point import Anderson
 from metalearn.linear_solve import Dense, Solution
+from metalearn.machine import now
 from metalearn.memory import peak_bytes
 from metalearn.nn import DEQ
 from metalearn.solve.deq_models import Classifier, Data
@@ -28,11 +28,9 @@ def step(model: Classifier, data: Data, batch: int) -> dict[str, Any]:
     times = []
     for _ in range(6):
         clear(model)
-        began = time.perf_counter()
+        began = now(x.device)
         once()
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        times.append(time.perf_counter() - began)
+        times.append(now(x.device) - began)
     clear(model)
     row: dict[str, Any] = {"step_s": sorted(times)[2], "peak_bytes": peak_bytes(once, x.device)[1]}
     return row | iterations(model, x, y)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from metalearn import config
 from metalearn.errors import UsageError
-from metalearn.experiment import build
 from metalearn.study.protocol import Study
-from metalearn.study.run import Publication
+
+if TYPE_CHECKING:
+    from metalearn.study.run import Publication
 
 PRESETS = ("quick", "full")
 NOT_ROWS = ("results", "wandb", "measure")
@@ -29,6 +30,10 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
     Raises:
         UsageError: an unknown or unfit option.
     """
+    # Slow: what only lists the studies needs none of it.
+    from metalearn.experiment import build
+    from metalearn.study.run import Publication
+
     if sweeps := {"-m", "--multirun"}.intersection(words):
         raise UsageError(f"{sweeps.pop()}: {verb} {name} runs one study; give it lists, key=[a,b]")
     folder = config.config_folder()

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-import pandas as pd
-from matplotlib.figure import Figure
-
-if TYPE_CHECKING:
-    import torch  # slow, and reading rows needs none of it
+if TYPE_CHECKING:  # slow, and `metalearn bench --help` needs none of it
+    import pandas as pd
+    import torch
+    from matplotlib.figure import Figure
 
 Value = bool | int | float | str | None
 Cell = Mapping[str, Value]

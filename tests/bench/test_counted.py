@@ -21,8 +21,8 @@ WAYS = {
     "truncated": (Unrolled(GD, backend="batched", truncate=2), 5, 2),
     "first-order": (FirstOrder(GD), 5, 0),
     # At the solution the inner objective is linearised once; beside the iterations there are the
-    # residual that is made anew and the mixed derivatives.
-    "implicit": (Implicit(GD, CG(3, rtol=0.0)), 5, 5),
+    # mixed derivatives. A residual that is far above rounding is not made anew.
+    "implicit": (Implicit(GD, CG(3, rtol=0.0)), 5, 4),
 }
 # First-order gradients reach no learned lambda, and refuse it.
 CASES = [(n, w) for n in problems() for w in WAYS if (n, w) != ("learned_prox", "first-order")]

@@ -92,7 +92,8 @@ def test_evaluations_are_steps_and_products(accuracy):
     assert (truncated.products == (truncated.steps / 4).map(math.ceil)).all()
     assert (implicit.products <= implicit.cg_iters + 2).all()
     few = implicit[implicit.cg_iters <= 3]
-    assert (few.products == few.cg_iters + 2).all()
+    # The mixed derivatives, and a residual that is made anew where rounding may have touched it.
+    assert few.products.between(few.cg_iters + 1, few.cg_iters + 2).all()
 
 
 def test_errors_fall_with_steps_and_with_iterations(accuracy):

@@ -16,7 +16,7 @@ from metalearn.bench.implementation import (
 )
 from metalearn.bench.properties import PropertiesStudy
 from metalearn.bench.properties_claims import properties
-from metalearn.tree import task_half_square
+from metalearn.tree import half_squared_distance
 
 CPU = torch.device("cpu")
 TINY = {
@@ -120,10 +120,10 @@ def test_the_figure_is_made_from_rows_alone(found):
 
 def test_lines_and_custom_derivatives_are_those_of_the_functions_that_ran():
     x = torch.ones(2, 3, requires_grad=True)
-    functions = functions_run(lambda: task_half_square(x))
-    assert {"task_half_square", "forward"} <= {code.co_name for code in functions}
-    assert custom_derivatives(functions) == ["_HalfSquare"]
-    (one,) = [code for code in functions if code.co_name == "task_half_square"]
+    functions = functions_run(lambda: half_squared_distance([x], [x]))
+    assert {"half_squared_distance", "forward"} <= {code.co_name for code in functions}
+    assert custom_derivatives(functions) == ["_HalfSquaredDistance"]
+    (one,) = [code for code in functions if code.co_name == "half_squared_distance"]
     assert len(lines_of({one})) == 2  # a signature and a statement; the docstring is none
     assert not functions_run(lambda: None)
 

@@ -230,3 +230,54 @@ def test_no_error_estimate_is_made_of_a_preconditioned_spectrum():
     d = torch.logspace(0, 4, 20, dtype=torch.float64)
     solution = CG(3, preconditioner=lambda v: v / d)(lambda v: d * v + 0.1 * v.sum(), d)
     assert solution.preconditioned and solution.error_estimate.isinf()
+
+
+@given(st.integers(2, 40), st.floats(0, 6), st.integers(1, 60), st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_a_residual_is_right_whether_or_not_it_was_made_anew(n, log_condition, iterations, seed):
+    """Single precision, where the recurrence's drifts; 2 % is twice what a drift may be of it, and
+    a residual of 100 roundings of |A| |x| is no figure that single precision has two digits of."""
+    exact, right = symmetric(torch.logspace(0, log_condition, n), seed)
+    matrix, b = exact.float(), right.float()
+    products = []
+
+    def matvec(v):
+        products.append(v)
+        return matrix @ v
+
+    found = CG(iterations, rtol=0.0)(matvec, b)
+    residual = (b.double() - matrix.double() @ found.value.double()).norm()
+    rounding = torch.finfo(torch.float32).eps * float(matrix.norm(p=2) * found.value.norm())
+    assert abs(found.residual_norm - residual) <= 0.02 * residual + 100 * rounding
+    assert len(products) >= found.iterations
+
+
+def test_an_unfinished_solve_is_spared_the_product_that_would_verify_it():
+    products = []
+    matrix = torch.diag(torch.logspace(0, 2, 50))
+
+    def matvec(v):
+        products.append(v)
+        return matrix @ v
+
+    assert CG(5, rtol=0.0)(matvec, torch.ones(50)).iterations == len(products) == 5
+    products.clear()
+    claimed = CG(200, rtol=1e-5)(matvec, torch.ones(50))
+    assert claimed.converged and len(products) > claimed.iterations
+
+
+def test_systems_at_rest_are_not_moved_by_the_iterations_of_a_gpu_that_is_not_asked(monkeypatch):
+    parts = [symmetric([1.0, 2.0, 3.0]), symmetric([1.0, 1.0, 1.0], 1), symmetric([1.0, -2.0, 3.0])]
+    matrix, b = (torch.stack(x) for x in zip(*parts, strict=True))
+    b[1] = 0.0
+
+    def solve():
+        return CG(7, rtol=1e-9)(lambda v: (matrix @ v[..., None])[..., 0], b, batched=True)
+
+    asked = solve()
+    monkeypatch.setattr("metalearn.linear_solve.cg.any_runs", lambda running, iteration: True)
+    ahead = solve()
+    assert torch.equal(ahead.value, asked.value) and torch.equal(ahead.status, asked.status)
+    assert torch.equal(ahead.iterations, asked.iterations)
+    for mine, theirs in zip(ahead.eigenvalue_bounds, asked.eigenvalue_bounds, strict=True):
+        assert torch.allclose(mine, theirs)

@@ -264,3 +264,22 @@ def test_a_warm_start_carries_the_mean_and_leaves_the_gradient(curvature):
     assert not torch.equal(warm.certificate.residual_norm, cold.certificate.residual_norm)
     assert Implicit(CONVERGED)(problem, meta, task).carry == {}
     assert Implicit(CONVERGED, None, warm_start=True)(problem, meta, task).carry == {}
+
+
+def test_a_warm_start_leaves_out_the_tasks_whose_solve_broke_off():
+    class Broken:
+        def __init__(self, *tasks):
+            self.tasks = list(tasks)
+
+        def __call__(self, *args, **options):
+            solution = CG(60, rtol=1e-11)(*args, **options)
+            solution.status[self.tasks] = int(Status.NEGATIVE_CURVATURE)
+            return solution
+
+    problem, meta, task = problems()["quadratic"]
+    everyone = range(len(task))
+    some = Implicit(CONVERGED, Broken(0), warm_start=True)(problem, meta, task)
+    none = Implicit(CONVERGED, Broken(*everyone), warm_start=True)(problem, meta, task)
+    for name, x in some.solution.items():
+        assert torch.allclose(some.carry["x0"][name], x[1:].mean(0, keepdim=True))
+        assert torch.equal(none.carry["x0"][name], torch.zeros_like(x[:1]))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from metalearn.errors import UsageError
-from metalearn.nn import MLP, Conv4, ResNet12, TaskBatched
+from metalearn.nn import MLP, Conv4, ResNet12, TaskBatched, normalisation
 from metalearn.nn.convolution import Geometry, grouped_conv2d
 from metalearn.nn.normalisation import batch_norm
 from metalearn.tree import leaves_of
@@ -148,22 +148,20 @@ def test_a_convolution_by_one_factor_alone_is_right_to_second_order(constant):
 def channels(*shape):
     g = torch.Generator().manual_seed(len(shape))
     x = torch.randn(*shape, generator=g, dtype=torch.float64, requires_grad=True)
-    gain, shift = torch.rand(
-        2, 1, shape[1], *[1] * (len(shape) - 2), generator=g, dtype=torch.float64
-    )
+    gain, shift = torch.rand(2, shape[1], generator=g, dtype=torch.float64)
     return x, gain.requires_grad_(), shift.requires_grad_()
 
 
+@pytest.mark.parametrize("few", [normalisation.FEW, 0], ids=["few values", "many values"])
 @pytest.mark.parametrize("shape", [(4, 3, 2, 2), (6, 2)], ids=str)
-def test_batch_norm_and_its_derivatives(shape):
+def test_batch_norm_and_its_derivatives(shape, few, monkeypatch):
+    monkeypatch.setattr(normalisation, "FEW", few)
     x, gain, shift = channels(*shape)
 
     def function(x, gain, shift):
         return batch_norm(x, gain, shift, 1e-2)
 
-    expected = torch.nn.functional.batch_norm(
-        x, None, None, gain.flatten(), shift.flatten(), training=True, eps=1e-2
-    )
+    expected = torch.nn.functional.batch_norm(x, None, None, gain, shift, training=True, eps=1e-2)
     assert torch.allclose(function(x, gain, shift), expected)
 
     def gradient(*inputs):
@@ -173,6 +171,26 @@ def test_batch_norm_and_its_derivatives(shape):
     assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, inputs, check_fwd_over_rev=True)
     assert torch.autograd.gradgradcheck(gradient, inputs, fast_mode=True)  # fourth derivatives
+
+
+@pytest.mark.parametrize("values", [500, 60_000])
+def test_batch_norm_is_as_exact_as_single_precision_lets_it_be(values):
+    """A hundred roundings: of the forward pass, of a gradient, and of a derivative of it."""
+    g = torch.Generator().manual_seed(0)
+    x = (1 + torch.randn(values // 100, 8, 10, 10, generator=g)).to(
+        memory_format=torch.channels_last
+    )
+    cotangent, direction = torch.randn(2, *x.shape, generator=g)
+    gain = torch.rand(8, generator=g)
+
+    def all_three(dtype):
+        at, y, v = (t.to(dtype).requires_grad_() for t in (x, cotangent, direction))
+        out = batch_norm(at, gain.to(dtype), gain.to(dtype), 1e-5)
+        (by_x,) = torch.autograd.grad(out, at, y, create_graph=True)
+        return out, by_x, torch.autograd.grad(by_x, at, v)[0]
+
+    for mine, exact in zip(all_three(torch.float32), all_three(torch.float64), strict=True):
+        assert (mine - exact).norm() <= 1e2 * torch.finfo(torch.float32).eps * exact.norm()
 
 
 def test_batch_norm_under_vmap_is_one_call_after_another():
@@ -195,9 +213,7 @@ def test_batch_norms_hessian_by_torch_func_is_torchs():
         return (batch_norm(x, gain, shift, 1e-2) ** 3).sum()
 
     def theirs(x, gain):
-        y = torch.nn.functional.batch_norm(
-            x, None, None, gain.flatten(), shift.flatten(), training=True, eps=1e-2
-        )
+        y = torch.nn.functional.batch_norm(x, None, None, gain, shift, training=True, eps=1e-2)
         return (y**3).sum()
 
     def hessian(function):  # reverse over reverse: `vmap` over the cotangents alone

@@ -1,0 +1,138 @@
+"""metrics.jsonl: a row for each meta-step, and the lock of the run that writes it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from metalearn.errors import UsageError
+
+
+class MetricsFile:
+    """One JSON object a line. `open` locks the file: no second process gets it until the first
+    closes it or dies, when the system takes the lock away."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def open(self, resume: bool) -> None:
+        """For a new run the file is made; for one that is gone on with it must be there.
+
+        Raises:
+            UsageError: another process trains into it, or it is absent.
+            OSError: it cannot be written.
+        """
+        if resume and not self.path.is_file():
+            raise UsageError(f"{self.path} is absent; put it back, or train anew")
+        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            _lock(descriptor, self.path)
+        except UsageError:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+
+    def begun(self) -> bool:
+        """Whether the file is there and holds something."""
+        return self.path.is_file() and self.path.stat().st_size > 0
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows of all meta-steps in turn. A last line that a crash cut short is none.
+
+        Raises:
+            UsageError: the file is not there, or another line is no row.
+        """
+        return (row for row, _ in self._parsed())
+
+    def cut(self, step: int) -> None:
+        """Drops the rows after `step`, which the resumed run makes again; raises as `rows` does,
+        and where rows up to `step` are missing."""
+        assert self._descriptor is not None
+        end = have = 0
+        rows = self._parsed()
+        while have < step:  # what follows is dropped, so that it may be anything
+            found = next(rows, None)
+            if found is None or found[0]["step"] > step:
+                break
+            have, end = found[0]["step"], found[1]
+        if have != step:
+            raise UsageError(
+                f"{self.path} ends at meta-step {have}, before the checkpoint's {step}; put it "
+                "back, or train anew"
+            )
+        os.ftruncate(self._descriptor, end)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """A line that is whole, or OSError and not there."""
+        assert self._descriptor is not None
+        line = f"{to_json(row)}\n".encode()
+        before = os.fstat(self._descriptor).st_size
+        try:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+        except OSError:
+            os.ftruncate(self._descriptor, before)
+            raise
+
+    def sync(self) -> None:
+        """On the disk, whatever becomes of the machine."""
+        assert self._descriptor is not None
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _parsed(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """The rows, and where each one's line ends in the file."""
+        end = number = 0
+        try:
+            with self.path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                for line in file:
+                    number, end = number + 1, end + len(line)
+                    try:
+                        row = json.loads(line)
+                        row["step"], row["step_s"]
+                        if not line.endswith(b"\n"):
+                            raise ValueError
+                    except (ValueError, TypeError, KeyError) as error:
+                        if end >= size:
+                            return
+                        raise UsageError(
+                            f"line {number} of {self.path} is no row of a run; mend it, or train "
+                            "anew"
+                        ) from error
+                    yield row, end
+        except OSError as error:
+            raise UsageError(
+                f"{self.path} is absent or cannot be read; put it back, or train anew"
+            ) from error
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UsageError(
+            f"run_dir={path.parent} is being trained into by another process; wait for its end, or "
+            "choose another folder"
+        ) from error
+    except OSError:
+        pass  # a file system without locks is no reason not to train
+
+
+def to_json(values: dict[str, Any], indent: int | None = None) -> str:
+    """JSON knows no infinity and no nan: null stands for them."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
+    return json.dumps(finite, indent=indent, allow_nan=False)
