@@ -11,7 +11,7 @@ from metalearn.errors import UsageError
 from metalearn.inner import GradientDescent, NewtonCG
 from metalearn.linear_solve import CG
 from metalearn.metagrad import Implicit, MetaGradient, Unrolled
-from metalearn.problem import BilevelProblem, Meta, begun_at
+from metalearn.problem import BilevelProblem, Meta
 from metalearn.tasks import TaskBatch
 from metalearn.tree import leaves_of, like_tree
 
@@ -65,6 +65,16 @@ def exact_implicit(
         NotConverged: the inner gradient or the residual stays above its tolerance.
     """
 
+    class From:
+        """The same problem, begun elsewhere."""
+
+        inner_objective = staticmethod(problem.inner_objective)
+        outer_objective = staticmethod(problem.outer_objective)
+
+        @staticmethod
+        def init(meta: Meta, task: TaskBatch) -> dict[str, torch.Tensor]:
+            return start
+
     def objective(params: dict[str, torch.Tensor]) -> torch.Tensor:
         return problem.inner_objective(params, meta, task)
 
@@ -76,7 +86,7 @@ def exact_implicit(
         if solution.grad_norm.max() <= tol:
             break
     solver = Implicit(GradientDescent(0, 1.0), CG(2000, rtol=1e-10))
-    result = solver(begun_at(problem, start), meta, task)
+    result = solver(From(), meta, task)
     certificate = result.certificate
     assert certificate is not None and certificate.relative_residual is not None
     gradient, residual = certificate.inner_grad_norm.max(), certificate.relative_residual.max()

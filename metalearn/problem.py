@@ -6,10 +6,9 @@ where               params*(meta) minimises inner(params, meta), or K steps from
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -60,19 +59,6 @@ class CompositeProblem(BilevelProblem, Protocol):
     def inner_loss(self, outputs: Any, meta: Meta, task: Any) -> Tensor:
         """(T,), convex in outputs."""
         ...
-
-
-Problem = TypeVar("Problem", bound=BilevelProblem)
-
-
-def begun_at(problem: Problem, params: Params) -> Problem:
-    """The same problem, its inner loop begun at params: a warm start from an earlier solution.
-
-    Nothing reaches meta through such a start. A shallow copy: what else the problem holds is shared.
-    """
-    begun = copy.copy(problem)
-    vars(begun)["init"] = lambda meta, task: params
-    return begun
 
 
 class FewShot:

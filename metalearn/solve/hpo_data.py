@@ -1,94 +1,58 @@
-"""Data for hyper-parameters: training, validation and test parts of scikit-learn's small sets."""
+"""Data for hyper-parameters: scikit-learn's small sets in three splits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 import torch
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
+from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from metalearn.tasks import TaskBatch
+from metalearn.solve.image_splits import Labelled, Splits, image_splits
 
-DATASETS = {"diabetes": load_diabetes, "breast_cancer": load_breast_cancer, "digits": load_digits}
+THIRDS = ("diabetes", "breast_cancer", "digits")
 
 
-@dataclass(frozen=True)
-class Split:
+def thirds(name: str, seed: int) -> Splits:
+    """A third each to train, to validate and to test; float64, x (n, features).
+
+    Features, and the targets of diabetes, have mean 0 and deviation 1 over the training split; of
+    digits all pixels together do.
     """
-    Args:
-        folds: T tasks, each fold once the query set and the others its support set.
-        whole: one task that learns from all folds and is judged by the test set.
-        outputs: numbers that a model has to give.
-    """
-
-    folds: TaskBatch
-    whole: TaskBatch
-    outputs: int
-
-    def to(self, *args: Any) -> Split:
-        return Split(self.folds.to(*args), self.whole.to(*args), self.outputs)
-
-
-def standardised(name: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Features, and labels or targets, and how many outputs they ask of a model.
-
-    Features that vary, and the targets of a regression, have mean 0 and deviation 1 over the whole
-    set; those that never do are 0.
-    """
-    x, y = DATASETS[name](return_X_y=True)
-    spread = x.std(axis=0)
-    x = (x - x.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    if name == "diabetes":
-        return x, ((y - y.mean()) / y.std())[:, None], 1
-    return x, y.astype(np.int64), int(y.max()) + 1
-
-
-def cross_validation(name: str, folds: int, test: float, seed: int) -> Split:
-    """A shuffled split: a share of `test`, and `folds` equal parts of the rest (its remainder is
-    the test set's too)."""
-    x, y, outputs = standardised(name)
-    order = np.random.default_rng(seed).permutation(len(x))
-    size = int(len(x) * (1 - test)) // folds
-    if not size:
-        raise ValueError(f"{len(x)} examples cannot be cut into {folds} folds")
-    parts, rest = order[: folds * size].reshape(folds, size), order[folds * size :]
-    others = [np.delete(parts, k, axis=0).ravel() for k in range(folds)]
-    pick = _picker(x, y)
-    learn, judge = pick(np.stack(others)), pick(parts)
-    return Split(
-        TaskBatch(*learn, *judge),
-        TaskBatch(*pick(parts.reshape(1, -1)), *pick(rest[None])),
-        outputs,
+    if name == "digits":
+        return flat(image_splits("digits", None, seed, test=1 / 3, validation=0.5, train=10**6))
+    load = {"diabetes": load_diabetes, "breast_cancer": load_breast_cancer}[name]
+    x, y = load(return_X_y=True)
+    labels = name == "breast_cancer"
+    y = y if labels else y[:, None]
+    rest, test = train_test_split(
+        range(len(x)), test_size=1 / 3, random_state=seed, stratify=y if labels else None
+    )
+    train, validation = train_test_split(
+        rest, test_size=0.5, random_state=seed, stratify=y[rest] if labels else None
+    )
+    x = StandardScaler().fit(x[train]).transform(x)
+    y = y if labels else StandardScaler().fit(y[train]).transform(y)
+    dtype = torch.int64 if labels else torch.float64
+    return Splits(
+        *(
+            Labelled(torch.as_tensor(x[part]), torch.as_tensor(y[part], dtype=dtype))
+            for part in (train, validation, test)
+        )
     )
 
 
-def holdout(name: str, train: int, validation: int, seed: int) -> Split:
-    """One fold, and the same training examples judged by the test set: all that is left over."""
-    x, y, outputs = standardised(name)
-    order = np.random.default_rng(seed).permutation(len(x))
-    pick = _picker(x, y)
-    learn = pick(order[None, :train])
-    judge, test = (
-        pick(order[None, train : train + validation]),
-        pick(order[None, train + validation :]),
-    )
-    return Split(TaskBatch(*learn, *judge), TaskBatch(*learn, *test), outputs)
+def flat(images: Splits) -> Splits:
+    """Images as rows of features, in float64."""
+    parts = (images.train, images.validation, images.test)
+    return Splits(*(Labelled(part.x.flatten(1).double(), part.y) for part in parts))
 
 
 def corrupted(labels: Tensor, share: float, classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Labels (T, n) of which a share was replaced by another, each other one as likely; and which,
-    (T, n) bool."""
+    """Labels (n,) of which a share was replaced by another, each other one as likely; and which,
+    (n,) bool."""
     g = torch.Generator().manual_seed(seed)
-    count = round(share * labels.shape[1])
-    wrong = torch.rand(labels.shape, generator=g).argsort(dim=1) < count
+    wrong = torch.zeros(len(labels), dtype=torch.bool)
+    wrong[torch.randperm(len(labels), generator=g)[: round(share * len(labels))]] = True
     shift = torch.randint(1, classes, labels.shape, generator=g)
-    wrong, shift = wrong.to(labels.device), shift.to(labels.device)
     return torch.where(wrong, (labels + shift) % classes, labels), wrong
-
-
-def _picker(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], tuple[Tensor, Tensor]]:
-    return lambda rows: (torch.from_numpy(x[rows]), torch.from_numpy(y[rows]))

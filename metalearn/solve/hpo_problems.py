@@ -1,18 +1,17 @@
-"""Hyper-parameters as meta-parameters: weight decays, and weights of training examples.
+"""Hyper-parameters as meta-parameters: penalties, weight decays, weights of training examples.
 
-minimise over meta  loss of the query set (validation) at params*(meta)
-where               params*(meta) minimises the loss of the support set (training) as meta has it
+minimise over meta  the validation loss at params*(meta)
+where               params*(meta) minimises the training loss as meta has it
 
-Both keep their hyper-parameters in their domain by a smooth map, so that any real number is a
-legal one: exp for a decay, a sigmoid for an example's weight. `task` is a `TaskBatch`; its task
-axis carries folds or splits. Meta has no task axis, or one of length T: then each task has
-hyper-parameters of its own, and `result.grads` is each task's gradient over T.
+Each problem holds its training examples; the validation examples, and the params from which a
+training begins, are the task's (`Starts`), so that a warm start is another task. Hyper-parameters
+are kept in their domain by a smooth map, for which any real number is a legal one: exp for a
+penalty, a sigmoid for an example's weight.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,130 +19,113 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.errors import UsageError
-from metalearn.nn import TaskBatched
-from metalearn.problem import Meta, Params, prediction_loss
-from metalearn.tasks import TaskBatch
+from metalearn.problem import Meta, Params
+from metalearn.solve.image_splits import Labelled
+from metalearn.solve.training import Starts, Training
 from metalearn.tree import task_half_square
 
-
-class SupervisedFit:
-    """What both share: a model that begins at its own parameters, judged by the query set."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = TaskBatched(model)
-        self.start = {name: p.detach().clone() for name, p in model.named_parameters()}
-
-    def init(self, meta: Meta, task: TaskBatch) -> Params:
-        return {name: p.expand(len(task), *p.shape) for name, p in self.start.items()}
-
-    def inner_objective(self, params: Params, meta: Meta, task: TaskBatch) -> Tensor:
-        return self.inner_loss(self.inner_outputs(params, meta, task), meta, task)
-
-    def inner_outputs(self, params: Params, meta: Meta, task: TaskBatch) -> dict[str, Any]:
-        # Decay is quadratic in the parameters, which are therefore outputs too.
-        return {"predictions": self.model(params, task.support_x), "params": params}
-
-    def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: TaskBatch) -> Tensor:
-        raise NotImplementedError
-
-    def outer_objective(
-        self, params: Params, meta: Meta, task: TaskBatch
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        predictions = self.model(params, task.query_x)
-        loss = prediction_loss(predictions, task.query_y)
-        metrics = {"loss": loss.detach()}
-        if not task.query_y.is_floating_point():
-            correct = predictions.detach().argmax(dim=-1) == task.query_y
-            metrics["accuracy"] = correct.to(loss.dtype).mean(dim=1)
-        return loss, metrics
+FLOOR = 1e-6
+"""The decay of all parameters of a linear model, which holds the constant that softmax leaves free
+in the biases."""
 
 
-class WeightDecay(SupervisedFit):
-    """inner = loss + sum_i exp(l_i) w_i^2 / 2, the logarithms l learned.
+class FixedExamples(Training):
+    """A training whose examples are not learned."""
 
-    meta: for each parameter whose decay is learned, by its name, the logarithms themselves, in any
-    shape that broadcasts against it: () for one a tensor, (inputs,) for one a feature of
-    `nn.Linear.weight`, its own for one a number, (T, 1, 1) for one a task. Or a common one and
-    deviations from it, {"common": (), "own": such a tensor}: l = common + spread * own, and
-    prior |own|^2 / 2 is added to the outer objective (its metric "loss" goes without). With the
-    prior 1 / (number of validation examples) that is a normal prior on the deviations, of standard
-    deviation `spread`, which keeps many decays from fitting the validation set's noise.
+    def __init__(self, model: nn.Module, train: Labelled, decay: float) -> None:
+        super().__init__(model, decay)
+        self.train = train
 
-    With `nn.Linear` and targets of a floating type the problem is ridge regression, with labels
-    multinomial logistic regression.
+    def examples(self, meta: Meta) -> tuple[Tensor, Tensor]:
+        return self.train.x, self.train.y
 
-    Args:
-        model: a module that `TaskBatched` takes; the inner loop begins at its parameters.
-        other: the decay of the parameters that meta does not name, not learned. Above 0 it holds
-            what a loss leaves free, such as a constant added to all of softmax's biases.
-        spread, prior: of deviations; see above.
+
+class FeaturePenalties(FixedExamples):
+    """inner = loss + sum over features i and outputs of exp(l_i) w_i^2 / 2 (+ FLOOR / 2 |.|^2).
+
+    Of a linear model: with targets ridge regression, with labels multinomial logistic regression.
+    meta is {"common": ()}, l_i = common; or has "own": (features,) too, l_i = common + spread own_i
+    and prior |own|^2 / 2 is added to the outer objective (its metric "loss" goes without). With the
+    prior 1 / (number of validation examples) that is a normal prior on the features' deviations
+    from the common logarithm, of standard deviation `spread`, which keeps many penalties from
+    fitting a small validation set's noise.
 
     Raises:
-        UsageError: `other` or `prior` is negative, or `spread` not above 0.
+        UsageError: `spread` is not above 0, or `prior` negative.
     """
 
     def __init__(
-        self, model: nn.Module, other: float = 0.0, spread: float = 1.0, prior: float = 0.0
+        self, train: Labelled, outputs: int, spread: float = 1.0, prior: float = 0.0
     ) -> None:
-        if not (0 <= other < math.inf and 0 <= prior < math.inf and 0 < spread < math.inf):
+        if not (0 < spread < math.inf and 0 <= prior < math.inf):
             raise UsageError(
-                f"other={other}, spread={spread}, prior={prior}; expected numbers of at least 0, "
-                "spread above 0"
+                f"spread={spread}, prior={prior}; expected a number above 0 and one of at least 0"
             )
-        super().__init__(model)
-        self.other, self.spread, self.prior = other, spread, prior
+        super().__init__(nn.Linear(train.x.shape[1], outputs), train, FLOOR)
+        self.outputs, self.spread, self.prior = outputs, spread, prior
 
-    def log_decay(self, meta: Meta, name: str) -> Tensor:
-        """The logarithms of a parameter's decays."""
-        found: Any = meta[name]
-        if isinstance(found, Mapping):
-            found = found["common"] + self.spread * found["own"]
-        logarithms: Tensor = found
-        return logarithms
+    def begin(self, log: float, per_feature: bool) -> Meta:
+        """Meta where every penalty is exp(log)."""
+        common = self.train.x.new_full((), log)
+        own = {"own": torch.zeros_like(self.train.x[0])} if per_feature else {}
+        return {"common": common, **own}
 
-    def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: TaskBatch) -> Tensor:
-        value = prediction_loss(outputs["predictions"], task.support_y)
-        for name, p in outputs["params"].items():
-            if name in meta:
-                value = value + task_half_square((self.log_decay(meta, name) / 2).exp() * p)
-            elif self.other:
-                value = value + self.other * task_half_square(p)
-        return value
+    def zeros(self) -> Params:
+        """Params of one task from which to begin."""
+        features = self.train.x.shape[1]
+        shapes = {"weight": (1, self.outputs, features), "bias": (1, self.outputs)}
+        return {name: self.train.x.new_zeros(shape) for name, shape in shapes.items()}
+
+    def log_penalties(self, meta: Meta) -> Tensor:
+        """(features,) or ()."""
+        found: Tensor = meta["common"]
+        return found + self.spread * meta["own"] if "own" in meta else found
+
+    def curvature(self, meta: Meta) -> float:
+        """At least the largest eigenvalue of the inner Hessian, at any params."""
+        x = torch.cat([self.train.x, torch.ones_like(self.train.x[:, :1])], dim=1)
+        largest = torch.linalg.eigvalsh(x.T @ x / len(x))[-1]
+        # Of the squared error's second derivative; and a bound on softmax's.
+        factor = 2.0 if self.train.y.is_floating_point() else 0.5
+        return float(factor * largest + self.log_penalties(meta).exp().max()) + FLOOR
+
+    def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: Starts) -> Tensor:
+        scaled = (self.log_penalties(meta) / 2).exp() * outputs["params"]["weight"]
+        return super().inner_loss(outputs, meta, task) + task_half_square(scaled)
 
     def outer_objective(
-        self, params: Params, meta: Meta, task: TaskBatch
+        self, params: Params, meta: Meta, task: Starts
     ) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = super().outer_objective(params, meta, task)
-        own = [found["own"] for found in meta.values() if isinstance(found, Mapping)]
-        away = sum((0.5 * x.square().sum() for x in own), start=loss.new_zeros(()))
-        return loss + self.prior * away, metrics
+        metrics = {"loss": loss.detach(), **metrics}
+        if "own" not in meta:
+            return loss, metrics
+        return loss + self.prior / 2 * meta["own"].square().sum(), metrics
 
 
-class ExampleWeights(SupervisedFit):
-    """inner = sum_n sigmoid(meta_n) loss_n / N + decay |w|^2 / 2: which examples are to be trusted.
+class ParameterDecays(FixedExamples):
+    """inner = loss + sum_i exp(l_i) w_i^2 / 2, a decay for each number of the network.
 
-    meta: {"logits": (N,) or (T, N)}, one for each example of the support set; labels are int64.
-
-    Args:
-        model: as for `WeightDecay`.
-        decay: of all parameters, above 0: with all weights near 0 it alone holds them.
-
-    Raises:
-        UsageError: `decay` is not above 0.
+    meta: {name: the logarithms l, of the parameter's own shape}.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        if not 0 < decay < math.inf:
-            raise UsageError(f"decay={decay}; expected a number above 0")
-        super().__init__(model)
-        self.decay = decay
+    def __init__(self, model: nn.Module, train: Labelled) -> None:
+        super().__init__(model, train, decay=0.0)
 
-    def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: TaskBatch) -> Tensor:
-        predictions = outputs["predictions"]
-        losses = F.cross_entropy(
-            predictions.flatten(0, 1), task.support_y.flatten(), reduction="none"
-        ).view(len(task), -1)
-        value = (torch.sigmoid(meta["logits"]) * losses).mean(dim=1)
-        for p in outputs["params"].values():
-            value = value + self.decay * task_half_square(p)
-        return value
+    def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: Starts) -> Tensor:
+        scaled = [(meta[name] / 2).exp() * p for name, p in outputs["params"].items()]
+        loss = super().inner_loss(outputs, meta, task)
+        return loss + sum(task_half_square(p) for p in scaled)
+
+
+class ExampleWeights(FixedExamples):
+    """inner = mean_n sigmoid(logit_n) loss_n + decay / 2 |w|^2: which examples are to be trusted.
+
+    meta: {"logits": (n,)}, one for each training example, which has a label.
+    """
+
+    def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: Starts) -> Tensor:
+        labels = self.train.y.repeat(len(task))
+        losses = F.cross_entropy(outputs["predictions"].flatten(0, 1), labels, reduction="none")
+        loss = (torch.sigmoid(meta["logits"]) * losses.view(len(task), -1)).mean(dim=1)
+        return loss + self.decay * sum(task_half_square(p) for p in outputs["params"].values())

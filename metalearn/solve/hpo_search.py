@@ -1,10 +1,9 @@
-"""The outer loop: hypergradients one after another, each begun where the last one ended."""
+"""Hyper-gradients one after another, each begun where the last one ended."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,24 +11,26 @@ import torch
 from scipy.optimize import minimize
 
 from metalearn.bench.counted import Counted
+from metalearn.machine import now
 from metalearn.metagrad import Implicit, MetaGradient, MetaGradientResult
-from metalearn.problem import BilevelProblem, Meta, Params, begun_at
+from metalearn.problem import BilevelProblem, Meta
+from metalearn.solve.training import Starts
 from metalearn.tree import Tree, fixed, leaves_of, like_tree
 
 Method = Callable[[int, Meta], MetaGradient]
-"""The meta-gradient of an outer step, 0 the first, at the hyper-parameters there: so that its
-inner tolerance may depend on the one and a step size on the other."""
+"""The meta-gradient of an outer step, 0 the first, at the hyper-parameters there: the inner
+tolerance may depend on the one, a step size on the other."""
 
 
 @dataclass(frozen=True)
 class Visit:
-    """A hypergradient that was asked for, and what all up to it took together.
+    """A hyper-gradient that was asked for, and what all up to it took together.
 
     Args:
         meta: where.
         result: what came back.
         gradients, products: see `metalearn.bench.counted.Cost`.
-        seconds: in hypergradients alone.
+        seconds: in hyper-gradients alone.
     """
 
     meta: Meta
@@ -40,47 +41,43 @@ class Visit:
 
     @property
     def loss(self) -> float:
-        """The mean outer loss, which the search lowers."""
+        """What the search lowers."""
         return float(self.result.outer_loss.mean())
 
 
 @dataclass
 class Search:
-    """`search(meta)` is a hypergradient, warm-started and remembered.
-
-    The inner loop begins at the last call's params, the linear solve of an implicit gradient at its
-    last solution.
+    """`search(problem, meta, task)` is a meta-gradient that remembers its visits.
 
     Args:
-        problem, task: as for a meta-gradient.
         method: see `Method`.
+        warm: each inner loop begins at the last one's params, each linear solve at the last
+            solution; else at the task's own start, and at 0.
     """
 
-    problem: BilevelProblem
-    task: Any
     method: Method
+    warm: bool = True
     visits: list[Visit] = field(default_factory=list)
 
-    def __call__(self, meta: Meta) -> MetaGradientResult:
+    def __call__(self, problem: BilevelProblem, meta: Meta, task: Starts) -> MetaGradientResult:
         last = self.visits[-1] if self.visits else None
-        problem: Any = Counted(
-            begun_at(self.problem, last.result.inner.params) if last else self.problem
-        )
-        metagrad, meta = self.method(len(self.visits), meta), fixed(meta)
-        warm: dict[str, Params | None] = {}
-        if isinstance(metagrad, Implicit) and last:
-            warm["x0"] = last.result.solution
-        began = time.perf_counter()
-        result = metagrad(problem, meta, self.task, **warm)
-        if leaves_of(meta)[0].is_cuda:
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - began
+        metagrad = self.method(len(self.visits), meta)
+        begin: dict[str, Any] = {}
+        if last and self.warm:
+            task = replace(task, params=last.result.inner.params)
+            if isinstance(metagrad, Implicit):
+                begin["x0"] = last.result.solution
+        counted, device = Counted(problem), leaves_of(meta)[0].device
+        began = now(device)
+        result = metagrad(counted, meta, task, **begin)
+        seconds = now(device) - began
+        at = fixed(like_tree(meta, [x.clone() for x in leaves_of(meta)]))  # Adam writes into meta
         self.visits.append(
             Visit(
-                meta,
+                at,
                 result,
-                problem.gradients + (last.gradients if last else 0),
-                problem.products + (last.products if last else 0),
+                counted.gradients + (last.gradients if last else 0),
+                counted.products + (last.products if last else 0),
                 seconds + (last.seconds if last else 0.0),
             )
         )
@@ -88,12 +85,13 @@ class Search:
 
     @property
     def best(self) -> Visit:
-        """That of the least outer loss."""
         return min(self.visits, key=lambda visit: visit.loss)
 
 
-def quasi_newton(search: Search, meta: Meta, hypergradients: int) -> Meta:
-    """SciPy's L-BFGS-B for so many hypergradients at most, from meta; returns the best met.
+def quasi_newton(
+    search: Search, problem: BilevelProblem, meta: Meta, task: Starts, hypergradients: int
+) -> None:
+    """SciPy's L-BFGS-B from meta, for so many hyper-gradients at most.
 
     Its first step has length 1 in meta, whatever the gradient's.
     """
@@ -102,13 +100,13 @@ def quasi_newton(search: Search, meta: Meta, hypergradients: int) -> Meta:
 
     def tree(z: np.ndarray) -> Tree:
         # A copy: L-BFGS-B goes on to write into what it hands out.
-        parts = torch.from_numpy(np.array(z)).to(leaves[0]).split(sizes)
+        parts = torch.from_numpy(z.copy()).to(leaves[0]).split(sizes)
         return like_tree(meta, [p.view_as(x) for p, x in zip(parts, leaves, strict=True)])
 
     def objective(z: np.ndarray) -> tuple[float, np.ndarray]:
-        if len(search.visits) >= hypergradients:
+        if len(search.visits) == hypergradients:
             raise _Spent  # L-BFGS-B looks at its limit between line searches only
-        result = search(tree(z))
+        result = search(problem, tree(z), task)
         grads = torch.cat([g.flatten() for g in leaves_of(result.grads)])
         return float(result.outer_loss.mean()), grads.double().cpu().numpy()
 
@@ -117,22 +115,7 @@ def quasi_newton(search: Search, meta: Meta, hypergradients: int) -> Meta:
         minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxfun": hypergradients})
     except _Spent:
         pass
-    return search.best.meta
 
 
 class _Spent(Exception):
-    """No hypergradient is left."""
-
-
-def adam(search: Search, meta: Meta, hypergradients: int, lr: float) -> Meta:
-    """So many steps of Adam from meta, each along one hypergradient; returns the last one's."""
-    live = like_tree(meta, [x.detach().clone() for x in leaves_of(meta)])
-    leaves = leaves_of(live)
-    optimiser = torch.optim.Adam(leaves, lr)
-    for step in range(hypergradients):
-        if step:
-            optimiser.step()
-        at = like_tree(meta, [x.clone() for x in leaves])
-        for leaf, grad in zip(leaves, leaves_of(search(at).grads), strict=True):
-            leaf.grad = grad
-    return search.visits[-1].meta
+    """No hyper-gradient is left."""
