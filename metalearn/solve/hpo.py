@@ -48,6 +48,8 @@ PENALTIES = {
 }
 """The data of a search for penalties, and whether each feature has its own."""
 NETWORKS = ("decays", "weights", "overfit")
+EXACT_AT = 0.2
+"""The penalty at which exactness is looked at: where the slowest solvers still take seconds."""
 METHODS = ("cg", "neumann", "unrolled", "cg_cold", "cg_tight")
 """cg_cold begins every inner loop anew, cg_tight has the last tolerance from the first on."""
 
@@ -61,12 +63,13 @@ class HPOStudy:
         splits: seeds of the splits in three for penalties.
         grid, bounds: of the grid search for one penalty.
         start, spread: of the searches for penalties (`FeaturePenalties`).
-        hypergradients, iterations, unrolled_steps: of a search for penalties.
+        hypergradients: of a search for penalties.
+        iterations, unrolled_steps: of a hyper-gradient.
         tols: inner gradient norms, the schedule's first and last.
         directions: along which finite differences are taken.
         seeds: of networks and of their data.
         hidden, images, validation, few: units; images to train, to validate, and both of overfit.
-        network_hypergradients, network_iterations, inner_steps, lr: of a network's search.
+        network_hypergradients, inner_steps, lr: of the other searches.
     """
 
     title: ClassVar[str] = "Hyper-parameters by implicit gradients, unrolling and grid search"
@@ -89,14 +92,12 @@ class HPOStudy:
     validation: int
     few: int
     network_hypergradients: int
-    network_iterations: int
     inner_steps: int
     lr: float
 
     def __post_init__(self) -> None:
         counts = ("grid", "hypergradients", "iterations", "unrolled_steps", "directions", "hidden")
-        network = ("network_hypergradients", "network_iterations", "inner_steps")
-        for name in (*counts, *network):
+        for name in (*counts, "network_hypergradients", "inner_steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}; expected at least 1")
         for name in ("start", "spread", "lr"):
@@ -139,15 +140,13 @@ class HPOStudy:
         if method == "grid":
             return [grid_search(case, self.grid, self.bounds, tight)]
         linear = problem in PENALTIES
-        of = self._linear_method if linear else self._network_method
-        search = Search(of(method, case), warm=method != "cg_cold")
+        steps = self.hypergradients if linear else self.network_hypergradients
+        search = Search(self._method(method, case, steps), warm=method != "cg_cold")
         if linear:
-            quasi_newton(search, case.problem, case.meta, case.task, self.hypergradients)
+            quasi_newton(search, case.problem, case.meta, case.task, steps)
         else:
-            steps = self.network_hypergradients
-            descend(
-                case.problem, search, case.meta, lambda: case.task, steps, self.lr, lambda *_: None
-            )
+            task = case.task
+            descend(case.problem, search, case.meta, lambda: task, steps, self.lr, lambda *_: None)
         # The exact hyper-gradient takes longer than the search: of the first split or seed alone.
         first = seed == (self.splits if linear else self.seeds)[0]
         rows = path(case, search, exact=first)
@@ -168,8 +167,9 @@ class HPOStudy:
 
     def _exact(self, case: Case) -> list[Row]:
         """Every meta-gradient that claims exactness, begun at the solution, beside the exact."""
-        problem, meta = case.problem, case.meta
+        problem = case.problem
         assert isinstance(problem, FeaturePenalties)
+        meta = problem.begin(math.log(EXACT_AT), per_feature="own" in case.meta)
         task = solved(problem, meta, case.task)
         found = {
             name: metagrad(problem, meta, task).grads
@@ -186,33 +186,19 @@ class HPOStudy:
             for name, error in zip(found, errors, strict=True)
         ]
 
-    def _tol(self, method: str, step: int, steps: int) -> float:
-        first, last = self.tols
-        return last if method == "cg_tight" else first * (last / first) ** (step / max(steps - 1, 1))
-
-    def _linear_method(self, name: str, case: Case) -> Method:
-        problem = case.problem
-        assert isinstance(problem, FeaturePenalties)
-
+    def _method(self, name: str, case: Case, hypergradients: int) -> Method:
         def method(step: int, meta: Meta) -> MetaGradient:
             if name == "unrolled":
-                inner = GradientDescent(self.unrolled_steps, 1 / problem.curvature(meta), 0.9)
+                rate = 1 / case.curvature(meta)
+                inner = GradientDescent(self.unrolled_steps, rate, momentum=0.9)
                 return Unrolled(inner, backend="batched")
-            tol = self._tol(name, step, self.hypergradients)
-            solver = Neumann if name == "neumann" else CG
-            return Implicit(LBFGS(5000, memory=20, tol=tol), solver(self.iterations, rtol=1e-6))
-
-        return method
-
-    def _network_method(self, name: str, case: Case) -> Method:
-        def method(step: int, meta: Meta) -> MetaGradient:
-            if name == "unrolled":
-                inner = GradientDescent(self.network_iterations, 0.2, momentum=0.9)
-                return Unrolled(inner, backend="batched")
-            tol = self._tol(name, step, self.network_hypergradients)
+            first, last = self.tols
+            share = 1.0 if name == "cg_tight" else step / max(hypergradients - 1, 1)
+            most = 5000 if case.convex else self.inner_steps
             solver = Neumann if name == "neumann" else CG
             return Implicit(
-                LBFGS(self.inner_steps, tol=tol), solver(self.network_iterations, rtol=1e-3)
+                LBFGS(most, memory=20, tol=first * (last / first) ** share),
+                solver(self.iterations, rtol=1e-6),
             )
 
         return method

@@ -37,8 +37,7 @@ def ridge_hypergradient(problem: FeaturePenalties, meta: Meta, task: Starts) -> 
     -A^-1 e_i d_i w_i, d outer / dl_i = -d_i w_i (A^-1 v)_i, v = (2 / m) Z'(Z w - z).
     """
     x, z = (
-        torch.cat([part, torch.ones_like(part[:, :1])], dim=1)
-        for part in (problem.train.x, task.x)
+        torch.cat([part, torch.ones_like(part[:, :1])], dim=1) for part in (problem.train.x, task.x)
     )
     features = x.shape[1] - 1
     learned = problem.log_penalties(meta).exp().expand(features)

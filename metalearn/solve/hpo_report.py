@@ -169,7 +169,7 @@ def _exact(rows: pd.DataFrame) -> pd.DataFrame:
     part = rows[rows.method == "exact"]
     return pd.DataFrame(
         {
-            "problem": PROBLEMS[row.problem],
+            "problem": PROBLEMS[str(row.problem)],
             "meta-gradient": row.meta_gradient,
             "held to": row.reference,
             "error": f"{row.error:.1e}",
@@ -237,38 +237,38 @@ def findings(rows: pd.DataFrame) -> list[str]:
     found = []
     exact = rows[rows.method == "exact"]
     for reference, own in exact.groupby("reference", sort=False) if len(exact) else ():
-        worst = own.loc[own.error.idxmax()]
+        worst = own.sort_values("error").iloc[-1]
         found.append(
-            f"The {len(own)} hyper-gradients held to {reference} are within {worst.error:.1e} of it "
-            f"(the farthest: {worst.meta_gradient}, {PROBLEMS[worst.problem]})."
+            f"The {len(own)} hyper-gradients held to {reference} are within {worst['error']:.1e} "
+            f"of it (the farthest: {worst['meta_gradient']}, {PROBLEMS[worst['problem']]})."
         )
     for (problem, method), pair in _versus(rows).items():
-        if method != "cg":
-            continue
         own, grid = pair["own"], pair["grid"]
         gap = own.test_loss - grid.test_loss
+        if method != "cg":
+            continue
         found.append(
-            f"{_capital(PROBLEMS[problem])}: {own.hypergradient.max():.0f} trainings at most, each "
-            f"with a hyper-gradient by CG, lead to a test loss of {own.test_loss.mean():.4f}, a "
-            f"grid of {grid.trainings.max():.0f} to {grid.test_loss.mean():.4f} (difference "
+            f"{PROBLEMS[problem].capitalize()}: {own.hypergradient.max():.0f} trainings at most, "
+            f"each with a hyper-gradient by CG, lead to a test loss of {own.test_loss.mean():.4f}, "
+            f"a grid of {grid.trainings.max():.0f} to {grid.test_loss.mean():.4f} (difference "
             f"{_said(gap, 4, sign='+')} over {len(gap)} splits, at or below 0 in "
             f"{(gap <= 0).sum()}); the least test loss in the grid, which no validation knows, is "
             f"{grid.best_test_loss.mean():.4f}."
         )
-    for method, own in _searches(rows, "weights").groupby("method", sort=False):
-        gain = own.test_accuracy - own.unweighted_accuracy
+    for way, own in _searches(rows, "weights").groupby("method", sort=False):
         found.append(
-            f"Half of the labels wrong, weights by {METHODS[str(method)]}: they tell sound from "
+            f"Half of the labels wrong, weights by {METHODS[str(way)]}: they tell sound from "
             f"wrong examples with an area of {own.auc.mean():.3f} (least of {len(own)} seeds "
             f"{own.auc.min():.3f}); test accuracy is {_said(own.test_accuracy, 1, 100)} %, "
-            f"{_said(gain, 1, 100)} points above the unweighted model at the same decay and "
+            f"{_said(own.test_accuracy - own.unweighted_accuracy, 1, 100)} points above the "
+            f"unweighted model at the same decay and "
             f"{_said(own.test_accuracy - own.tuned_accuracy, 1, 100)} above it at the best decay "
             f"for the test split; training on the sound validation examples alone gives "
             f"{_said(own.sound_accuracy, 1, 100)} %."
         )
-    for method, own in _searches(rows, "overfit").groupby("method", sort=False):
+    for way, own in _searches(rows, "overfit").groupby("method", sort=False):
         found.append(
-            f"As many decays as parameters, by {METHODS[str(method)]}: the validation error falls "
+            f"As many decays as parameters, by {METHODS[str(way)]}: the validation error falls "
             f"to 0 in {(own.validation_accuracy == 1).sum()} of {len(own)} seeds (most "
             f"{100 * (1 - own.validation_accuracy.min()):.1f} %), the validation loss from "
             f"{own.first_validation_loss.mean():.3f} to {own.validation_loss.mean():.4f}."
@@ -296,7 +296,3 @@ def _saved(rows: pd.DataFrame) -> list[str]:
         f"Inner gradients a hyper-gradient by CG, medians over all searches: {' and '.join(said)} "
         "as with warm starts and a tolerance that falls."
     ]
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -111,10 +112,8 @@ def quasi_newton(
         return float(result.outer_loss.mean()), grads.double().cpu().numpy()
 
     start = torch.cat([x.flatten() for x in leaves]).double().cpu().numpy()
-    try:
+    with suppress(_Spent):
         minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxfun": hypergradients})
-    except _Spent:
-        pass
 
 
 class _Spent(Exception):

@@ -1,5 +1,4 @@
-"""What distillation, architecture search and hyper-parameters have in common: the inner problem is a
-training."""
+"""What distillation, architecture search and hyper-parameters share: the inner problem trains."""
 
 from __future__ import annotations
 
