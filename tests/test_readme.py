@@ -28,9 +28,3 @@ def test_every_python_block_runs(block):
 def test_there_are_blocks():
     assert sum(name.startswith("README") for name in BLOCKS) >= 3
     assert {name.partition("-")[0] for name in BLOCKS} == {page.stem for page in PAGES}
-
-
-def test_what_a_page_links_to_is_there():
-    for page in PAGES[1:]:
-        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / link).exists(), f"{page.name} links to {link}"
