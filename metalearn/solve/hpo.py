@@ -110,8 +110,9 @@ class HPOStudy:
                 if own not in known:
                     raise UsageError(f"{name} has {own!r}{nearest(own, known)}")
         for name in ("splits", "seeds"):
-            if not getattr(self, name) or min(getattr(self, name)) < 0:
-                raise UsageError(f"{name}={list(getattr(self, name))}; expected seeds from 0 on")
+            seeds = list(getattr(self, name))
+            if not seeds or not 0 <= min(seeds) <= max(seeds) < 2**32:
+                raise UsageError(f"{name}={seeds}; expected seeds from 0 to {2**32 - 1}")
         for name, order in (("bounds", "the lower first"), ("tols", "the larger first")):
             pair = list(getattr(self, name))
             rising = pair == sorted(pair)
