@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from metalearn.evaluation import Estimate
 from metalearn.memory import format_bytes
@@ -200,7 +201,7 @@ def _search_figure(rows: pd.DataFrame) -> Figure:
         memory = format_bytes(int(own.peak_bytes.iloc[0]))
         style = "--" if method in ("cg_cold", "cg_tight") else "-"
         panels[0].plot(steps, best, style, marker="o", label=f"{label} ({memory})")
-        panels[1].plot(own.seconds.tolist(), best, style, marker="o", label=label)
+        panels[1].plot(own.seconds.tolist(), best, style, marker="o")
         if known:
             panels[2].plot(steps, own.error.tolist(), style, marker="o", label=label)
     grid = rows[rows.method == "grid"]
@@ -208,28 +209,29 @@ def _search_figure(rows: pd.DataFrame) -> Figure:
         if len(grid):
             axes.axhline(grid.validation_loss.iloc[0], color="#777777", linewidth=1)
             axes.text(
-                0.98,
+                0.02,
                 grid.validation_loss.iloc[0],
                 "the grid's best",
                 color="#777777",
                 fontsize=8,
-                ha="right",
                 va="bottom",
                 transform=axes.get_yaxis_transform(),
             )
         axes.set_title("least validation loss so far")
     panels[0].set_xlabel("hyper-gradients (in brackets: peak memory of one)")
+    panels[0].legend(loc="upper right")
     panels[1].set_xlabel("seconds in hyper-gradients")
     log_axis(panels[1], "x")
     if curves.validation_loss.max() > 10 * curves.validation_loss.min():
         for axes in panels[:2]:
             log_axis(axes, "y")
+    for axes in (panels[0], *panels[2:]):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if known:
         panels[2].set_yscale("log")
         panels[2].set_title("relative error of the hyper-gradient")
         panels[2].set_xlabel("hyper-gradients")
-    for axes in panels:
-        label_lines(axes)
+        label_lines(panels[2])
     return figure
 
 
