@@ -43,6 +43,7 @@ TINY = HPOStudy(
     few=20,
     network_hypergradients=15,
     inner_steps=20,
+    damping=0.03,
     lr=0.5,
 )
 TIGHT = LBFGS(2000, memory=20, tol=1e-8)
