@@ -205,6 +205,7 @@ from metalearn.cli import main
         (["solve", "hpo", "start=0.0"], "above 0"),
         (["solve", "hpo", "spread=-1.0"], "above 0"),
         (["solve", "hpo", "lr=inf"], "lr=inf"),
+        (["solve", "hpo", "damping=-1.0"], "at least 0"),
         (["solve", "hpo", "images=5"], "at least 10 images"),
         (["solve", "hpo", "validation=2000"], "between 0 and 1"),
         (["solve", "hpo", "few=5"], "at least 10 images"),

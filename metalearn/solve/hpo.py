@@ -69,7 +69,8 @@ class HPOStudy:
         directions: along which finite differences are taken.
         seeds: of networks and of their data.
         hidden, images, validation, few: units; images to train, to validate, and both of overfit.
-        network_hypergradients, inner_steps, lr: of the other searches.
+        network_hypergradients, lr: of the other searches.
+        inner_steps, damping: of a network's implicit gradients.
     """
 
     title: ClassVar[str] = "Hyper-parameters by implicit gradients, unrolling and grid search"
@@ -93,6 +94,7 @@ class HPOStudy:
     few: int
     network_hypergradients: int
     inner_steps: int
+    damping: float
     lr: float
 
     def __post_init__(self) -> None:
@@ -103,6 +105,8 @@ class HPOStudy:
         for name in ("start", "spread", "lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name}={getattr(self, name)}; expected a number above 0")
+        if not 0 <= self.damping < math.inf:
+            raise UsageError(f"damping={self.damping}; expected a number of at least 0")
         for name, known in (("problems", (*PENALTIES, *NETWORKS)), ("methods", METHODS)):
             if not getattr(self, name):
                 raise UsageError(f"{name}=[]; expected some of {', '.join(known)}")
@@ -200,6 +204,7 @@ class HPOStudy:
             return Implicit(
                 LBFGS(most, memory=20, tol=first * (last / first) ** share),
                 solver(self.iterations, rtol=1e-6),
+                damping=0.0 if case.convex else self.damping,
             )
 
         return method

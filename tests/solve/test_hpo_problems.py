@@ -99,9 +99,9 @@ def small(kind):
         problem = ExampleWeights(nn.Linear(4, 3), train, 0.1)
         params = fresh(lambda: nn.Linear(4, 3).double(), 2, CPU)
         return problem, {"logits": torch.randn(6).double()}, Starts(params, x[6:], y[6:])
-    params = fresh(lambda: MLP([4, 3, 3], nn.Tanh).double(), 2, CPU)
+    params = fresh(lambda: MLP([4, 2, 3], nn.Tanh).double(), 2, CPU)
     meta = {name: torch.randn_like(p[0]) - 1 for name, p in params.items()}
-    return ParameterDecays(MLP([4, 3, 3], nn.Tanh), train), meta, Starts(params, x[6:], y[6:])
+    return ParameterDecays(MLP([4, 2, 3], nn.Tanh), train), meta, Starts(params, x[6:], y[6:])
 
 
 @pytest.mark.parametrize("kind", ["weights", "decays"])
