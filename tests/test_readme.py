@@ -27,7 +27,7 @@ def test_every_python_block_runs(block):
 
 def test_there_are_blocks():
     assert sum(name.startswith("README") for name in BLOCKS) >= 3
-    assert {name.partition("-")[0] for name in BLOCKS} == {page.stem for page in PAGES}
+    assert {"README", "hpo"} <= {name.partition("-")[0] for name in BLOCKS}
 
 
 def test_an_example_on_a_page_is_short():
