@@ -21,7 +21,7 @@ metalearn VERB [key=value ...]      differentiating through optimisation
   train           one training run into runs/
   evaluate        accuracy of a checkpoint on held-out classes
   bench NAME      a study into results/
-  solve NAME      the other uses of implicit gradients: deq, distill
+  solve NAME      the other uses of implicit gradients: deq, distill, hpo, nas
   report          one HTML page of the results and of chosen runs
   data prepare    build a dataset's cache
 
