@@ -96,7 +96,9 @@ def _train(words: list[str]) -> int:
 
 
 def _one_run(cfg: DictConfig) -> int:
-    if not cfg.run_dir:
+    if cfg.run_dir == "":
+        raise UsageError("run_dir= is empty; give a folder, or leave it out")
+    if cfg.run_dir is None:
         return _train_into(cfg, _fresh(Path("runs"), cfg.name), resume=False)
     from metalearn.run_folder import check_unused
 
