@@ -84,8 +84,9 @@ def overridden(config: DictConfig, overrides: list[str], verb: str) -> DictConfi
         if override.is_sweep_override():
             raise UsageError(f"{_text(override)}; {verb} takes one value at a time")
         _check_value(override, base)
-        OmegaConf.update(config, override.key_or_group, override.value())
     try:
+        for override in parsed:
+            OmegaConf.update(config, override.key_or_group, override.value())
         OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(" ".join(str(error).split())) from error

@@ -293,6 +293,7 @@ from metalearn.cli import main
         (["bench", "cg", "channels=0"], "at least 1"),
         (["bench", "cg", "inner_lr=${seed}"], "'seed' not found"),
         (["bench", "cg", "_target_=torch.load"], "not built from a config"),
+        (["bench", "cg", "wandb=${.}"], "extraneous input"),
         (["report", "out="], "is empty"),
         (["report", "results=/etc/hostname"], "is no folder"),
         (["report", "+x=1"], "nothing takes it"),
