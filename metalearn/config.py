@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import math
 import re
@@ -289,6 +290,7 @@ def _resolver_call(text: str) -> str | None:
     return found and found[0]
 
 
+@functools.cache
 def groups() -> list[str]:
     """What training chooses from by name: the folders that train.yaml's defaults list."""
     defaults = OmegaConf.load(config_folder() / "train.yaml").defaults
