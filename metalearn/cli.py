@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -65,6 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return verbs[words[0]](words[1:])
     except UsageError as error:
         print(f"metalearn: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # what any look at a path may find
+            raise
+        print(f"metalearn: {error.filename} is too long for a path", file=sys.stderr)
         return 2
     except TrainingInterrupted as error:  # within a study
         print(f"metalearn: {error}", file=sys.stderr)
