@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.linear_solve import Status
 from metalearn.memory import give_back_freed_memory
 from metalearn.metagrad import MetaGradient, MetaGradientResult
 from metalearn.problem import BilevelProblem, Meta
@@ -83,21 +84,30 @@ def is_out_of_memory(error: BaseException) -> bool:
 def joined(results: Sequence[MetaGradientResult]) -> MetaGradientResult:
     """The result of all tasks from those of consecutive parts.
 
-    What is a mean over tasks, the gradient and the carry, is averaged by the parts' sizes; the rest
-    has a task axis.
+    The gradient and the carry are means over tasks; the rest has a task axis.
     """
-    sizes = [len(r.outer_loss) for r in results]
 
-    def mean(trees: Sequence[Any]) -> Any:
+    def mean(name: str, weights: Sequence[int]) -> Any:
+        trees = [getattr(r, name) for r in results]
         leaves = zip(*(leaves_of(tree) for tree in trees), strict=True)
-        weighted = [sum(n * x for n, x in zip(sizes, xs, strict=True)) for xs in leaves]
-        return like_tree(trees[0], [x / sum(sizes) for x in weighted])
+        weighted = [sum(n * x for n, x in zip(weights, xs, strict=True)) for xs in leaves]
+        return like_tree(trees[0], [x / max(1, sum(weights)) for x in weighted])
 
-    means = {name: mean([getattr(r, name) for r in results]) for name in ("grads", "carry")}
+    means = {
+        "grads": mean("grads", [len(r.outer_loss) for r in results]),
+        "carry": mean("carry", [carry_weight(r) for r in results]),
+    }
     others = [f.name for f in fields(results[0]) if f.name not in means]
     return MetaGradientResult(
         **means, **{name: _stacked([getattr(r, name) for r in results]) for name in others}
     )
+
+
+def carry_weight(result: MetaGradientResult) -> int:
+    """The tasks that a carry is the mean of: those whose linear solve did not break off."""
+    if result.certificate is None or result.certificate.status is None:
+        return len(result.outer_loss)
+    return int((result.certificate.status <= Status.MAX_ITERS).sum())
 
 
 def _stacked(parts: Sequence[Any]) -> Any:

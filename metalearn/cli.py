@@ -14,13 +14,15 @@ from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
 if TYPE_CHECKING:
     from omegaconf import DictConfig  # slow: `metalearn --help` needs none of it
 
+    from metalearn.ranks import Ranks
+
 USAGE = """\
 metalearn VERB [key=value ...]      differentiating through optimisation
 
   train           one training run into runs/
   evaluate        accuracy of a checkpoint on held-out classes
   bench NAME      a study into results/
-  solve NAME      the other uses of implicit gradients: deq, distill
+  solve NAME      the other uses of implicit gradients: deq, distill, hpo, nas
   report          one HTML page of the results and of chosen runs
   data prepare    build a dataset's cache
 
@@ -65,19 +67,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"{words[0]!r} is no command{nearest(words[0], verbs)}")
         return verbs[words[0]](words[1:])
     except UsageError as error:
-        print(f"metalearn: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(" ".join(str(error).split()))
         return 2
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:  # what any look at a path may find
             raise
-        print(f"metalearn: {error.filename} is too long for a path", file=sys.stderr)
+        _complain(f"{error.filename} is too long for a path")
         return 2
     except TrainingInterrupted as error:  # within a study
-        print(f"metalearn: {error}", file=sys.stderr)
+        _complain(error)
         return error.status
     except KeyboardInterrupt:
-        print("metalearn: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
+
+
+def _complain(error: Exception | str) -> None:
+    rank = os.environ.get("RANK", "0")
+    print(f"metalearn{'' if rank == '0' else f' (rank {rank})'}: {error}", file=sys.stderr)
 
 
 def _train(words: list[str]) -> int:
@@ -86,31 +93,46 @@ def _train(words: list[str]) -> int:
     if "-h" in words or "--help" in words:
         print(help.verb_page("train", "one training run; -m sweeps over a,b values"))
         return 0
-    sweep = [w for w in words if w in ("-m", "--multirun")]
-    overrides = [w for w in words if w not in sweep]
+    asks_for_sweep = [w for w in words if w in ("-m", "--multirun")]
+    overrides = [w for w in words if w not in asks_for_sweep]
     resumed = "resume" in config.keys(overrides)
-    if sweep:
+    if not asks_for_sweep and (own := [w for w in overrides if w.startswith("hydra/")]):
+        raise UsageError(f"{own[0]} is a sweep's; add -m")
+    if asks_for_sweep:
         if resumed:
             raise UsageError("resume= goes on with one run; leave -m out")
-        for job in config.jobs(overrides):
+        from metalearn import sweep
+
+        for job in sweep.jobs(overrides):
             config.compose("train", job)  # every job is sound before the first one starts
-        return config.multirun("train", overrides, _one_run)
-    if resumed:
-        cfg, folder = _resumed(overrides)
-        return _train_into(cfg, folder, resume=True)
-    return _one_run(config.compose("train", overrides))
+        return sweep.multirun("train", overrides, _one_run)
+    from metalearn import ranks
+
+    with ranks.joined() as here:
+        if resumed:
+            cfg, folder = here.lead(lambda: _resumed(overrides))
+            return _train_into(cfg, folder, True, here)
+        return _one_run(config.compose("train", overrides), here)
 
 
-def _one_run(cfg: DictConfig) -> int:
+def _one_run(cfg: DictConfig, ranks: Ranks | None = None) -> int:
+    from metalearn import checkpoint
+    from metalearn.ranks import Ranks, may_restart, restarted
+    from metalearn.run_folder import check_unused
+
+    here = ranks or Ranks()
     if cfg.run_dir == "":
         raise UsageError("run_dir= is empty; give a folder, or leave it out")
     if cfg.run_dir is None:
-        return _train_into(cfg, _fresh(Path("runs"), cfg.name), resume=False)
-    from metalearn.run_folder import check_unused
-
+        if may_restart():
+            raise UsageError("run_dir= is missing, by which a restart would find the run; give it")
+        folder = here.lead(lambda: _fresh(Path("runs"), cfg.name))
+        return _train_into(cfg, folder, False, here)
     folder = Path(cfg.run_dir)
-    check_unused(folder)
-    return _train_into(cfg, folder, resume=False)
+    if restarted() and here.lead(lambda: bool(checkpoint.generations(folder))):
+        return _train_into(cfg, folder, True, here)
+    here.lead(lambda: check_unused(folder))
+    return _train_into(cfg, folder, False, here)
 
 
 def _resumed(overrides: list[str]) -> tuple[DictConfig, Path]:
@@ -138,26 +160,27 @@ def _resumed(overrides: list[str]) -> tuple[DictConfig, Path]:
     return cfg, folder
 
 
-def _train_into(cfg: DictConfig, folder: Path, resume: bool) -> int:
+def _train_into(cfg: DictConfig, folder: Path, resume: bool, ranks: Ranks) -> int:
     from metalearn.trainer import train
 
     cfg.resume = None
     try:
-        train(cfg, folder, resume)
+        train(cfg, folder, resume, ranks)
     except (TrainingStopped, TrainingInterrupted) as error:
-        print(f"metalearn: {error}", file=sys.stderr)
+        _complain(error)
         return error.status
     return 0
 
 
 def _fresh(parent: Path, name: str) -> Path:
+    """A folder that no other process takes at the same moment, be it one of a sweep's many."""
     import datetime
+    import secrets
 
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder, copy = parent / f"{name}-{stamp}", 1
+    folder = parent / f"{name}-{stamp}"
     while folder.exists():
-        copy += 1
-        folder = parent / f"{name}-{stamp}-{copy}"
+        folder = parent / f"{name}-{stamp}-{secrets.token_hex(3)}"
     return folder
 
 

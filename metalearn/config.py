@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import difflib
 import functools
-import itertools
 import math
 import re
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, get_args, get_type_hints
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -33,6 +29,7 @@ _NULLABLE: dict[str, type] = {
     "transductive": bool,
 }
 _OF_SEVERAL_TYPES = ("metagrad.checkpoint",)  # their constructors check them
+_HYDRAS = ("hydra.", "hydra/")
 _OF_HYDRA = ("launcher", "sweeper")  # what a sweep may choose
 _LONGEST_NAME = 100
 _SEEDS = 2**32  # NumPy takes no larger one
@@ -51,22 +48,22 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
         UsageError: an unknown key or choice (with the nearest valid one), a value of another type,
             or words that are no key=value.
     """
-    parsed = _parse(overrides)
+    parsed = parse(overrides)
     groups = [o for o in parsed if _is_group(o)]
     for override in groups:
         _check_choice(override)
-    base = _composed(verb, [_text(o) for o in groups if not o.is_sweep_override()])
+    base = _composed(verb, [text_of(o) for o in groups if not o.is_sweep_override()])
     for override in parsed:
         if override.is_sweep_override():
-            raise UsageError(f"{_text(override)}; a sweep needs -m, and a list is key=[a,b]")
-    own = [o for o in parsed if not _is_group(o) and not o.key_or_group.startswith("hydra.")]
+            raise UsageError(f"{text_of(override)}; a sweep needs -m, and a list is key=[a,b]")
+    own = [o for o in parsed if not _is_group(o) and not o.key_or_group.startswith(_HYDRAS)]
     for override in own:
         _check_value(override, base)
     config = _composed(verb, overrides)
     _check_references(own, base, config)
     choices = config.hydra.runtime.choices
     with open_dict(config):
-        config.name = _name(config, choices)
+        config.name = run_name(config, choices)
         del config["hydra"]
     return config
 
@@ -80,10 +77,10 @@ def plain(verb: str, overrides: list[str]) -> DictConfig:
 
 def overridden(config: DictConfig, overrides: list[str], verb: str) -> DictConfig:
     """The config of `verb` with a user's overrides, in place; raises as `compose` does."""
-    parsed, base = _parse(overrides), config.copy()
+    parsed, base = parse(overrides), config.copy()
     for override in parsed:
         if override.is_sweep_override():
-            raise UsageError(f"{_text(override)}; {verb} takes one value at a time")
+            raise UsageError(f"{text_of(override)}; {verb} takes one value at a time")
         _check_value(override, base)
     try:
         for override in parsed:
@@ -97,12 +94,12 @@ def overridden(config: DictConfig, overrides: list[str], verb: str) -> DictConfi
 
 def keys(overrides: list[str]) -> set[str]:
     """The names of the options and choices that a user gave."""
-    return {override.key_or_group for override in _parse(overrides)}
+    return {override.key_or_group for override in parse(overrides)}
 
 
 def values(overrides: list[str]) -> dict[str, Any]:
     """What a user gave, by the names of the options."""
-    return {override.key_or_group: override.value() for override in _parse(overrides)}
+    return {override.key_or_group: override.value() for override in parse(overrides)}
 
 
 def saved(path: Path, verb: str) -> DictConfig:
@@ -161,58 +158,17 @@ def checked(config: Any, where: str, verb: str, whole: bool = True) -> DictConfi
     return config
 
 
-def jobs(overrides: list[str]) -> Iterable[list[str]]:
-    """The overrides of each job of a sweep, `seed=0,1` giving two."""
-    parsed = _parse(overrides)
-    options = [
-        [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()]
-        if o.is_sweep_override()
-        else [_text(o)]
-        for o in parsed
-    ]
-    return [list(job) for job in itertools.product(*options)]
-
-
-def multirun(verb: str, overrides: list[str], run: Callable[[DictConfig], int]) -> int:
-    """Runs a sweep by Hydra's own launcher; the worst exit status of its jobs."""
-    statuses: list[int] = []
-    said: set[str] = set()
-
-    def job(config: DictConfig) -> None:
-        hydra_config = HydraConfig.get()
-        name = _name(config, hydra_config.runtime.choices)
-        config.name = f"{name}-{hydra_config.job.num}"
-        if any(status >= 128 for status in statuses):
-            return  # a signal that one job got is meant for the sweep
-        try:
-            statuses.append(run(config))
-        except UsageError as error:
-            if str(error) not in said:
-                print(f"metalearn: {error}", file=sys.stderr)
-            said.add(str(error))
-            statuses.append(2)
-
-    argv = sys.argv
-    with TemporaryDirectory() as scratch:  # for Hydra's own file of the sweep; runs have theirs
-        sys.argv = ["metalearn", "--multirun", f"hydra.sweep.dir={scratch}", *overrides]
-        try:
-            folder = str(config_folder())
-            hydra.main(version_base="1.3", config_path=folder, config_name=verb)(job)()
-        finally:
-            sys.argv = argv
-    return max(statuses, default=0)
-
-
 def _check_references(given: list[Override], base: DictConfig, config: DictConfig) -> None:
     """Refuses a value by another option's name, such as ${prox}, that is not of its own type."""
     flat = _flatten(base)
     for override in given:
         key = override.key_or_group
-        if "${" in _text(override) and flat.get(key, ...) is not ...:
-            _check_type(_text(override), key, OmegaConf.select(config, key), flat[key])
+        if "${" in text_of(override) and flat.get(key, ...) is not ...:
+            _check_type(text_of(override), key, OmegaConf.select(config, key), flat[key])
 
 
-def _name(config: DictConfig, choices: Any) -> str:
+def run_name(config: DictConfig, choices: Any) -> str:
+    """The name of a run, from what was chosen where it is not given."""
     chosen = config.name or choices.get("experiment")
     name = str(chosen or f"{choices['tasks']}_{choices['metagrad']}")
     if not name.isprintable() or "/" in name or name.startswith(".") or len(name) > _LONGEST_NAME:
@@ -260,7 +216,8 @@ def _does_not_fit(error: InterpolationKeyError, choices: Any) -> str:
     )
 
 
-def _parse(overrides: list[str]) -> list[Override]:
+def parse(overrides: list[str]) -> list[Override]:
+    """What a user gave; raises UsageError where a word is no key=value."""
     parsed = []
     for word in overrides:
         try:
@@ -273,7 +230,7 @@ def _parse(overrides: list[str]) -> list[Override]:
             raise UsageError(
                 f"{word!r} calls a resolver, {call}; a value refers to options only: ${{prox}}"
             )
-        if override.key_or_group.startswith(("hydra.", "hydra/")) and (
+        if override.key_or_group.startswith(_HYDRAS) and (
             not override.key_or_group[len("hydra.") :].startswith(_OF_HYDRA) or "_target_" in word
         ):
             raise UsageError(f"{word!r} is no option; of Hydra's own only launcher and sweeper are")
@@ -302,7 +259,7 @@ def _is_group(override: Override) -> bool:
     return override.key_or_group in groups()
 
 
-def _text(override: Override) -> str:
+def text_of(override: Override) -> str:
     return override.input_line or ""
 
 
@@ -338,7 +295,7 @@ def _flatten(config: DictConfig) -> dict[str, Any]:
 
 def _check_value(override: Override, config: DictConfig) -> None:
     flat = _flatten(config)
-    key, value, word = override.key_or_group, override.value(), _text(override)
+    key, value, word = override.key_or_group, override.value(), text_of(override)
     if override.is_add():
         if f"{key.rpartition('.')[0]}._target_" not in flat:
             raise UsageError(

@@ -12,7 +12,10 @@ from scipy import stats
 
 from metalearn.metagrad import MetaGradient
 from metalearn.problem import BilevelProblem, Meta
+from metalearn.ranks import Ranks
 from metalearn.tasks import Sampler
+
+ALONE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,25 @@ def evaluate(
     tasks: int,
     batch: int = 32,
     progress: Callable[[int], Any] = lambda done: None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Estimate]:
-    """Adapts to `tasks` tasks, `batch` at a time: the outer loss and each metric of the problem."""
-    found: dict[str, list[torch.Tensor]] = {}
-    done = 0
+    """Adapts to `tasks` tasks, `batch` at a time: the outer loss and each metric of the problem.
+
+    Ranks take the batches in turn; each is to have the same sampler, and gets the same result.
+    `progress` is called by all of them together, each having finished a batch.
+    """
+    own: list[dict[str, torch.Tensor]] = []
+    done = batches = 0
     while done < tasks:
         task = sampler.sample(min(batch, tasks - done))
-        params = metagrad.adapt(problem, meta, task).params
-        with torch.no_grad():
-            loss, metrics = problem.outer_objective(params, meta, task)
-        for name, values in {"loss": loss, **metrics}.items():
-            found.setdefault(name, []).append(values.detach().cpu())
-        done += len(task)
-        progress(done)
-    return {name: Estimate.of(torch.cat(values)) for name, values in found.items()}
+        if batches % ranks.size == ranks.rank:
+            params = metagrad.adapt(problem, meta, task).params
+            with torch.no_grad():
+                loss, metrics = problem.outer_objective(params, meta, task)
+            own.append({name: v.detach().cpu() for name, v in {"loss": loss, **metrics}.items()})
+        done, batches = done + len(task), batches + 1
+        if batches % ranks.size == 0 or done == tasks:
+            progress(done)
+    by_rank = ranks.gather(own)
+    found = [by_rank[i % ranks.size][i // ranks.size] for i in range(batches)]
+    return {name: Estimate.of(torch.cat([values[name] for values in found])) for name in found[0]}

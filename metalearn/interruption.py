@@ -8,8 +8,6 @@ import threading
 from types import FrameType
 from typing import Any
 
-from metalearn.errors import TrainingInterrupted
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """A scheduler's end, a terminal's Ctrl-C, and the notice that Slurm gives (--signal=USR1@60)."""
 
@@ -34,11 +32,6 @@ class Interruption:
     def __exit__(self, *error: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
-
-    def leave_if_asked(self, sentence: str) -> None:
-        """Raises TrainingInterrupted where a signal has come."""
-        if self.signum is not None:
-            raise TrainingInterrupted(self.signum, sentence)
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum

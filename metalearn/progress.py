@@ -14,16 +14,22 @@ class RunProgress:
     """A context manager; `update(step, text)` after each step, `say(text)` for a line that stays.
 
     Without a terminal `update` prints a line at most every `every_s` seconds, and at the end.
+    `silent`: nothing at all is shown.
     """
 
     def __init__(
-        self, total: int, start: int = 0, every_s: float = 10.0, unit: str = "meta-step"
+        self,
+        total: int,
+        start: int = 0,
+        every_s: float = 10.0,
+        unit: str = "meta-step",
+        silent: bool = False,
     ) -> None:
-        self._console = Console(stderr=False, soft_wrap=True, highlight=False)
+        self._console = Console(stderr=False, soft_wrap=True, highlight=False, quiet=silent)
         self._total, self._every_s, self._last = total, every_s, time.monotonic()
         self._began, self._start, self._unit = time.monotonic(), start, unit
         self._bar: Progress | None = None
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not silent:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,7 +14,11 @@ from metalearn import checkpoint, randomness
 from metalearn.errors import TrainingStopped, UsageError
 from metalearn.files import replace_text
 from metalearn.metrics_file import MetricsFile, to_json
+from metalearn.ranks import Ranks
 from metalearn.tracking import Tracker
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def check_unused(folder: Path) -> None:
@@ -24,8 +29,23 @@ def check_unused(folder: Path) -> None:
         )
 
 
+ALONE = Ranks()
+
+
+def led(method: Callable[Concatenate[RunFolder, P], T]) -> Callable[Concatenate[RunFolder, P], T]:
+    """Rank 0 runs the method; its value or refusal is every rank's."""
+
+    @wraps(method)
+    def by_rank_0(self: RunFolder, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.ranks.lead(lambda: method(self, *args, **kwargs))
+
+    return by_rank_0
+
+
 class RunFolder:
     """Opened by `with`, which locks it; `resume` goes on with the run that is there.
+
+    Of several ranks, all of which call its methods, rank 0 alone touches the disk.
 
     Once it is open, a failure to write is a TrainingStopped that says which checkpoint is whole.
 
@@ -34,8 +54,10 @@ class RunFolder:
             (with `resume`: holds none).
     """
 
-    def __init__(self, folder: Path, config: DictConfig, resume: bool) -> None:
-        self.folder, self.config, self.resume = folder, config, resume
+    def __init__(
+        self, folder: Path, config: DictConfig, resume: bool, ranks: Ranks = ALONE
+    ) -> None:
+        self.folder, self.config, self.resume, self.ranks = folder, config, resume, ranks
         self.metrics = MetricsFile(folder / "metrics.jsonl")
         self.last = checkpoint.generation(folder, 0)
         self._tracker: Tracker | None = None
@@ -43,6 +65,11 @@ class RunFolder:
         self._damaged: list[Path] = []
 
     def __enter__(self) -> RunFolder:
+        self._open()
+        return self
+
+    @led
+    def _open(self) -> None:
         try:
             if not self.resume:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -54,8 +81,8 @@ class RunFolder:
         except UsageError:
             self.metrics.close()
             raise
-        return self
 
+    @led
     def load(self) -> tuple[dict[str, Any], list[str]]:
         """The state to go on from, and a sentence for each checkpoint that is damaged; writes
         nothing, and raises as `checkpoint.newest` does."""
@@ -63,6 +90,7 @@ class RunFolder:
         self._saved, self._damaged = state["step"], list(damaged)
         return state, [f"{error}; the one before it is used" for error in damaged.values()]
 
+    @led
     def start(self, say: Callable[[str], None], step: int = 0, wandb_id: str | None = None) -> None:
         """Begins after meta-step `step`: later rows and damaged checkpoints are dropped, W&B gets
         the earlier rows that it lacks. `wandb_id` is that of the run which is gone on with.
@@ -89,12 +117,14 @@ class RunFolder:
             )
             self._tracker.catch_up(self.metrics.rows())
 
+    @led
     def log(self, row: dict[str, Any]) -> None:
         with self._writing():
             self.metrics.append(row)
         assert self._tracker is not None
         self._tracker.log(row, step=row["step"])
 
+    @led
     def save(self, state: dict[str, Any]) -> None:
         """The newest checkpoint; those before it become older, and one of them goes."""
         assert self._tracker is not None
@@ -104,10 +134,12 @@ class RunFolder:
             checkpoint.save_newest(self.folder, state, self.config.keep_checkpoints)
         self._saved = state["step"]
 
+    @led
     def save_best(self, state: dict[str, Any]) -> None:
         with self._writing():
             checkpoint.save(self.folder / "best.pt", state)
 
+    @led
     def finish(self, summary: dict[str, Any]) -> None:
         with self._writing():
             replace_text(self.folder / "summary.json", to_json(summary, indent=2) + "\n")
@@ -121,6 +153,12 @@ class RunFolder:
             self._tracker.finish({})
         self.metrics.close()
 
+    @led
+    def step_seconds(self) -> list[float]:
+        """What each meta-step took, in all sessions of the run."""
+        return [row["step_s"] for row in self.metrics.rows()]
+
+    @led
     def written(self) -> list[str]:
         return sorted(p.name for p in self.folder.iterdir() if not p.name.startswith("."))
 

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from metalearn.batch_split import OutOfMemory
-from metalearn.errors import TrainingStopped, UsageError
+from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
 from metalearn.evaluation import Estimate, evaluate
 from metalearn.experiment import Experiment
 from metalearn.guards import REFUSALS
@@ -20,6 +20,7 @@ from metalearn.interruption import Interruption
 from metalearn.progress import RunProgress
 from metalearn.provenance import provenance
 from metalearn.randomness import seed_all
+from metalearn.ranks import Ranks
 from metalearn.reporting import (
     closing,
     figures,
@@ -31,12 +32,17 @@ from metalearn.reporting import (
 from metalearn.run_folder import RunFolder
 from metalearn.training_state import TrainingState
 
+ALONE = Ranks()
 
-def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, Any]:
+
+def train(
+    config: DictConfig, run_dir: Path, resume: bool = False, ranks: Ranks = ALONE
+) -> dict[str, Any]:
     """One run into `run_dir`: config.yaml, metrics.jsonl, best.pt, last.pt and summary.json.
 
     Returns the summary. A run that ended anywhere, by a signal, a kill or a fault, and is resumed
-    equals one that did not, bit for bit on a CPU with as many threads.
+    equals one that did not, bit for bit on a CPU with as many threads and ranks. Several ranks draw
+    the same tasks and share them out; the run is that of one rank but for rounding.
 
     Raises:
         UsageError: the config asks for what can't be had; nothing is written then.
@@ -47,7 +53,7 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
     _check(config)
     seed_all(config.seed)
     experiment = Experiment.of(config)
-    state = TrainingState(config, experiment)
+    state = TrainingState(config, experiment, ranks)
     held_out = experiment.tasks.sampler("validation", config.validation.seed, experiment.device)
     episodes = held_out.state_dict()  # every validation sees the same tasks
     experiment.tasks.sampler("test", config.test.seed, experiment.device)  # too short fails now
@@ -61,16 +67,16 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
     def validate() -> dict[str, Estimate]:
         held_out.load_state_dict(episodes)
         problem, metagrad, meta = experiment.problem, experiment.metagrad, experiment.meta
-        return evaluate(problem, metagrad, meta, held_out, config.validation.tasks)
+        return evaluate(problem, metagrad, meta, held_out, config.validation.tasks, ranks=ranks)
 
-    with Interruption() as interruption, RunFolder(run_dir, config, resume) as run:
+    with Interruption() as interruption, RunFolder(run_dir, config, resume, ranks) as run:
         saved, damaged = run.load() if resume else ({}, [])
         if resume:
             _check_resumed(config, saved)
             state.load_state_dict(saved)
             if saved["config"]["device"] != config.device:
                 state.measure()
-        with RunProgress(config.steps, start=state.step) as progress:
+        with RunProgress(config.steps, start=state.step, silent=ranks.rank > 0) as progress:
             for sentence in damaged:
                 progress.say(sentence)
             run.start(progress.say, state.step, saved.get("wandb_id"))
@@ -79,10 +85,19 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
             elif state.chosen:
                 run.save_best(state.chosen_state())  # what is there may be of a later meta-step
 
+            def asked_to_leave() -> int | None:
+                """The signal that any rank has got by now."""
+                return ranks.largest(interruption.signum or 0) or None
+
             def leave_if_asked(done: int = 0) -> None:
-                interruption.leave_if_asked(
+                if signum := asked_to_leave():
+                    leave(signum)
+
+            def leave(signum: int) -> None:
+                raise TrainingInterrupted(
+                    signum,
                     f"left after meta-step {state.step}; go on with "
-                    f"`metalearn train resume={run_dir}`"
+                    f"`metalearn train resume={run_dir}`",
                 )
 
             while state.step < config.steps:
@@ -108,14 +123,15 @@ def train(config: DictConfig, run_dir: Path, resume: bool = False) -> dict[str, 
                             f"is in {run.last}"
                         )
                 run.log(row)
-                asked = interruption.signum  # once: the next moment it may be another
+                asked = asked_to_leave()
                 if last or asked or state.step % config.checkpoint_every == 0:
+                    state.check_ranks()
                     run.save(state.state_dict())
                 progress.update(state.step, progress_line(row, config.meta_batch, state.peak))
                 if asked:
-                    leave_if_asked()
+                    leave(asked)
 
-            summary = _summary(config, experiment, state, run, leave_if_asked) | origin
+            summary = _summary(config, experiment, state, run, ranks, leave_if_asked) | origin
             run.finish(summary)
             for line in closing(summary, str(run_dir), run.written()):
                 progress.say(line)
@@ -198,6 +214,7 @@ def _summary(
     experiment: Experiment,
     state: TrainingState,
     run: RunFolder,
+    ranks: Ranks,
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
     """Figures on the test split, by the meta-parameters that validated best."""
@@ -210,8 +227,9 @@ def _summary(
         sampler,
         config.test.tasks,
         progress=progress,
+        ranks=ranks,
     )
-    times = sorted(row["step_s"] for row in run.metrics.rows())  # of all sessions of the run
+    times = sorted(run.step_seconds())
     return {
         "name": config.name,
         **named("test", scores),
@@ -225,5 +243,6 @@ def _summary(
         "step_s": times[len(times) // 2],
         "train_s": sum(times),
         "threads": torch.get_num_threads(),
+        "ranks": ranks.size,
         "seed": config.seed,
     }

@@ -14,11 +14,14 @@ from torch.utils._pytree import tree_map_only
 from metalearn import randomness
 from metalearn.batch_split import OutOfMemory, SplitGradient
 from metalearn.calibration import fastest_parts
+from metalearn.errors import TrainingStopped, UsageError
 from metalearn.experiment import Experiment, build_optimiser
 from metalearn.guards import Guards
 from metalearn.memory import peak_bytes
 from metalearn.metagrad import MetaGradientResult, NonFiniteGradient
 from metalearn.problem import Meta
+from metalearn.ranks import Ranks
+from metalearn.sharding import ShardedGradient
 from metalearn.tasks import TaskBatch
 from metalearn.tree import fixed, leaves_of, like_tree
 
@@ -36,16 +39,23 @@ class TrainingState:
     """A run between two meta-steps.
 
     Raises:
-        UsageError: the optimiser, the sampler or the guards refuse their options.
+        UsageError: the optimiser, the sampler or the guards refuse their options, or there are
+            more ranks than tasks.
     """
 
-    def __init__(self, config: DictConfig, experiment: Experiment) -> None:
-        self._config, self._experiment = config, experiment
+    def __init__(self, config: DictConfig, experiment: Experiment, ranks: Ranks) -> None:
+        if config.meta_batch < ranks.size:
+            raise UsageError(
+                f"meta_batch={config.meta_batch} has too few tasks for {ranks.size} processes; "
+                "give each of them one at least"
+            )
+        self._config, self._experiment, self._ranks = config, experiment, ranks
         self._leaves = leaves_of(experiment.meta)
         self.sampler = experiment.tasks.sampler("train", config.seed, experiment.device)
         self.optimiser = build_optimiser(config.optimiser, self._leaves)
         given = config.parts if isinstance(config.parts, int) else 1
         self._split = SplitGradient(experiment.metagrad, given)
+        self._gradient = ShardedGradient(self._split, ranks)
         self.guards = Guards(
             config.on_nonfinite,
             config.on_failed_solve,
@@ -63,27 +73,29 @@ class TrainingState:
     def meta_gradient(self, task: TaskBatch, say: Callable[[str], None]) -> MetaGradientResult:
         """Of the meta-parameters at hand; raises what a meta-gradient does, and OutOfMemory."""
         self._split.say = say
-        return self._split(self._experiment.problem, self._experiment.meta, task, **self.carry)
+        return self._gradient(self._experiment.problem, self._experiment.meta, task, **self.carry)
 
     def measure(self) -> None:
         """The parts to take the meta-batch in, where they are to be measured, and the peak bytes of
-        one meta-gradient (apart from the run: on a CPU the profiler slows what it sees). Tasks and
-        random states are as before."""
+        one meta-gradient on the rank that takes the most (apart from the run: on a CPU the profiler
+        slows what it sees). Tasks and random states are as before."""
         drawn = self.sampler.state_dict()
         task = self.sampler.sample(self._config.meta_batch)
         self.sampler.load_state_dict(drawn)
-        experiment = self._experiment
+        experiment, ranks = self._experiment, self._ranks
         with randomness.untouched():
             try:
                 if self._config.parts == "measured":
+                    own = task[ranks.share(len(task))]
                     self._split.parts = fastest_parts(
-                        experiment.metagrad, experiment.problem, experiment.meta, task
+                        experiment.metagrad, experiment.problem, experiment.meta, own
                     )
                 _, self.peak = peak_bytes(
                     lambda: self.meta_gradient(task, print), experiment.device
                 )
             except (NonFiniteGradient, OutOfMemory, MemoryError):
                 self.peak = 0  # the first meta-step will meet the same, or the profiler had no room
+        self.peak = ranks.largest(self.peak)
 
     @property
     def rate(self) -> float:
@@ -127,6 +139,16 @@ class TrainingState:
         """Takes the meta-parameters at hand for the best."""
         meta = like_tree(self._experiment.meta, [p.detach().clone() for p in self._leaves])
         self.chosen = Chosen(self.step, score, meta)
+
+    def check_ranks(self) -> None:
+        """Raises TrainingStopped where the ranks' meta-parameters differ by a bit."""
+        bits = [p.detach().reshape(-1).view(torch.uint8) for p in self._leaves]
+        sums = self._ranks.gather([int(b.sum(dtype=torch.int64)) for b in bits])
+        if any(s != sums[0] for s in sums):
+            raise TrainingStopped(
+                f"stopped at meta-step {self.step}: the ranks' meta-parameters differ, which equal "
+                "gradients cannot bring about; look at the machines, then go on from the checkpoint"
+            )
 
     def streams(self) -> dict[str, Any]:
         """Where the tasks and the random states stand; `rewind` goes back there."""

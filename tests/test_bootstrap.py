@@ -218,8 +218,8 @@ def test_constraints_are_plain_pins() -> None:
 def test_constraints_pin_every_dependency() -> None:
     names = re.findall(r"^([a-z0-9-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     metadata = (ROOT / "pyproject.toml").read_text()
-    lists = re.findall(r"^(?:dependencies|dev|peers) = \[(.*?)\]$", metadata, re.M | re.S)
-    assert len(lists) == 3
+    lists = re.findall(r"^(?:dependencies|dev|peers|launchers) = \[(.*?)\]$", metadata, re.M | re.S)
+    assert len(lists) == 4
     for requirement in re.findall(r'"([^"]+)"', "\n".join(lists)):
         name = re.match(r"[\w-]+", requirement)[0].lower()
         assert name in names, requirement

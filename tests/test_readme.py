@@ -1,4 +1,4 @@
-"""What the README shows in Python runs as it stands there."""
+"""What the README and the pages in docs/ show in Python runs as it stands there."""
 
 from __future__ import annotations
 
@@ -10,15 +10,26 @@ import torch
 
 from metalearn.tasks import TaskBatch
 
-README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = {
+    f"{page.stem}-{i}": block
+    for page in PAGES
+    for i, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+}
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 def test_every_python_block_runs(block):
     x, y = torch.rand(2, 5, 1, 28, 28), torch.arange(5).repeat(2, 1)
     exec(block, {"task_batch": TaskBatch(x, y, x, y)})  # the reader's own tasks
 
 
 def test_there_are_blocks():
-    assert len(BLOCKS) >= 3
+    assert sum(name.startswith("README") for name in BLOCKS) >= 3
+    assert {"README", "hpo"} <= {name.partition("-")[0] for name in BLOCKS}
+
+
+def test_an_example_on_a_page_is_short():
+    for name, block in BLOCKS.items():
+        assert len(block.splitlines()) <= 40, name

@@ -15,6 +15,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "reproduce_studies"
 def run(tmp_path):
     (tmp_path / "scripts").mkdir()
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    shutil.copytree(SCRIPT.parents[1] / "configs", tmp_path / "configs")
     script = shutil.copy(SCRIPT, tmp_path / "scripts")
     program = tmp_path / ".venv" / "bin" / "metalearn"
     program.write_text('#!/bin/sh\necho "$*"\n')
@@ -34,8 +35,11 @@ def test_every_study_without_words_and_properties_after_what_it_points_to(run):
         "bench properties",
         "bench speed",
         "bench soak",
+        "bench ranks",
         "solve deq",
         "solve distill",
+        "solve hpo",
+        "solve nas",
     ]
 
 

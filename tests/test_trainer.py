@@ -166,7 +166,7 @@ def test_a_checkpoint_never_holds_what_is_not_finite(tmp_path, capsys, words, st
 
 def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, capsys):
     nan = {"loss": Estimate(math.nan, math.nan)}
-    monkeypatch.setattr("metalearn.trainer.evaluate", lambda *_: nan)
+    monkeypatch.setattr("metalearn.trainer.evaluate", lambda *_, **__: nan)
     assert main(["train", *SINUSOID, f"run_dir={tmp_path}"]) == 1
     assert "the validation loss is not finite" in capsys.readouterr().err
     assert rows(tmp_path)[-1]["validation_loss"] is None

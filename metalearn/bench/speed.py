@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,10 +15,11 @@ import torch
 from matplotlib.figure import Figure
 
 from metalearn.bench import speed_report
-from metalearn.bench.speed_competitors import COMPETITORS, WAYS, Competitor, Ours, ours
-from metalearn.bench.speed_floor import counted, matrix_product, operations
+from metalearn.bench.speed_competitors import COMPETITORS, WAYS, Competitor, ours
+from metalearn.bench.speed_floor import matrix_product, operations
 from metalearn.bench.speed_overhead import SKIPPED, overhead
 from metalearn.bench.speed_peers import maml_by_higher
+from metalearn.bench.speed_process import Worker
 from metalearn.bench.speed_workloads import (
     WORKLOADS,
     Run,
@@ -27,9 +29,9 @@ from metalearn.bench.speed_workloads import (
     rounding,
     setting,
 )
-from metalearn.bench.timing import rounds, spread
+from metalearn.bench.timing import clocked, rounds, spread
 from metalearn.errors import UsageError
-from metalearn.memory import keep_freed_memory, peak_bytes
+from metalearn.memory import keep_freed_memory
 from metalearn.study import Cell, Row
 
 AXES = {
@@ -42,6 +44,7 @@ AXES = {
 """The axes of the scaling curves, and the `Workload`'s field that each one varies."""
 CURVES = {"imaml": WORKLOADS["imaml-5w1s"], "maml": replace(WORKLOADS["maml-5w1s-q15"], queries=1)}
 """What they start from: each method on 16 tasks of 5 ways and 1 shot."""
+KEEPERS = ("ours", "all", "none")
 SINGLES = 4
 """Tasks that a curve's point takes one by one; more of them take as much more."""
 
@@ -59,7 +62,8 @@ class SpeedStudy:
             varied alone; [] leaves one out.
         curve_rounds: as `rounds`, of a curve's point.
         overhead_steps: meta-steps of a training whose time around the gradient is taken; 0: none.
-        keep_memory: freed memory is kept by the process, as in training, by which all gain.
+        keep_memory: whose process keeps the memory it frees: "ours", as `metalearn train`'s does
+            and a library's user's doesn't, "all" or "none". Curves: any but "none".
     """
 
     title: ClassVar[str] = "Speed of meta-gradients"
@@ -75,7 +79,7 @@ class SpeedStudy:
     widths: Sequence[int]
     curve_rounds: int
     overhead_steps: int
-    keep_memory: bool
+    keep_memory: str
 
     def __post_init__(self) -> None:
         if not self.workloads or not set(self.workloads) <= set(WORKLOADS):
@@ -92,6 +96,10 @@ class SpeedStudy:
                 f"timing_s={self.timing_s}; expected at least 2, 2 and 0"
             )
 
+        if self.keep_memory not in KEEPERS:
+            raise UsageError(
+                f"keep_memory={self.keep_memory}; expected one of {', '.join(KEEPERS)}"
+            )
         if self.overhead_steps and self.overhead_steps < 2 * SKIPPED:
             raise UsageError(
                 f"overhead_steps={self.overhead_steps}; expected 0, or at least {2 * SKIPPED}"
@@ -110,13 +118,13 @@ class SpeedStudy:
         return found
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
-        if self.keep_memory:
-            keep_freed_memory()
         at: Any = cell
+        if at["part"] == "workload":
+            return self._workload(WORKLOADS[at["workload"]], device)
+        if self.keep_memory != "none":
+            keep_freed_memory()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peers' own, of what torch deprecates
-            if at["part"] == "workload":
-                return self._workload(WORKLOADS[at["workload"]], device)
             if at["part"] == "overhead":
                 return overhead(self.overhead_steps, device)
             return self._point(at["method"], AXES[at["axis"]], at["value"], device)
@@ -127,46 +135,48 @@ class SpeedStudy:
             for name, c in COMPETITORS[w.method].items()
             if c.installed and (self.differing or not c.differs)
         }
-        start = setting(w, device)
-        runs: dict[str, Run] = {name: c.make(start.apart()) for name, c in chosen.items()}
-        if _parts(runs["ours, parts"]) == 1:  # it would be `ours` again
-            del runs["ours, parts"], chosen["ours, parts"]
-        reference = exact(start)
-        lowest = rounding(start, reference)
-        facts = {
-            name: {
-                "error": relative_error(runs[name](), reference),
-                "error_smooth": math.nan,
-                "peak_bytes": peak_bytes(runs[name], device)[1],
-                "operations": w.tasks * counted(c.make(start.of(0))),
-            }
-            for name, c in chosen.items()
-        }
-        smooth = setting(replace(w, activation="silu", tasks=min(w.tasks, 2)), device)
-        reference = exact(smooth)
-        for name, c in chosen.items():
-            facts[name]["error_smooth"] = relative_error(c.make(smooth.apart())(), reference)
-
-        product, per_product = matrix_product(device)
-        times = rounds({**runs, "product": product}, self.rounds, self.timing_s, device)
+        with ExitStack() as stack:
+            workers = {}
+            for name, c in chosen.items():  # one by one, as some calibrate
+                keep = self.keep_memory == "all" or (self.keep_memory == "ours" and not c.library)
+                worker = Worker(torch.get_num_threads(), name, w, device, keep)
+                workers[name] = stack.enter_context(closing(worker))
+            facts = {name: worker.facts() for name, worker in workers.items()}
+            if facts["ours, parts"].parts == 1:  # it would be `ours` again
+                workers.pop("ours, parts").close()
+            product, per_product = matrix_product(device)
+            times = rounds(
+                {
+                    **{name: worker.seconds for name, worker in workers.items()},
+                    "product": clocked(product, device),
+                },
+                self.rounds,
+                self.timing_s,
+            )
         rate = per_product / float(np.median(times.pop("product").wall))
         floor = operations(w) / rate
-        own = [name for name, c in chosen.items() if not c.library and not c.differs]
+        own = [name for name in times if not chosen[name].library and not chosen[name].differs]
         lead = min(own, key=lambda name: float(np.median(times[name].wall)))
+        reference = exact(setting(w, device))
+        reference_smooth = exact(setting(w.smooth(), device))
+        lowest = rounding(setting(w, device), reference)
         return [
             {
                 "competitor": name,
-                **_described(c, w, _parts(runs[name])),
-                **times[name].row(),
+                **_described(chosen[name], w, facts[name].parts),
+                **taken.row(),
                 "lead": name == lead,
-                **spread("times_ours", times[name].wall / times[lead].wall),
-                **facts[name],
+                **spread("times_ours", taken.wall / times[lead].wall),
+                "error": relative_error(facts[name].gradient, reference),
+                "error_smooth": relative_error(facts[name].smooth_gradient, reference_smooth),
+                "peak_bytes": facts[name].peak_bytes,
+                "operations": facts[name].operations,
                 "rounding": lowest,
                 "floor_operations": operations(w),
                 "product_rate": rate,
-                "over_floor": float(np.median(times[name].wall)) / floor,
+                "over_floor": float(np.median(taken.wall)) / floor,
             }
-            for name, c in chosen.items()
+            for name, taken in times.items()
         ] + [
             {"competitor": name, **_described(c, w), "absent": True}
             for name, c in COMPETITORS[w.method].items()
@@ -187,7 +197,8 @@ class SpeedStudy:
         parts = ours(WAYS[method], measured=True)(start).split.parts
         for run in runs.values():
             run()
-        times = rounds(runs, self.curve_rounds, self.timing_s, device)
+        timed = {name: clocked(run, device) for name, run in runs.items()}
+        times = rounds(timed, self.curve_rounds, self.timing_s)
         for name in set(times) - {"batched"}:
             times[name] = times[name].scaled(w.tasks / some.tasks)
         return [
@@ -218,10 +229,6 @@ def _described(competitor: Competitor, w: Workload, parts: int = 1) -> dict[str,
         "in_flight": 1 if competitor.in_flight == "one" else math.ceil(w.tasks / parts),
         "absent": False,
     }
-
-
-def _parts(run: Run) -> int:
-    return run.split.parts if isinstance(run, Ours) else 1
 
 
 def _each(runs: Sequence[Run]) -> Run:

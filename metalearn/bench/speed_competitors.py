@@ -14,7 +14,7 @@ from torch import Tensor
 from metalearn.batch_split import SplitGradient
 from metalearn.bench import speed_peers as peers
 from metalearn.bench.speed_workloads import Gradient, Run, Setting, Workload
-from metalearn.bench.timing import rounds
+from metalearn.bench.timing import clocked, rounds
 from metalearn.calibration import fastest_parts
 from metalearn.inner import GradientDescent
 from metalearn.linear_solve import CG
@@ -86,8 +86,9 @@ def laid_out(make: Callable[[Setting], Run]) -> Callable[[Setting], Run]:
             return make(own)
 
         layouts = (torch.channels_last, torch.contiguous_format)
-        runs = {layout: inside(setting.first(4), layout) for layout in layouts}
-        times = rounds(runs, 2, 0.0, setting.task.support_x.device)
+        device = setting.task.support_x.device
+        runs = {layout: clocked(inside(setting.first(4), layout), device) for layout in layouts}
+        times = rounds(runs, 2, 0.0)
         return inside(setting, min(layouts, key=lambda layout: times[layout].wall.min()))
 
     return made

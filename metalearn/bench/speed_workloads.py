@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,6 +46,10 @@ class Workload:
     lr: float = 0.1
     prox: float = 2.0
     activation: str = "relu"
+
+    def smooth(self) -> Workload:
+        """Two of its tasks, without kinks."""
+        return replace(self, activation="silu", tasks=min(self.tasks, 2))
 
 
 WORKLOADS: dict[str, Workload] = {
@@ -196,7 +201,10 @@ def _dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
     return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
 
 
-def relative_error(found: Gradient, exact: Gradient) -> float:
+def relative_error(found: Sequence[Tensor | np.ndarray], exact: Gradient) -> float:
     """|found - exact| / |exact| over all parameters, in float64."""
-    difference = [a.detach().double() - b for a, b in zip(found, exact, strict=True)]
+    difference = [
+        torch.as_tensor(a, device=b.device).detach().double() - b
+        for a, b in zip(found, exact, strict=True)
+    ]
     return float((_dot(difference, difference) / _dot(exact, exact)).sqrt())

@@ -15,6 +15,8 @@ import torch
 from metalearn.machine import now
 
 K = TypeVar("K")
+Timed = Callable[[], tuple[float, float]]
+"""Runs something; its seconds on the wall, and of its process on all cores."""
 
 
 def seconds(
@@ -35,7 +37,7 @@ def seconds(
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds by round: on the wall, and of this process on all cores, which neighbours on a shared
+    """Seconds by round: on the wall, and of the process on all cores, which neighbours on a shared
     machine disturb less."""
 
     wall: np.ndarray
@@ -52,13 +54,23 @@ class Times:
         }
 
 
-def rounds(
-    runs: Mapping[K, Callable[[], Any]], count: int, timing_s: float, device: torch.device
-) -> dict[K, Times]:
-    """Every run once a round, the order rotated by one from round to round."""
+def clocked(run: Callable[[], Any], device: torch.device) -> Timed:
+    """`run`, made to say how long it takes."""
+
+    def timed() -> tuple[float, float]:
+        gc.collect()  # what others leave in cycles is not this one's to clear away
+        start, busy = now(device), time.process_time()
+        run()
+        return now(device) - start, time.process_time() - busy
+
+    return timed
+
+
+def rounds(runs: Mapping[K, Timed], count: int, timing_s: float) -> dict[K, Times]:
+    """Every run once a round, the order rotated by one from round to round; no further round begins
+    after `timing_s` seconds, but for the second."""
     names = list(runs)
-    wall: dict[K, list[float]] = {name: [] for name in names}
-    cpu: dict[K, list[float]] = {name: [] for name in names}
+    taken: dict[K, list[tuple[float, float]]] = {name: [] for name in names}
     gc.freeze()  # what was there before need not be looked through at each collection
     try:
         began = time.perf_counter()
@@ -67,14 +79,10 @@ def rounds(
                 break
             turn = i % len(names)
             for name in names[turn:] + names[:turn]:
-                gc.collect()  # what one leaves in cycles is not another's to clear away
-                start, busy = now(device), time.process_time()
-                runs[name]()
-                wall[name].append(now(device) - start)
-                cpu[name].append(time.process_time() - busy)
+                taken[name].append(runs[name]())
     finally:
         gc.unfreeze()
-    return {name: Times(np.array(wall[name]), np.array(cpu[name])) for name in names}
+    return {name: Times(*np.array(pairs).T) for name, pairs in taken.items()}
 
 
 def spread(name: str, values: np.ndarray) -> dict[str, float]:

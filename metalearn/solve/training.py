@@ -1,4 +1,4 @@
-"""What distillation and architecture search have in common: the inner problem is a training."""
+"""What distillation, architecture search and hyper-parameters share: the inner problem trains."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.errors import UsageError
-from metalearn.metagrad import MetaGradient, MetaGradientResult
+from metalearn.metagrad import MetaGradientResult
 from metalearn.nn import TaskBatched
 from metalearn.problem import Meta, Params, prediction_loss
 from metalearn.tree import fixed, leaves_of, like_tree, task_half_square
@@ -23,7 +23,7 @@ class Starts:
 
     Args:
         params: dict of (T, ...).
-        x, y: (n, ...) images and (n,) labels, the same for every task.
+        x, y: (n, ...) images and (n,) labels or (n, outputs) targets, the same for every task.
     """
 
     params: Params
@@ -39,7 +39,7 @@ class Starts:
 
 class Training(ABC):
     """inner(w) = mean cross-entropy on training images + decay / 2 |w|^2, outer = the cross-entropy
-    on a task's own images (metric: accuracy).
+    on a task's own images (metric: accuracy). Of targets instead of labels, the squared error.
 
     Meta is in the images or in the model, as a subclass says. The training begins at the task's own
     weights, whatever meta is.
@@ -57,7 +57,7 @@ class Training(ABC):
 
     @abstractmethod
     def examples(self, meta: Meta) -> tuple[Tensor, Tensor]:
-        """The training images (n, ...) and their labels (n,)."""
+        """The training images (n, ...) and their labels (n,) or targets (n, outputs)."""
 
     def predict(self, params: Params, meta: Meta, x: Tensor) -> Tensor:
         """(T, n, classes) for images (n, ...)."""
@@ -77,7 +77,7 @@ class Training(ABC):
 
     def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: Starts) -> Tensor:
         _, y = self.examples(meta)
-        loss = prediction_loss(outputs["predictions"], y.expand(len(task), -1))
+        loss = prediction_loss(outputs["predictions"], y.expand(len(task), *y.shape))
         if not self.decay:
             return loss
         return loss + self.decay * sum(task_half_square(p) for p in outputs["params"].values())
@@ -86,8 +86,10 @@ class Training(ABC):
         self, params: Params, meta: Meta, task: Starts
     ) -> tuple[Tensor, dict[str, Tensor]]:
         predictions = self.predict(params, meta, task.x)
+        loss = prediction_loss(predictions, task.y.expand(len(task), *task.y.shape))
+        if task.y.is_floating_point():
+            return loss, {}
         correct = predictions.detach().argmax(dim=-1) == task.y
-        loss = prediction_loss(predictions, task.y.expand(len(task), -1))
         return loss, {"accuracy": correct.to(loss.dtype).mean(dim=1)}
 
 
@@ -102,7 +104,7 @@ def fresh(model: Callable[[], nn.Module], tasks: int, device: torch.device) -> P
 
 def descend(
     problem: Training,
-    metagrad: MetaGradient,
+    metagrad: Callable[..., MetaGradientResult],
     meta: Meta,
     task: Callable[[], Starts],
     steps: int,

@@ -15,7 +15,7 @@ from metalearn.bench import speed, speed_floor, speed_overhead, speed_report
 from metalearn.bench.speed import SpeedStudy
 from metalearn.bench.speed_competitors import COMPETITORS, WAYS, ours
 from metalearn.bench.speed_workloads import Workload, exact, relative_error, rounding, setting
-from metalearn.bench.timing import rounds
+from metalearn.bench.timing import clocked, rounds
 
 CPU = torch.device("cpu")
 TINY = {
@@ -35,7 +35,7 @@ STUDY = SpeedStudy(
     widths=[],
     curve_rounds=2,
     overhead_steps=0,
-    keep_memory=False,
+    keep_memory="none",
 )
 
 
@@ -102,17 +102,17 @@ def test_the_floor_is_linear_in_what_repeats(field):
 
 def test_rounds_rotate_and_stop_in_time():
     order: list[str] = []
-    runs = {name: (lambda name=name: order.append(name)) for name in "abc"}
-    times = rounds(runs, 3, 100.0, CPU)
+    runs = {name: clocked(lambda name=name: order.append(name), CPU) for name in "abc"}
+    times = rounds(runs, 3, 100.0)
     assert "".join(order) == "abcbcacab"
     assert all(len(t.wall) == len(t.cpu) == 3 for t in times.values())
-    assert len(rounds(runs, 9, 0.0, CPU)["a"].wall) == 2
+    assert len(rounds(runs, 9, 0.0)["a"].wall) == 2
 
 
 def test_a_gpu_is_waited_for_before_and_after_each_run(monkeypatch):
     events: list[str] = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("wait"))
-    rounds({"run": lambda: events.append("run")}, 2, 0.0, torch.device("cuda"))
+    rounds({"run": clocked(lambda: events.append("run"), torch.device("cuda"))}, 2, 0.0)
     assert events == ["wait", "run", "wait"] * 2
 
 

@@ -1,0 +1,296 @@
+"""Several processes share a run: it is the one-process run but for the rounding of sums."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rank_runs import joined, on_ranks, train, train_and_ask, train_on_a_full_disk
+from tiny_run import rows, timeless
+
+from metalearn import checkpoint
+from metalearn.batch_split import OutOfMemory, SplitGradient
+from metalearn.cli import main
+from metalearn.errors import TrainingStopped, UsageError
+from metalearn.evaluation import evaluate
+from metalearn.inner import GradientDescent
+from metalearn.linear_solve import CG
+from metalearn.metagrad import FirstOrder, Implicit, NonFiniteGradient, Reptile, Unrolled
+from metalearn.nn import MLP
+from metalearn.problem import FewShot
+from metalearn.ranks import Ranks
+from metalearn.reporting import figures
+from metalearn.sharding import ShardedGradient
+from metalearn.tasks.sinusoid import SinusoidSampler
+from metalearn.tree import leaves_of
+
+INNER = GradientDescent(3, 0.05)
+WAYS = {
+    "unrolled": Unrolled(INNER, backend="batched"),
+    "first_order": FirstOrder(INNER),
+    "reptile": Reptile(INNER),
+    "implicit": Implicit(INNER, CG(4)),
+    # This prox leaves some systems indefinite: the carry is the mean of the tasks whose solve did
+    # not break off, which are not as many on each rank.
+    "warm": Implicit(INNER, CG(4), warm_start=True),
+}
+WORDS = ["tasks=glyphs", "tasks.dataset.drawings=4", "model=mlp", "model.sizes=[784,8,5]"]
+WORDS += ["metagrad=imaml_warm", "metagrad.curvature=gauss_newton", "metagrad.inner.steps=2"]
+WORDS += ["meta_batch=4", "validation.every=5", "validation.tasks=5", "test.tasks=7", "threads=1"]
+WORDS += ["wandb=disabled", "checkpoint_every=2"]
+
+
+@given(st.integers(0, 200), st.integers(1, 40))
+def test_shares_cover_the_tasks_evenly_and_in_order(tasks, size):
+    shares = [list(range(tasks))[Ranks(rank, size).share(tasks)] for rank in range(size)]
+    assert list(itertools.chain(*shares)) == list(range(tasks))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def world(tasks: int = 7):
+    torch.manual_seed(0)
+    model = MLP([1, 8, 1]).double()
+    task = SinusoidSampler(5, 5, seed=0).sample(tasks).to(torch.float64)
+    return FewShot(model, prox=0.6), dict(model.named_parameters()), task
+
+
+def _gradients(ranks: Ranks) -> dict:
+    problem, meta, task = world()
+    found = {}
+    for name, way in WAYS.items():
+        result = ShardedGradient(SplitGradient(way), ranks)(problem, meta, task)
+        found[name] = ([g.numpy() for g in leaves_of(result.grads)], figures(result))
+        found[name] += ([c.numpy() for c in leaves_of(result.carry)],)
+    return found
+
+
+@pytest.fixture(scope="module")
+def gradients():
+    return {size: on_ranks(size, joined, _gradients) for size in (2, 4)}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("name", WAYS)
+def test_the_meta_gradient_is_that_of_one_rank(gradients, size, name):
+    problem, meta, task = world()
+    whole = WAYS[name](problem, meta, task)
+    for grads, seen, carry in (found[name] for found in gradients[size]):
+        # Sums of seven float64 numbers of order one, in another order.
+        for expected, found in zip(leaves_of(whole.grads), grads, strict=True):
+            torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-12, atol=1e-14)
+        assert seen == pytest.approx(figures(whole), rel=1e-9)
+        for expected, found in zip(leaves_of(whole.carry), carry, strict=True):
+            torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_the_warm_start_above_is_of_some_tasks_only():
+    problem, meta, task = world()
+    result = WAYS["warm"](problem, meta, task)
+    assert 0 < int((result.certificate.status > 1).sum()) < len(task)
+
+
+def _refused(ranks: Ranks, kind: str) -> str:
+    problem, meta, task = world()
+    if kind == "not finite":
+        task.query_y[-1] = torch.inf  # a task of the last rank
+
+    def hungry(problem, meta, task):
+        if ranks.rank == 1:
+            raise MemoryError
+        return WAYS["unrolled"](problem, meta, task)
+
+    way = WAYS["unrolled"] if kind == "not finite" else hungry
+    try:
+        ShardedGradient(SplitGradient(way, say=lambda s: None), ranks)(problem, meta, task)
+    except (NonFiniteGradient, OutOfMemory) as error:
+        return type(error).__name__
+    return "none"
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("not finite", "NonFiniteGradient"), ("memory", "OutOfMemory")]
+)
+def test_what_one_rank_meets_is_every_ranks(kind, error):
+    assert on_ranks(2, joined, _refused, kind) == [error, error]
+
+
+def _scores(ranks: Ranks, tasks: int, batch: int) -> dict:
+    problem, meta, _ = world()
+    sampler = SinusoidSampler(5, 5, seed=3)
+    sample = sampler.sample
+    sampler.sample = lambda n: sample(n).to(torch.float64)  # type: ignore[method-assign]
+    found = evaluate(problem, WAYS["unrolled"], meta, sampler, tasks, batch, ranks=ranks)
+    return {name: (e.mean, e.interval) for name, e in found.items()}
+
+
+@pytest.mark.parametrize(("tasks", "batch"), [(9, 2), (5, 1)])  # the last batch is short of a rank
+def test_evaluation_is_that_of_one_rank(tasks, batch):
+    expected = _scores(Ranks(), tasks, batch)
+    for found in on_ranks(3, joined, _scores, tasks, batch):
+        for name, values in expected.items():
+            assert found[name] == pytest.approx(values, rel=1e-12)
+
+
+def _led(ranks: Ranks, error: str) -> str:
+    def work() -> int:
+        if error:
+            raise {"usage": UsageError, "stopped": TrainingStopped}[error]("why")
+        return os.getpid()
+
+    try:
+        return f"{ranks.lead(work) == os.getpid()}"
+    except (UsageError, TrainingStopped) as found:
+        return repr(found)
+
+
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [
+        ("", ["True", "False"]),
+        ("usage", ["UsageError('why')"] * 2),
+        ("stopped", ["TrainingStopped('why')"] * 2),
+    ],
+)
+def test_what_rank_0_does_or_refuses_is_everyones(error, seen):
+    assert on_ranks(2, joined, _led, error) == seen
+
+
+def _left(ranks: Ranks) -> str:
+    if ranks.rank == 1:
+        return "left"
+    try:
+        ranks.largest(0)
+    except TrainingStopped as error:
+        return str(error)
+    return "went on"
+
+
+def test_a_rank_that_is_gone_is_said_so():
+    found = on_ranks(2, joined, _left)
+    assert found[1] == "left" and "rank 0 lost the others" in found[0] and "resume=" in found[0]
+
+
+def statuses(found: list[tuple[int, str]]) -> list[int]:
+    return [status for status, _ in found]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    for size in (1, 2, 4):
+        run = folder / str(size)
+        words = [*WORDS, "steps=10", f"run_dir={run}"]
+        assert statuses(on_ranks(size, train, words, str(run))) == [0] * size
+    return folder
+
+
+def close(one: Path, other: Path) -> None:
+    """Float32 gradients that differ in their last bits go through Adam, which divides by their
+    size: where an element is near 0 a step differs by up to 2 lr, elsewhere by rounding."""
+    for row, expected in zip(timeless(one), timeless(other), strict=True):
+        del row["peak_memory_bytes"], expected["peak_memory_bytes"]
+        assert row == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    a, b = (checkpoint.load(folder / "last.pt") for folder in (one, other))
+    assert a["sampler"] == b["sampler"]  # the same tasks
+    for x, y in zip(leaves_of(a["meta"]), leaves_of(b["meta"]), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_run_is_that_of_one_rank(trained, size):
+    close(trained / str(size), trained / "1")
+    per_rank = [rows(trained / n)[0]["peak_memory_bytes"] for n in ("1", str(size))]
+    assert per_rank[1] == pytest.approx(per_rank[0] / size, rel=0.1)
+
+
+def test_another_number_of_ranks_goes_on_with_it(trained, tmp_path):
+    folder = tmp_path / "run"
+    for size, steps in ((2, 4), (1, 6), (4, 10)):
+        begun = [f"resume={folder}"] if folder.exists() else [*WORDS, f"run_dir={folder}"]
+        assert statuses(on_ranks(size, train, [*begun, f"steps={steps}"])) == [0] * size
+        extra = [row["step"] for row in rows(folder)]
+        assert extra == list(range(1, steps + 1))
+    a, b = (checkpoint.load(f / "last.pt")["meta"] for f in (folder, trained / "1"))
+    for x, y in zip(leaves_of(a), leaves_of(b), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
+
+
+def test_a_signal_to_one_rank_has_all_leave_after_the_same_step(trained, tmp_path):
+    folder = tmp_path / "run"
+    words = [*WORDS, "steps=10", "run_dir=" + str(folder)]
+    found = on_ranks(2, train_and_ask, words, folder / "metrics.jsonl", 2)
+    assert statuses(found) == [128 + signal.SIGTERM] * 2
+    assert checkpoint.load(folder / "last.pt")["step"] == len(rows(folder)) < 10
+    assert statuses(on_ranks(2, train, [f"resume={folder}"])) == [0, 0]
+    assert timeless(folder) == timeless(trained / "2")
+
+
+def test_a_disk_that_takes_no_more_stops_all(tmp_path):
+    words = [*WORDS, "steps=10", f"run_dir={tmp_path / 'run'}"]
+    found = on_ranks(2, train_on_a_full_disk, words)
+    assert statuses(found) == [1, 1]
+    assert all(
+        "cannot be written (No space left on device)" in said and "meta-step 2, is whole" in said
+        for _, said in found
+    )
+
+
+def test_more_ranks_than_tasks_are_refused(tmp_path):
+    words = [*WORDS, "meta_batch=1", f"run_dir={tmp_path / 'run'}"]
+    found = on_ranks(2, train, words)
+    assert statuses(found) == [2, 2]
+    assert "meta_batch=1 has too few tasks for 2 processes" in found[0][1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_restarts_need_a_folder_to_find_the_run_by(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    assert main(["train", *WORDS, "steps=1"]) == 2
+    assert "run_dir= is missing" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def torchrun(*words: str) -> subprocess.Popen[bytes]:
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*program, "--nproc-per-node=2", "--max-restarts=3", "-m", "metalearn", "train"]
+    own = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    return subprocess.Popen([*command, *words], env=own | {"OMP_NUM_THREADS": "1"})
+
+
+def process_of_rank(parent: int, rank: int) -> int:
+    """Its id, among the children of torchrun."""
+    while True:
+        for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+            try:
+                if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(
+                    b"\0"
+                ):
+                    return int(child)
+            except OSError:
+                continue
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the ranks in /proc")
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_torchrun_goes_on_after_a_rank_is_killed(trained, tmp_path, rank):
+    folder = tmp_path / "run"
+    agent = torchrun(*WORDS, "steps=10", "validation.every=5", f"run_dir={folder}")
+    metrics = folder / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
+        assert agent.poll() is None
+        time.sleep(0.005)
+    os.kill(process_of_rank(agent.pid, rank), signal.SIGKILL)
+    assert agent.wait(timeout=300) == 0
+    assert timeless(folder) == timeless(trained / "2")
+    a, b = (checkpoint.load(f / "last.pt")["meta"] for f in (folder, trained / "2"))
+    assert all(torch.equal(x, y) for x, y in zip(leaves_of(a), leaves_of(b), strict=True))
