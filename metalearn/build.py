@@ -24,7 +24,6 @@ PACKAGES = (
 """Where the classes are that a config may name."""
 FUNCTIONS = (
     *("metalearn.tasks.glyphs.glyphs", "metalearn.tasks.omniglot.omniglot"),
-    "metalearn.tasks.omniglot.omniglot_background",
     *("metalearn.tasks.vision.mini_imagenet", "metalearn.tasks.vision.tiered_imagenet"),
     *("metalearn.tasks.vision.cifar_fs", "metalearn.tasks.vision.fc100"),
     "metalearn.metagrad.implicit_by_iterations",
@@ -115,11 +114,26 @@ def _check_arguments(path: str, node: dict[str, Any], called: Any) -> None:
         return
     for key, value in node.items():
         if key in hints and not _fits(value, hints[key]):
-            hint = hints[key]
-            wanted = hint.__name__ if inspect.isclass(hint) else str(hint).replace("typing.", "")
-            if get_origin(hint) is Literal:
-                wanted = " or ".join(map(repr, get_args(hint)))
-            raise UsageError(f"{path and path + '.'}{key}={value}; expected {wanted}")
+            raise UsageError(
+                f"{path and path + '.'}{key}={value}; expected {_in_words(hints[key])}"
+            )
+
+
+def _in_words(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    plain |= {type(None): "null", Path: "a path"}
+    if hint in plain:
+        return plain[hint]
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin in (Union, UnionType):
+        return " or ".join(map(_in_words, inner))
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        count = f"{len(inner)} values" if inner[-1:] != (...,) and len(inner) > 1 else "values"
+        return f"a list of {count}, each {_in_words(inner[0])}" if inner else "a list"
+    name = getattr(hint, "__name__", str(hint))
+    return f"the options of {'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -68,6 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         _complain(" ".join(str(error).split()))
         return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # what any look at a path may find
+            raise
+        _complain(f"{error.filename} is too long for a path")
+        return 2
     except TrainingInterrupted as error:  # within a study
         _complain(error)
         return error.status
@@ -115,7 +121,9 @@ def _one_run(cfg: DictConfig, ranks: Ranks | None = None) -> int:
     from metalearn.run_folder import check_unused
 
     here = ranks or Ranks()
-    if not cfg.run_dir:
+    if cfg.run_dir == "":
+        raise UsageError("run_dir= is empty; give a folder, or leave it out")
+    if cfg.run_dir is None:
         if may_restart():
             raise UsageError("run_dir= is missing, by which a restart would find the run; give it")
         folder = here.lead(lambda: _fresh(Path("runs"), cfg.name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import re
 from collections.abc import Iterable
@@ -82,8 +83,9 @@ def overridden(config: DictConfig, overrides: list[str], verb: str) -> DictConfi
         if override.is_sweep_override():
             raise UsageError(f"{text_of(override)}; {verb} takes one value at a time")
         _check_value(override, base)
-        OmegaConf.update(config, override.key_or_group, override.value())
     try:
+        for override in parsed:
+            OmegaConf.update(config, override.key_or_group, override.value())
         OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(" ".join(str(error).split())) from error
@@ -246,6 +248,7 @@ def _resolver_call(text: str) -> str | None:
     return found and found[0]
 
 
+@functools.cache
 def groups() -> list[str]:
     """What training chooses from by name: the folders that train.yaml's defaults list."""
     defaults = OmegaConf.load(config_folder() / "train.yaml").defaults

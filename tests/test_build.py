@@ -130,10 +130,14 @@ ALTERED = [
     ("metagrad", 3, "lacks metagrad"),
     ("tasks.ways", "${nothing}", "cannot be read as a config"),
     ("prox", "large", "prox=large"),
-    ("metagrad.inner.steps", "many", "metagrad.inner.steps=many; expected int"),
-    ("tasks.dataset.drawings", 1.5, "tasks.dataset.drawings=1.5; expected int"),
-    ("model.sizes", [784, "x", 5], "model.sizes=[784, 'x', 5]; expected"),
-    ("metagrad.inner", 3, "metagrad.inner=3; expected InnerSolver"),
+    ("metagrad.inner.steps", "many", "metagrad.inner.steps=many; expected a whole number"),
+    ("tasks.dataset.drawings", 1.5, "tasks.dataset.drawings=1.5; expected a whole number"),
+    (
+        "model.sizes",
+        [784, "x", 5],
+        "'x', 5]; expected a list of values, each a whole",
+    ),
+    ("metagrad.inner", 3, "metagrad.inner=3; expected the options of an InnerSolver"),
 ]
 
 

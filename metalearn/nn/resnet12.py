@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from metalearn.errors import UsageError
+
 
 class ResidualBlock(nn.Module):
     """Three 3x3 convolutions beside a 1x1 shortcut, then 2x2 max pooling."""
@@ -42,13 +44,21 @@ class ResNet12(nn.Sequential):
     Args:
         ways: classes of a task.
         in_channels: 3 for colour.
-        widths: channels of the four blocks; (64, 160, 320, 640) in Lee et al., (64, 128, 256, 512)
-            in Oreshkin et al.
+        widths: channels of the blocks, of which the published network has four; (64, 160, 320,
+            640) in Lee et al., (64, 128, 256, 512) in Oreshkin et al.
+
+    Raises:
+        UsageError: no block, or a number below 1.
     """
 
     def __init__(
         self, ways: int, in_channels: int = 3, widths: Sequence[int] = (64, 160, 320, 640)
     ) -> None:
+        if not widths or min(ways, in_channels, *widths) < 1:
+            raise UsageError(
+                f"ResNet12(ways={ways}, in_channels={in_channels}, widths={list(widths)}); "
+                "expected at least one width, and each number at least 1"
+            )
         blocks = [
             ResidualBlock(inputs, outputs)
             for inputs, outputs in zip((in_channels, *widths[:-1]), widths, strict=True)
