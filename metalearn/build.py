@@ -57,6 +57,10 @@ def build(config: Any, kind: type | None = None) -> Any:
     for name, node in _nodes(plain, path):
         own = _OWN_PACKAGE.get(name.rpartition(".")[2])
         _check_arguments(name, node, _found(node["_target_"], [own] if own else PACKAGES))
+        # A dataset alone is called later; which the outermost is, its kind says.
+        partial = node.get("_partial_", False)
+        if node is not plain and partial is not (own == "metalearn.tasks"):
+            raise UsageError(f"{name}._partial_={partial}; leave it as configs/ has it")
     if not isinstance(plain, dict) or "_target_" not in plain:
         raise UsageError(f"{plain} names no _target_; expected what configs/ has there")
     target = plain["_target_"]
