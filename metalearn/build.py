@@ -23,7 +23,9 @@ PACKAGES = (
 )
 """Where the classes are that a config may name."""
 FUNCTIONS = (
-    *("metalearn.tasks.glyphs.glyphs", "metalearn.tasks.omniglot.omniglot"),
+    "metalearn.tasks.glyphs.glyphs",
+    "metalearn.tasks.omniglot.omniglot",
+    "metalearn.tasks.omniglot.omniglot_background",
     *("metalearn.tasks.vision.mini_imagenet", "metalearn.tasks.vision.tiered_imagenet"),
     *("metalearn.tasks.vision.cifar_fs", "metalearn.tasks.vision.fc100"),
     "metalearn.metagrad.implicit_by_iterations",

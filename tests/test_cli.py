@@ -356,7 +356,6 @@ from metalearn.cli import main
         (["evaluate", "checkpoint=/x.pt", "split=train"], "'validation' or 'test'"),
         (["evaluate", "checkpoint=."], "no checkpoint ."),
         (["evaluate", "checkpoint="], "checkpoint=PATH"),
-        (["evaluate", "checkpoint=3"], "text"),
         (["evaluate", "checkpoint=/x.pt", "seed=-1"], "from 0 to"),
         (["evaluate", "checkpoint=${oc.env:HOME}"], "calls a resolver"),
         (["bench", "cg", "inner_lr=-1"], "above 0"),

@@ -281,7 +281,8 @@ def process_of_rank(parent: int, rank: int) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the ranks in /proc")
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_torchrun_goes_on_after_a_rank_is_killed(trained, tmp_path, rank):
     folder = tmp_path / "run"
     agent = torchrun(*WORDS, "steps=10", "validation.every=5", f"run_dir={folder}")
