@@ -117,10 +117,10 @@ def _train(words: list[str]) -> int:
 
 def _one_run(cfg: DictConfig, ranks: Ranks | None = None) -> int:
     from metalearn import checkpoint
-    from metalearn.ranks import Ranks, may_restart, restarted
+    from metalearn.ranks import ALONE, may_restart, restarted
     from metalearn.run_folder import check_unused
 
-    here = ranks or Ranks()
+    here = ranks or ALONE
     if cfg.run_dir == "":
         raise UsageError("run_dir= is empty; give a folder, or leave it out")
     if cfg.run_dir is None:

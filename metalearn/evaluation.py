@@ -12,10 +12,8 @@ from scipy import stats
 
 from metalearn.metagrad import MetaGradient
 from metalearn.problem import BilevelProblem, Meta, Params
-from metalearn.ranks import Ranks
+from metalearn.ranks import ALONE, Ranks
 from metalearn.tasks import Sampler, TaskBatch
-
-ALONE = Ranks()
 
 
 @dataclass(frozen=True)

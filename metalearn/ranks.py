@@ -84,6 +84,9 @@ class Ranks:
         return value
 
 
+ALONE = Ranks()
+
+
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """The ranks that torchrun started with this process, or this process alone.

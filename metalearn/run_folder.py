@@ -14,7 +14,7 @@ from metalearn import checkpoint, randomness
 from metalearn.errors import TrainingStopped, UsageError
 from metalearn.files import replace_text
 from metalearn.metrics_file import MetricsFile, to_json
-from metalearn.ranks import Ranks
+from metalearn.ranks import ALONE, Ranks
 from metalearn.tracking import Tracker
 
 P = ParamSpec("P")
@@ -27,9 +27,6 @@ def check_unused(folder: Path) -> None:
         raise UsageError(
             f"run_dir={folder} holds a run already; choose another, or resume={folder}"
         )
-
-
-ALONE = Ranks()
 
 
 def led(method: Callable[Concatenate[RunFolder, P], T]) -> Callable[Concatenate[RunFolder, P], T]:

@@ -20,7 +20,7 @@ from metalearn.interruption import Interruption
 from metalearn.progress import RunProgress
 from metalearn.provenance import provenance
 from metalearn.randomness import seed_all
-from metalearn.ranks import Ranks
+from metalearn.ranks import ALONE, Ranks
 from metalearn.reporting import (
     closing,
     figures,
@@ -31,8 +31,6 @@ from metalearn.reporting import (
 )
 from metalearn.run_folder import RunFolder
 from metalearn.training_state import TrainingState
-
-ALONE = Ranks()
 
 
 def train(

@@ -15,7 +15,7 @@ from metalearn import config
 from metalearn.bench import differences_report
 from metalearn.bench.differences_changes import BASES, CHANGES, Change
 from metalearn.bench.fewshot import measured
-from metalearn.bench.fewshot_runs import Budget, StudyRun
+from metalearn.bench.fewshot_runs import Budget, StudyRun, words_of_run
 from metalearn.errors import UsageError
 from metalearn.held_out import Protocol
 from metalearn.study import Cell, Row
@@ -54,11 +54,6 @@ class DifferencesStudy:
         Protocol(tasks=self.test_tasks, inner_steps=self.inner_steps)
         if not self.seeds or not self.bases:
             raise UsageError("seeds=[] or bases=[]; expected at least one of each")
-        if min(self.validation_every - 1, self.validation_tasks - 2) < 0:
-            raise UsageError(
-                f"validation_every={self.validation_every}, validation_tasks="
-                f"{self.validation_tasks}; expected at least 1 and 2"
-            )
         known = {change.subject for change in CHANGES if change.subject}
         for name, given, choices in (
             ("bases", self.bases, BASES),
@@ -82,15 +77,9 @@ class DifferencesStudy:
         return [{"change": name, "seed": seed} for seed in self.seeds for name in self.changes()]
 
     def _words(self, change: Change, seed: int) -> list[str]:
-        return [
-            f"experiment={BASES[change.base]}",
-            f"seed={seed}",
-            f"steps={self.steps}",
-            f"validation.every={self.validation_every}",
-            f"validation.tasks={self.validation_tasks}",
-            *self.words,
-            *change.words,
-        ]
+        validated = (self.validation_every, self.validation_tasks)
+        own = words_of_run(BASES[change.base], seed, self.steps, *validated)
+        return [*own, *self.words, *change.words]
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
         of: Any = cell

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from metalearn import config
 from metalearn.bench import fewshot_report
-from metalearn.bench.fewshot_runs import Budget, StudyRun
+from metalearn.bench.fewshot_runs import Budget, StudyRun, words_of_run
 from metalearn.errors import UsageError
 from metalearn.held_out import Protocol
 from metalearn.study import Cell, Row
@@ -55,11 +55,6 @@ class FewShotStudy:
         for name in ("settings", "methods", "seeds"):
             if not getattr(self, name):
                 raise UsageError(f"{name}=[]; expected at least one")
-        if min(self.validation_every - 1, self.validation_tasks - 2) < 0:
-            raise UsageError(
-                f"validation_every={self.validation_every}, validation_tasks="
-                f"{self.validation_tasks}; expected at least 1 and 2"
-            )
         for setting in self.settings:
             for method in self.methods:
                 if (experiment := f"{setting}_{method}") not in known:
@@ -67,7 +62,8 @@ class FewShotStudy:
                         f"settings and methods ask for experiment={experiment}, which is "
                         f"unknown{config.nearest(experiment, known)}"
                     )
-        config.compose("train", [f"experiment={self.settings[0]}_{self.methods[0]}", *self.words])
+        first = self.cells()[0]
+        config.compose("train", self._words(first))
 
     def cells(self) -> list[Cell]:
         """Seed by seed, so that the first seed of all methods comes first."""
@@ -79,18 +75,12 @@ class FewShotStudy:
         ]
 
     def run_of(self, cell: Any, device: torch.device) -> StudyRun:
-        return StudyRun.of(
-            Path(self.runs),
-            [
-                f"experiment={cell['setting']}_{cell['method']}",
-                f"seed={cell['seed']}",
-                f"steps={self.steps}",
-                f"validation.every={self.validation_every}",
-                f"validation.tasks={self.validation_tasks}",
-                *self.words,
-            ],
-            device,
-        )
+        return StudyRun.of(Path(self.runs), self._words(cell), device)
+
+    def _words(self, cell: Any) -> list[str]:
+        experiment = f"{cell['setting']}_{cell['method']}"
+        validated = (self.validation_every, self.validation_tasks)
+        return [*words_of_run(experiment, cell["seed"], self.steps, *validated), *self.words]
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
         run = self.run_of(cell, device)

@@ -46,6 +46,28 @@ class Budget:
             )
 
 
+def words_of_run(
+    experiment: str, seed: int, steps: int, validation_every: int, validation_tasks: int
+) -> list[str]:
+    """What `metalearn train` is given for a run of a study.
+
+    Raises:
+        UsageError: nothing could be validated so.
+    """
+    if validation_every < 1 or validation_tasks < 2:
+        raise UsageError(
+            f"validation_every={validation_every}, validation_tasks={validation_tasks}; expected "
+            "at least 1 and 2"
+        )
+    return [
+        f"experiment={experiment}",
+        f"seed={seed}",
+        f"steps={steps}",
+        f"validation.every={validation_every}",
+        f"validation.tasks={validation_tasks}",
+    ]
+
+
 @dataclass(frozen=True)
 class StudyRun:
     """A run of `metalearn train` in a folder of its own, whose name holds a digest of its config:
