@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
-from metalearn.evaluation import Estimate
 from metalearn.memory import format_bytes
+from metalearn.solve.text import estimate, mean_or_blank, said
 from metalearn.study.plot import canvas, label_lines
 
 NAMES = {
@@ -47,18 +46,6 @@ def _of(rows: pd.DataFrame, source: str, column: str) -> pd.Series:
     return rows[(rows.what == "judged") & (rows.source == source)][column]
 
 
-def _estimate(values: pd.Series) -> Estimate:
-    return Estimate.of(torch.tensor(values.dropna().to_numpy(dtype=float)))
-
-
-def _said(values: pd.Series) -> str:
-    """The mean and, of several seeds, its interval."""
-    if values.dropna().empty:
-        return ""
-    found = _estimate(values)
-    return f"{found.mean:.2f}" + (f" ± {found.interval:.2f}" if values.count() > 1 else "")
-
-
 def _accuracy(rows: pd.DataFrame) -> pd.DataFrame:
     own = _by_seed(rows)
     others = {title: _by_seed(rows, column) for column, title in OTHERS.items()}
@@ -66,9 +53,9 @@ def _accuracy(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "trained on": NAMES[name],
-            "accuracy, %": _said(own[name]),
-            "above random, points": "" if name == "random" else _said(own[name] - own["random"]),
-            **{title: _said(wide.get(name, blank)) for title, wide in others.items()},
+            "accuracy, %": said(own[name]),
+            "above random, points": "" if name == "random" else said(own[name] - own["random"]),
+            **{title: said(wide.get(name, blank)) for title, wide in others.items()},
         }
         for name in map(str, own)
     )
@@ -84,18 +71,14 @@ def _cost(rows: pd.DataFrame) -> pd.DataFrame:
             "ms a meta-step": f"{1e3 * group.step_s.mean():.0f}",
             "peak memory": format_bytes(int(group.peak_bytes.max())),
             "inner gradient": f"{group.inner_grad_norm.mean():.1e}",
-            "residual of the solve": _or_blank(group, "relative_residual", ".1e"),
-            "solver iterations": _or_blank(group, "solver_iterations", ".1f"),
-            "negative curvature, % of solves": _or_blank(group, "negative_curvature", ".0f", 100),
+            "residual of the solve": mean_or_blank(group, "relative_residual", ".1e"),
+            "solver iterations": mean_or_blank(group, "solver_iterations", ".1f"),
+            "negative curvature, % of solves": mean_or_blank(
+                group, "negative_curvature", ".0f", 100
+            ),
         }
         for name, group in part.groupby("source", sort=False)
     )
-
-
-def _or_blank(group: pd.DataFrame, column: str, how: str, times: float = 1.0) -> str:
-    if column not in group or group[column].isna().all():
-        return ""
-    return format(times * group[column].mean(), how)
 
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:
@@ -143,16 +126,16 @@ def findings(rows: pd.DataFrame) -> list[str]:
     own = _by_seed(rows)
     methods = [str(name) for name in own if name not in BASELINES]
     best = str(_by_seed(rows, "validation_accuracy")[methods].mean().idxmax())
-    gain = _estimate(own[best] - own["random"])
+    gain = estimate(own[best] - own["random"])
     within = f" (95 % interval over {len(own)} seeds: ± {gain.interval:.1f})" * (len(own) > 1)
     found = [
-        f"Ten distilled images bring a model to {_said(own[best])} % on the test split by the "
+        f"Ten distilled images bring a model to {said(own[best])} % on the test split by the "
         f"meta-gradient that validated best ({NAMES[best]}), {gain.mean:.1f} points{within} above "
-        f"ten random real images ({_said(own['random'])} %). Ten class means bring it to "
-        f"{_said(own['means'])} %, the whole training set to {_said(own['whole'])} %.",
+        f"ten random real images ({said(own['random'])} %). Ten class means bring it to "
+        f"{said(own['means'])} %, the whole training set to {said(own['whole'])} %.",
         "Side by side: "
         + ", ".join(
-            f"{NAMES[name]} {_said(own[name])} % at {1e3 * _of(rows, name, 'step_s').mean():.0f} ms"
+            f"{NAMES[name]} {said(own[name])} % at {1e3 * _of(rows, name, 'step_s').mean():.0f} ms"
             f" and {format_bytes(int(_of(rows, name, 'peak_bytes').max()))} a meta-step"
             for name in methods
         )
@@ -162,8 +145,8 @@ def findings(rows: pd.DataFrame) -> list[str]:
     found.append(
         f"Given to other models, the images of {NAMES[best]} reach "
         + " and ".join(
-            f"{_said(wide[best])} % ({title.removesuffix(', %')}; random real images: "
-            f"{_said(wide['random'])} %)"
+            f"{said(wide[best])} % ({title.removesuffix(', %')}; random real images: "
+            f"{said(wide['random'])} %)"
             for title, wide in others.items()
         )
         + "."
@@ -172,8 +155,8 @@ def findings(rows: pd.DataFrame) -> list[str]:
         shares = {name: 100 * _of(rows, name, "negative_curvature").mean() for name in methods}
         found.append(
             f"With the Hessian, {shares['cg']:.0f} % of the conjugate-gradient solves met negative "
-            f"curvature and the images reach {_said(own['cg'])} %; with Gauss-Newton curvature "
+            f"curvature and the images reach {said(own['cg'])} %; with Gauss-Newton curvature "
             f"{shares['gauss_newton']:.0f} % did, and they reach "
-            f"{_said(own['gauss_newton'])} %."
+            f"{said(own['gauss_newton'])} %."
         )
     return found

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from metalearn.evaluation import Estimate
 from metalearn.memory import format_bytes
+from metalearn.solve.text import said
 from metalearn.study.plot import canvas, label_lines, log_axis
 
 METHODS = {
@@ -78,13 +77,6 @@ def _versus(rows: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
     return found
 
 
-def _said(values: pd.Series, digits: int, times: float = 1.0, sign: str = "") -> str:
-    """Mean ± interval, the latter where there is one."""
-    found = Estimate.of(torch.tensor((times * values).to_numpy(dtype=float)))
-    within = f" ± {found.interval:.{digits}f}" if len(values) > 1 else ""
-    return f"{found.mean:{sign}.{digits}f}{within}"
-
-
 def _penalties(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for (problem, method), pair in _versus(rows).items():
@@ -96,7 +88,7 @@ def _penalties(rows: pd.DataFrame) -> pd.DataFrame:
                 "method": METHODS[method],
                 "test loss": f"{own.test_loss.mean():.4f}",
                 "grid's": f"{grid.test_loss.mean():.4f}",
-                "difference": _said(gap, 4, sign="+"),
+                "difference": said(gap, 4, sign="+"),
                 "at or below": f"{(gap <= 0).sum()} of {len(gap)}",
                 "least test loss in the grid": f"{grid.best_test_loss.mean():.4f}",
                 "trainings": f"{own.hypergradient.mean():.1f}",
@@ -113,10 +105,10 @@ def _weights(rows: pd.DataFrame) -> pd.DataFrame:
         {
             "method": METHODS[str(method)],
             "area under the ROC curve": f"{own.auc.mean():.3f} (least {own.auc.min():.3f})",
-            "test accuracy, %": _said(own.test_accuracy, 1, 100),
-            "unweighted, same decay, %": _said(own.unweighted_accuracy, 1, 100),
-            "unweighted, best decay for the test split, %": _said(own.tuned_accuracy, 1, 100),
-            "trained on the validation split alone, %": _said(own.sound_accuracy, 1, 100),
+            "test accuracy, %": said(own.test_accuracy, 1, 100),
+            "unweighted, same decay, %": said(own.unweighted_accuracy, 1, 100),
+            "unweighted, best decay for the test split, %": said(own.tuned_accuracy, 1, 100),
+            "trained on the validation split alone, %": said(own.sound_accuracy, 1, 100),
         }
         for method, own in _searches(rows, "weights").groupby("method", sort=False)
     )
@@ -132,8 +124,8 @@ def _decays(rows: pd.DataFrame) -> pd.DataFrame:
             "at the start": f"{own.first_validation_loss.mean():.4f}",
             "validation error, %": f"{100 * (1 - own.validation_accuracy.mean()):.1f} "
             f"(most {100 * (1 - own.validation_accuracy.min()):.1f})",
-            "test accuracy, %": _said(own.test_accuracy, 1, 100),
-            "test accuracy at the start, %": _said(own.first_test_accuracy, 1, 100),
+            "test accuracy, %": said(own.test_accuracy, 1, 100),
+            "test accuracy at the start, %": said(own.first_test_accuracy, 1, 100),
         }
         for (problem, method), own in searches.groupby(["problem", "method"], sort=False)
     )
@@ -253,7 +245,7 @@ def findings(rows: pd.DataFrame) -> list[str]:
             f"{PROBLEMS[problem].capitalize()}: {own.hypergradient.max():.0f} trainings at most, "
             f"each with a hyper-gradient by CG, lead to a test loss of {own.test_loss.mean():.4f}, "
             f"a grid of {grid.trainings.max():.0f} to {grid.test_loss.mean():.4f} (difference "
-            f"{_said(gap, 4, sign='+')} over {len(gap)} splits, at or below 0 in "
+            f"{said(gap, 4, sign='+')} over {len(gap)} splits, at or below 0 in "
             f"{(gap <= 0).sum()}); the least test loss in the grid, which no validation knows, is "
             f"{grid.best_test_loss.mean():.4f}."
         )
@@ -261,12 +253,12 @@ def findings(rows: pd.DataFrame) -> list[str]:
         found.append(
             f"Half of the labels wrong, weights by {METHODS[str(way)]}: they tell sound from "
             f"wrong examples with an area of {own.auc.mean():.3f} (least of {len(own)} seeds "
-            f"{own.auc.min():.3f}); test accuracy is {_said(own.test_accuracy, 1, 100)} %, "
-            f"{_said(own.test_accuracy - own.unweighted_accuracy, 1, 100)} points above the "
+            f"{own.auc.min():.3f}); test accuracy is {said(own.test_accuracy, 1, 100)} %, "
+            f"{said(own.test_accuracy - own.unweighted_accuracy, 1, 100)} points above the "
             f"unweighted model at the same decay and "
-            f"{_said(own.test_accuracy - own.tuned_accuracy, 1, 100)} above it at the best decay "
+            f"{said(own.test_accuracy - own.tuned_accuracy, 1, 100)} above it at the best decay "
             f"for the test split; training on the sound validation examples alone gives "
-            f"{_said(own.sound_accuracy, 1, 100)} %."
+            f"{said(own.sound_accuracy, 1, 100)} %."
         )
     for way, own in _searches(rows, "overfit").groupby("method", sort=False):
         found.append(

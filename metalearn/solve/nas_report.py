@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
-from metalearn.evaluation import Estimate
 from metalearn.memory import format_bytes
+from metalearn.solve.text import estimate, mean_or_blank, said
 from metalearn.study.plot import COLOURS, canvas, label_lines
 
 NAMES = {
@@ -52,27 +51,17 @@ def _by_seed(rows: pd.DataFrame) -> pd.DataFrame:
     return wide[[name for name in NAMES if name in wide]]
 
 
-def _estimate(values: pd.Series) -> Estimate:
-    return Estimate.of(torch.tensor(values.to_numpy(dtype=float)))
-
-
-def _said(values: pd.Series) -> str:
-    """The mean and, of several seeds, its interval."""
-    found = _estimate(values)
-    return f"{found.mean:.2f}" + (f" ± {found.interval:.2f}" if len(values) > 1 else "")
-
-
 def _accuracy(rows: pd.DataFrame) -> pd.DataFrame:
     own = _by_seed(rows)
     size = _trained(rows).groupby("source").weights.mean()
     return pd.DataFrame(
         {
             "network": NAMES[name],
-            "accuracy, %": _said(own[name]),
-            "above random, points": "" if name == "random" else _said(own[name] - own["random"]),
+            "accuracy, %": said(own[name]),
+            "above random, points": "" if name == "random" else said(own[name] - own["random"]),
             "above the equal mixture, points": ""
             if name == "average"
-            else _said(own[name] - own["average"]),
+            else said(own[name] - own["average"]),
             "random ones below it, %": "" if name == "random" else f"{_rank(rows, own[name]):.0f}",
             "weights": f"{size[name]:.0f}",
         }
@@ -97,19 +86,13 @@ def _cost(rows: pd.DataFrame) -> pd.DataFrame:
             "ms a meta-step": f"{1e3 * group.step_s.mean():.0f}",
             "peak memory": format_bytes(int(group.peak_bytes.max())),
             "inner gradient": f"{group.inner_grad_norm.mean():.1e}",
-            "residual of the solve": _or_blank(group, "relative_residual", ".1e"),
-            "negative curvature or divergence, % of solves": _or_blank(
+            "residual of the solve": mean_or_blank(group, "relative_residual", ".1e"),
+            "negative curvature or divergence, % of solves": mean_or_blank(
                 group, "unsolved", ".0f", 100
             ),
         }
         for name, group in part.groupby("source", sort=False)
     )
-
-
-def _or_blank(group: pd.DataFrame, column: str, how: str, times: float = 1.0) -> str:
-    if column not in group or group[column].isna().all():
-        return ""
-    return format(times * group[column].mean(), how)
 
 
 def _architectures(rows: pd.DataFrame) -> pd.DataFrame:
@@ -195,17 +178,17 @@ def findings(rows: pd.DataFrame) -> list[str]:
     spread = drawn.groupby("seed").accuracy.std().mean()
     found = [
         f"How much the choice matters: {len(drawn)} architectures chosen at random reach "
-        f"{_said(own['random'])} % after training from scratch, from {drawn.accuracy.min():.1f} to "
+        f"{said(own['random'])} % after training from scratch, from {drawn.accuracy.min():.1f} to "
         f"{drawn.accuracy.max():.1f} %; they differ by a deviation of {spread:.1f} points, the "
         f"starts of one by {drawn.deviation.mean():.1f}. The equal mixture of all operations "
-        f"reaches {_said(own['average'])} %, conv_5x5 on every edge {_said(own['largest'])} %."
+        f"reaches {said(own['average'])} %, conv_5x5 on every edge {said(own['largest'])} %."
     ]
     for name in map(str, own):
         if name in BASELINES:
             continue
-        gain, against = (_estimate(own[name] - own[other]) for other in ("random", "average"))
+        gain, against = (estimate(own[name] - own[other]) for other in ("random", "average"))
         text = (
-            f"By the {NAMES[name]} gradient: {_said(own[name])} %, {gain.mean:+.1f} points against "
+            f"By the {NAMES[name]} gradient: {said(own[name])} %, {gain.mean:+.1f} points against "
             f"random choice and {against.mean:+.1f} against the equal mixture"
         )
         if len(own) > 1:
@@ -217,6 +200,6 @@ def findings(rows: pd.DataFrame) -> list[str]:
         found.append(f"{text}; above {_rank(rows, own[name]):.0f} % of the random ones.")
     found.append(
         f"Of each seed's {drawn.groupby('seed').size().max()} random architectures the one that "
-        f"validated best reaches {_said(own['best random'])} %."
+        f"validated best reaches {said(own['best random'])} %."
     )
     return found
