@@ -5,26 +5,62 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from metalearn.errors import TrainingStopped
 from metalearn.linear_solve import Status
 from metalearn.memory import give_back_freed_memory
 from metalearn.metagrad import MetaGradient, MetaGradientResult
 from metalearn.problem import BilevelProblem, Meta
 from metalearn.tree import leaves_of, like_tree
 
+T = TypeVar("T")
 
-class OutOfMemory(RuntimeError):
+
+class OutOfMemory(TrainingStopped):
     """Not even a single task fits."""
+
+
+def in_parts(
+    work: Callable[[Any], T], task: Any, parts: int, say: Callable[[str], Any]
+) -> tuple[list[T], int]:
+    """The work on a batch of tasks, taken in so many consecutive parts, or twice as many where
+    memory runs out, and so on; what it gave for each, and how many they are.
+
+    Raises:
+        OutOfMemory: one task alone is too much.
+    """
+    while True:
+        try:
+            return [work(part) for part in _split(task, parts)], parts
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Out here the error is gone, and with its traceback what the attempt held.
+        if parts >= len(task):
+            raise OutOfMemory(
+                "memory does not hold one task alone; a smaller model, fewer queries or "
+                "metagrad=maml_checkpointed take less"
+            )
+        give_back_freed_memory()
+        parts = min(2 * parts, len(task))
+        say(f"out of memory: the batch of {len(task)} tasks is taken in {parts} parts")
+
+
+def _split(task: Any, parts: int) -> list[Any]:
+    if parts == 1:
+        return [task]
+    ends = [round(i * len(task) / parts) for i in range(parts + 1)]
+    return [task[a:b] for a, b in itertools.pairwise(ends) if b > a]
 
 
 @dataclass
 class SplitGradient:
-    """A meta-gradient that takes the batch in two where memory runs out, in four where that is
-    still too much, and so on; it stays at the number of parts that it found.
+    """A meta-gradient that takes the batch in parts where memory runs out (`in_parts`), and stays
+    at the number of them that it found.
 
     The result is that of the whole batch but for the rounding of the sum over tasks.
 
@@ -43,31 +79,10 @@ class SplitGradient:
     def __call__(
         self, problem: BilevelProblem, meta: Meta, task: Any, **carry: Any
     ) -> MetaGradientResult:
-        while True:
-            try:
-                if self.parts == 1:
-                    return self.metagrad(problem, meta, task, **carry)
-                return joined(
-                    [self.metagrad(problem, meta, part, **carry) for part in self._split(task)]
-                )
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            # Out here the error is gone, and with its traceback what the attempt held.
-            if self.parts >= len(task):
-                raise OutOfMemory(
-                    "memory does not hold the meta-gradient of one task alone; a smaller model, "
-                    "fewer queries or metagrad=maml_checkpointed take less"
-                )
-            give_back_freed_memory()
-            self.parts = min(2 * self.parts, len(task))
-            self.say(
-                f"out of memory: the meta-batch of {len(task)} tasks is taken in {self.parts} parts"
-            )
-
-    def _split(self, task: Any) -> list[Any]:
-        ends = [round(i * len(task) / self.parts) for i in range(self.parts + 1)]
-        return [task[a:b] for a, b in itertools.pairwise(ends) if b > a]
+        results, self.parts = in_parts(
+            lambda part: self.metagrad(problem, meta, part, **carry), task, self.parts, self.say
+        )
+        return results[0] if len(results) == 1 else joined(results)
 
 
 ON_A_CPU = ("DefaultCPUAllocator", "could not create a primitive", "bad_alloc")

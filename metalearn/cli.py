@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _complain(f"{error.filename} is too long for a path")
         return 2
-    except TrainingInterrupted as error:  # within a study
+    except (TrainingStopped, TrainingInterrupted) as error:  # within a study, or an evaluation
         _complain(error)
         return error.status
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from scipy import stats
 
+from metalearn.batch_split import in_parts
 from metalearn.metagrad import MetaGradient
 from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.ranks import ALONE, Ranks
@@ -48,8 +49,13 @@ def evaluate(
 ) -> dict[str, Estimate]:
     """Adapts to `tasks` tasks, `batch` at a time: the outer loss and each metric of the problem.
 
+    Where memory runs out a batch is taken in parts, with the same result.
+
     Ranks take the batches in turn; each is to have the same sampler, and gets the same result.
     `progress` is called by all of them together, each having finished a batch.
+
+    Raises:
+        OutOfMemory: memory does not hold one task.
     """
     return evaluate_each({"": problem}, metagrad, meta, sampler, tasks, batch, progress, ranks)[""]
 
@@ -66,18 +72,24 @@ def evaluate_each(
 ) -> dict[str, dict[str, Estimate]]:
     """`evaluate` for several problems of one inner objective, which is solved once a task."""
     inner = next(iter(problems.values()))
-    own: list[dict[str, dict[str, torch.Tensor]]] = []
+
+    def judged(task: TaskBatch) -> dict[str, dict[str, torch.Tensor]]:
+        params = metagrad.adapt(inner, meta, task).params
+        return {key: _judged(p, params, meta, task) for key, p in problems.items()}
+
+    own: list[list[dict[str, dict[str, torch.Tensor]]]] = []
     done = batches = 0
+    parts = 1
     while done < tasks:
         task = sampler.sample(min(batch, tasks - done))
         if batches % ranks.size == ranks.rank:
-            params = metagrad.adapt(inner, meta, task).params
-            own.append({key: _judged(p, params, meta, task) for key, p in problems.items()})
+            values, parts = in_parts(judged, task, parts, print)
+            own.append(values)
         done, batches = done + len(task), batches + 1
         if batches % ranks.size == 0 or done == tasks:
             progress(done)
     by_rank = ranks.gather(own)
-    found = [by_rank[i % ranks.size][i // ranks.size] for i in range(batches)]
+    found = [part for i in range(batches) for part in by_rank[i % ranks.size][i // ranks.size]]
     return {
         key: {
             name: Estimate.of(torch.cat([values[key][name] for values in found]))

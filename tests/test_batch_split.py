@@ -14,6 +14,7 @@ from tiny_run import rows, run
 from metalearn import checkpoint
 from metalearn.batch_split import OutOfMemory, SplitGradient, joined
 from metalearn.cli import main
+from metalearn.evaluation import evaluate
 from metalearn.inner import GradientDescent
 from metalearn.linear_solve import CG
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Reptile, Unrolled
@@ -76,7 +77,7 @@ def test_a_batch_that_does_not_fit_is_split_with_the_same_result(way, error, wor
     split = SplitGradient(Hungry(INNER, WAYS[way], 4, error), say=said.append)
     for _ in range(2):  # the second time without an attempt at the whole
         result = split(*world)
-    assert said == ["out of memory: the meta-batch of 7 tasks is taken in 2 parts"]
+    assert said == ["out of memory: the batch of 7 tasks is taken in 2 parts"]
     close(result.grads, whole.grads)
     close(result.carry, whole.carry)
     for name in ("outer_loss", "metrics", "solution"):
@@ -116,13 +117,51 @@ def test_a_run_that_meets_it_says_so_once_and_goes_on(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(FirstOrder, "__call__", hungry)
     assert run(tmp_path / "split", *words, "steps=4") == 0
-    assert capsys.readouterr().out.count("out of memory: the meta-batch of 3 tasks is taken") == 1
+    assert capsys.readouterr().out.count("out of memory: the batch of 3 tasks is taken") == 1
     assert checkpoint.load(tmp_path / "split" / "last.pt")["parts"] == 2
     assert main(["train", f"resume={tmp_path / 'split'}", "steps=6"]) == 0
     assert "out of memory" not in capsys.readouterr().out
     for one, other in zip(rows(tmp_path / "split"), rows(tmp_path / "whole"), strict=True):
         # float32 after up to 6 steps of Adam, which divides by the root of the gradient's square
         assert one["query_loss"] == pytest.approx(other["query_loss"], rel=1e-4)
+
+
+def test_an_evaluation_that_does_not_fit_is_split_with_the_same_result(world, monkeypatch, capsys):
+    problem, meta, _ = world
+    sampler = SinusoidSampler(5, 5, seed=3)
+    sample, adapt = sampler.sample, FirstOrder.adapt
+    monkeypatch.setattr(sampler, "sample", lambda n: sample(n).to(torch.float64))
+    whole = evaluate(problem, WAYS["first_order"], meta, sampler, tasks=9, batch=4)
+    sizes: list[int] = []
+
+    def hungry(self, problem, meta, task):
+        if len(task) > 3:
+            raise CPU
+        sizes.append(len(task))
+        return adapt(self, problem, meta, task)
+
+    monkeypatch.setattr(FirstOrder, "adapt", hungry)
+    sampler.load_state_dict(SinusoidSampler(5, 5, seed=3).state_dict())
+    split = evaluate(problem, WAYS["first_order"], meta, sampler, tasks=9, batch=4)
+    assert sizes == [2, 2, 2, 2, 1]
+    assert capsys.readouterr().out.count("the batch of 4 tasks is taken in 2 parts") == 1
+    for name, estimate in whole.items():
+        assert split[name].mean == pytest.approx(estimate.mean, rel=1e-12)
+        assert split[name].interval == pytest.approx(estimate.interval, rel=1e-12)
+
+
+def test_a_checkpoint_whose_tasks_do_not_fit_alone_is_not_judged(tmp_path, monkeypatch, capsys):
+    assert run(tmp_path / "run", "metagrad=first_order", "wandb=disabled", "steps=1") == 0
+
+    def hungry(self, problem, meta, task):
+        raise CUDA
+
+    monkeypatch.setattr(FirstOrder, "adapt", hungry)
+    out = tmp_path / "judged.json"
+    words = [f"checkpoint={tmp_path / 'run' / 'best.pt'}", "tasks=4", f"out={out}"]
+    assert main(["evaluate", *words]) == 1
+    said = capsys.readouterr().err
+    assert "one task alone" in said and said.count("\n") == 1 and not out.exists()
 
 
 def test_a_run_whose_tasks_do_not_fit_alone_stops(tmp_path, monkeypatch, capsys):

@@ -102,6 +102,7 @@ from metalearn.cli import main
         (["evaluate", "checkpoint=/x.pt", "benchmark=omniglot_official"], "all_runs.zip"),
         (["evaluate", "checkpoint=/x.pt", "source=/x.zip"], "held_out takes none"),
         (["train", "tasks.distinct=0"], "at least 1 task"),
+        (["train", "tasks.ways=1"], "ways=1 leaves nothing to tell apart"),
         (["train", "tasks.distinct=x"], "a whole number"),
         (["train", "tasks.train_shots=9"], "images a class"),
         (["train", "tasks.train_shots=0"], "at least 1"),

@@ -29,7 +29,7 @@ class ImageTaskSampler:
     which it is drawn anew, so that none is kept.
 
     Raises:
-        UsageError: fewer classes than ways, or a class with too few images.
+        UsageError: fewer classes than ways, fewer than two ways, or a class with too few images.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class ImageTaskSampler:
             raise UsageError(
                 f"ways={ways}, shots={shots}, queries={queries}; each must be at least 1"
             )
+        if ways < 2:
+            raise UsageError(f"ways={ways} leaves nothing to tell apart; expected at least 2")
         if distinct is not None and distinct < 1:
             raise UsageError(f"distinct={distinct}; expected at least 1 task, or null for no limit")
         if ways > len(data.classes):
