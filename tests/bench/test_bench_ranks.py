@@ -16,15 +16,18 @@ CPU = torch.device("cpu")
 def test_ratios_are_taken_round_by_round(monkeypatch):
     # The second round finds the machine twice as slow: it moves no ratio.
     seconds = iter([1.0, 0.5, 0.8, 1.0, 1.6, 2.0])
-    monkeypatch.setattr(RanksStudy, "_train", lambda self, *way: (next(seconds), 0.5))
+    losses = {(1, 1): 0.5, (2, 1): 0.45, (1, 2): 0.51}
+    monkeypatch.setattr(
+        RanksStudy, "_train", lambda self, method, *way: (next(seconds), losses[way])
+    )
     study = RanksStudy(**OPTIONS)
     (cell,) = study.cells()
     rows = pd.DataFrame([{**cell, **row} for row in study.measure(cell, CPU)])
     assert list(zip(rows.ranks, rows.threads, strict=True)) == [(1, 1), (2, 1), (1, 2)]
     assert list(rows.speed_up) == [1.0, 2.0, 1.25]
-    (finding,) = study.findings(rows)
-    assert "2 processes of one thread train 2.00 times" in finding
-    assert "2 threads 1.25 times" in finding and "differ by 0e+00" in finding
+    speed, rounding = study.findings(rows)
+    assert "2 processes of one thread train 2.00 times" in speed and "2 threads 1.25" in speed
+    assert "1e-01 of its value with 2 processes, by 2e-02 with 2 threads" in rounding
     (table,) = study.tables(rows).values()
     assert len(table) == 3 and set(study.figures(rows)) == {"speed_up"}
 
