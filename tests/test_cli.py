@@ -160,7 +160,10 @@ from metalearn.cli import main
         (["bench", "fewsht"], "did you mean 'fewshot'"),
         (["bench", "fewshot", "methods=[mamml]"], "did you mean 'omniglot_"),
         (["bench", "fewshot", "settings=[omniglot_5w2s]"], "is unknown"),
-        (["bench", "fewshot", "methods=[maml_tuned]"], "omniglot_5w5s_maml_tuned, which is"),
+        (
+            ["bench", "fewshot", "settings=[omniglot_5w5s]", "methods=[maml,maml_tuned]"],
+            "omniglot_5w5s_maml_tuned, which is",
+        ),
         (["bench", "fewshot", "settings=[]"], "at least one"),
         (["bench", "fewshot", "seeds=[]"], "at least one"),
         (["bench", "fewshot", "seeds=[0,0]"], "asked for twice"),

@@ -24,7 +24,8 @@ from metalearn.study import Cell, Row
 class FewShotStudy:
     """
     Args:
-        settings, methods: a cell trains `metalearn train experiment=SETTING_METHOD`.
+        settings, methods: a cell trains `metalearn train experiment=SETTING_METHOD`, where there is
+            one: some methods, such as maml_tuned, are of one setting only.
         seeds: of weights and training tasks.
         steps, train_minutes: where each run ends (`Budget`). A larger budget goes on with the runs.
         words: further words of `metalearn train`, for every run.
@@ -51,27 +52,31 @@ class FewShotStudy:
     def __post_init__(self) -> None:
         Budget(self.steps, self.train_minutes)
         Protocol(tasks=self.test_tasks, inner_steps=self.inner_steps)
-        known = [p.stem for p in (config.config_folder() / "experiment").glob("*.yaml")]
         for name in ("settings", "methods", "seeds"):
             if not getattr(self, name):
                 raise UsageError(f"{name}=[]; expected at least one")
-        for setting in self.settings:
-            for method in self.methods:
-                if (experiment := f"{setting}_{method}") not in known:
-                    raise UsageError(
-                        f"settings and methods ask for experiment={experiment}, which is "
-                        f"unknown{config.nearest(experiment, known)}"
-                    )
+        known = _experiments()
+        for asked in (
+            *([f"{setting}_{method}" for method in self.methods] for setting in self.settings),
+            *([f"{setting}_{method}" for setting in self.settings] for method in self.methods),
+        ):
+            if not known.intersection(asked):
+                raise UsageError(
+                    f"settings and methods ask for experiment={asked[0]}, which is "
+                    f"unknown{config.nearest(asked[0], known)}"
+                )
         first = self.cells()[0]
         config.compose("train", self._words(first))
 
     def cells(self) -> list[Cell]:
         """Seed by seed, so that the first seed of all methods comes first."""
+        known = _experiments()
         return [
             {"setting": setting, "method": method, "seed": seed}
             for seed in self.seeds
             for setting in self.settings
             for method in self.methods
+            if f"{setting}_{method}" in known
         ]
 
     def run_of(self, cell: Any, device: torch.device) -> StudyRun:
@@ -96,6 +101,10 @@ class FewShotStudy:
 
     def findings(self, rows: pd.DataFrame) -> list[str]:
         return fewshot_report.findings(rows)
+
+
+def _experiments() -> set[str]:
+    return {path.stem for path in (config.config_folder() / "experiment").glob("*.yaml")}
 
 
 def measured(

@@ -15,6 +15,7 @@ from metalearn.bench.fewshot_runs import Budget, StudyRun
 from metalearn.cli import main
 from metalearn.errors import UsageError
 from metalearn.held_out import Protocol
+from metalearn.study import options
 
 CPU = torch.device("cpu")
 TINY = [
@@ -192,3 +193,10 @@ def test_by_the_command_a_longer_study_goes_on_with_the_same_runs(tmp_path, monk
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 4
     frame = pd.read_csv(tmp_path / "results" / "fewshot" / "rows.csv")
     assert set(frame[frame.part == "curve"].step) == {2, 4}
+
+
+def test_a_method_of_one_setting_stands_in_a_table_of_several():
+    words = ["settings=[omniglot_5w1s,omniglot_5w5s]", "methods=[maml,maml_tuned]"]
+    study, _, _ = options.study("bench", "fewshot", words)
+    asked = [(cell["setting"][-4:], cell["method"]) for cell in study.cells()]
+    assert asked == [("5w1s", "maml"), ("5w1s", "maml_tuned"), ("5w5s", "maml")]
