@@ -45,9 +45,11 @@ def laid_out(x: Tensor) -> Tensor:
     Grouped kernels are 1.2 to 6 times as fast there. Every convolution's result lies so too, and
     elementwise operations keep it.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or transformed():
-        return x
-    return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=torch.channels_last) if _channels_last(x) else x
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not transformed()
 
 
 def _save(ctx: Any, a: Tensor, b: Tensor) -> None:
@@ -140,8 +142,10 @@ class _InputGrad(_Gradient):
 class _WeightGrad(_Gradient):
     @staticmethod
     def forward(x: Tensor, y: Tensor, shape: torch.Size, g: Geometry) -> Tensor:
-        weight = y.new_empty(1).expand(shape)  # only its shape is read
         x, y = laid_out(x), laid_out(y)
+        # Only its shape is read, but where it lay otherwise than y it would be copied first.
+        layout = torch.channels_last if _channels_last(y) else torch.contiguous_format
+        weight = torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=layout)
         return torch.ops.aten.convolution_backward(
             y, x, weight, None, g.stride, g.padding, g.dilation, False, (0, 0), g.groups,
             (False, True, False),
