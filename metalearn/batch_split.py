@@ -25,17 +25,23 @@ class OutOfMemory(TrainingStopped):
 
 
 def in_parts(
-    work: Callable[[Any], T], task: Any, parts: int, say: Callable[[str], Any]
-) -> tuple[list[T], int]:
+    work: Callable[[Any], T],
+    join: Callable[[list[T]], T],
+    task: Any,
+    parts: int,
+    say: Callable[[str], Any],
+) -> tuple[T, int]:
     """The work on a batch of tasks, taken in so many consecutive parts, or twice as many where
-    memory runs out, and so on; what it gave for each, and how many they are.
+    memory runs out, and so on; what it gave, joined, and the number of parts.
 
     Raises:
         OutOfMemory: one task alone is too much.
     """
     while True:
         try:
-            return [work(part) for part in _split(task, parts)], parts
+            if parts == 1:
+                return work(task), parts
+            return join([work(part) for part in _split(task, parts)]), parts
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -51,8 +57,6 @@ def in_parts(
 
 
 def _split(task: Any, parts: int) -> list[Any]:
-    if parts == 1:
-        return [task]
     ends = [round(i * len(task) / parts) for i in range(parts + 1)]
     return [task[a:b] for a, b in itertools.pairwise(ends) if b > a]
 
@@ -79,10 +83,11 @@ class SplitGradient:
     def __call__(
         self, problem: BilevelProblem, meta: Meta, task: Any, **carry: Any
     ) -> MetaGradientResult:
-        results, self.parts = in_parts(
-            lambda part: self.metagrad(problem, meta, part, **carry), task, self.parts, self.say
-        )
-        return results[0] if len(results) == 1 else joined(results)
+        def work(part: Any) -> MetaGradientResult:
+            return self.metagrad(problem, meta, part, **carry)
+
+        result, self.parts = in_parts(work, joined, task, self.parts, self.say)
+        return result
 
 
 ON_A_CPU = ("DefaultCPUAllocator", "could not create a primitive", "bad_alloc")

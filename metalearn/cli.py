@@ -7,14 +7,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig  # slow: `metalearn --help` needs none of it
-
-    from metalearn.ranks import Ranks
 
 USAGE = """\
 metalearn VERB [key=value ...]      differentiating through optimisation
@@ -28,12 +23,6 @@ metalearn VERB [key=value ...]      differentiating through optimisation
 
 metalearn VERB --help explains each; metalearn --version prints the version.
 """
-
-# What may be given beside resume=: how long the run goes on, where, who is told, what guards it.
-WITH_RESUME = (
-    *("resume", "steps", "device", "threads", "wandb", "checkpoint_every", "keep_checkpoints"),
-    *("on_nonfinite", "on_failed_solve", "on_explosion", "explosion_factor"),
-)
 
 DATASETS = ("glyphs", "omniglot", "mini_imagenet", "tiered_imagenet", "cifar_fs", "fc100")
 
@@ -65,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from metalearn.config import nearest
 
             raise UsageError(f"{words[0]!r} is no command{nearest(words[0], verbs)}")
+        if words[0] != "train":
+            _refuse_ranks(words[0])
         return verbs[words[0]](words[1:])
     except UsageError as error:
         _complain(" ".join(str(error).split()))
@@ -87,101 +78,21 @@ def _complain(error: Exception | str) -> None:
     print(f"metalearn{'' if rank == '0' else f' (rank {rank})'}: {error}", file=sys.stderr)
 
 
+def _refuse_ranks(what: str) -> None:
+    """Raises UsageError among several processes of torchrun, each of which would do it all."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UsageError(f"{what} is no work for several processes; start it without torchrun")
+
+
 def _train(words: list[str]) -> int:
-    from metalearn import config, help
+    from metalearn import help
 
     if "-h" in words or "--help" in words:
         print(help.verb_page("train", "one training run; -m sweeps over a,b values"))
         return 0
-    asks_for_sweep = [w for w in words if w in ("-m", "--multirun")]
-    overrides = [w for w in words if w not in asks_for_sweep]
-    resumed = "resume" in config.keys(overrides)
-    if not asks_for_sweep and (own := [w for w in overrides if w.startswith("hydra/")]):
-        raise UsageError(f"{own[0]} is a sweep's; add -m")
-    if asks_for_sweep:
-        if resumed:
-            raise UsageError("resume= goes on with one run; leave -m out")
-        from metalearn import sweep
+    from metalearn.train_command import run
 
-        for job in sweep.jobs(overrides):
-            config.compose("train", job)  # every job is sound before the first one starts
-        return sweep.multirun("train", overrides, _one_run)
-    from metalearn import ranks
-
-    with ranks.joined() as here:
-        if resumed:
-            cfg, folder = here.lead(lambda: _resumed(overrides))
-            return _train_into(cfg, folder, True, here)
-        return _one_run(config.compose("train", overrides), here)
-
-
-def _one_run(cfg: DictConfig, ranks: Ranks | None = None) -> int:
-    from metalearn import checkpoint
-    from metalearn.ranks import ALONE, may_restart, restarted
-    from metalearn.run_folder import check_unused
-
-    here = ranks or ALONE
-    if cfg.run_dir == "":
-        raise UsageError("run_dir= is empty; give a folder, or leave it out")
-    if cfg.run_dir is None:
-        if may_restart():
-            raise UsageError("run_dir= is missing, by which a restart would find the run; give it")
-        folder = here.lead(lambda: _fresh(Path("runs"), cfg.name))
-        return _train_into(cfg, folder, False, here)
-    folder = Path(cfg.run_dir)
-    if restarted() and here.lead(lambda: bool(checkpoint.generations(folder))):
-        return _train_into(cfg, folder, True, here)
-    here.lead(lambda: check_unused(folder))
-    return _train_into(cfg, folder, False, here)
-
-
-def _resumed(overrides: list[str]) -> tuple[DictConfig, Path]:
-    """The config of the run that resume= names, with what the user gave beside it; its folder."""
-    from metalearn import config
-
-    given = config.keys(overrides)
-    if odd := sorted(given.difference(WITH_RESUME)):
-        raise UsageError(
-            f"{odd[0]}= cannot be given beside resume=, which keeps the run's own config; only "
-            f"{', '.join(WITH_RESUME[1:])} can"
-        )
-    asked = config.compose("train", overrides)
-    folder = Path(asked.resume or "")
-    if asked.resume is None or not os.path.isfile(folder / "config.yaml"):
-        raise UsageError(f"resume={asked.resume}: there is no run; give the folder of one in runs/")
-    cfg = config.saved(folder / "config.yaml", "train")
-    if cfg.schedule == "cosine" and "steps" in given and asked.steps != cfg.steps:
-        raise UsageError(
-            f"steps={asked.steps}, but schedule=cosine brings the rate to 0 at this run's "
-            f"{cfg.steps} meta-steps; leave steps= out, or train anew with steps={asked.steps}"
-        )
-    for key in given.difference(("resume",)):
-        cfg[key] = asked[key]
-    return cfg, folder
-
-
-def _train_into(cfg: DictConfig, folder: Path, resume: bool, ranks: Ranks) -> int:
-    from metalearn.trainer import train
-
-    cfg.resume = None
-    try:
-        train(cfg, folder, resume, ranks)
-    except (TrainingStopped, TrainingInterrupted) as error:
-        _complain(error)
-        return error.status
-    return 0
-
-
-def _fresh(parent: Path, name: str) -> Path:
-    """A folder that no other process takes at the same moment, be it one of a sweep's many."""
-    import datetime
-    import secrets
-
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = parent / f"{name}-{stamp}"
-    while folder.exists():
-        folder = parent / f"{name}-{stamp}-{secrets.token_hex(3)}"
-    return folder
+    return run(words, _complain)
 
 
 def _evaluate(words: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from scipy import stats
 
-from metalearn.batch_split import in_parts
+from metalearn.batch_split import OutOfMemory, in_parts
 from metalearn.metagrad import MetaGradient
 from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.ranks import ALONE, Ranks
@@ -46,18 +47,21 @@ def evaluate(
     batch: int = 32,
     progress: Callable[[int], Any] = lambda done: None,
     ranks: Ranks = ALONE,
+    say: Callable[[str], Any] = print,
 ) -> dict[str, Estimate]:
     """Adapts to `tasks` tasks, `batch` at a time: the outer loss and each metric of the problem.
 
-    Where memory runs out a batch is taken in parts, with the same result.
+    Where memory runs out a batch is taken in parts, with the same result, and `say` is told so.
 
     Ranks take the batches in turn; each is to have the same sampler, and gets the same result.
     `progress` is called by all of them together, each having finished a batch.
 
     Raises:
-        OutOfMemory: memory does not hold one task.
+        OutOfMemory: memory does not hold one task; on every rank, where one has met it.
     """
-    return evaluate_each({"": problem}, metagrad, meta, sampler, tasks, batch, progress, ranks)[""]
+    return evaluate_each(
+        {"": problem}, metagrad, meta, sampler, tasks, batch, progress, ranks, say
+    )[""]
 
 
 def evaluate_each(
@@ -69,26 +73,34 @@ def evaluate_each(
     batch: int = 32,
     progress: Callable[[int], Any] = lambda done: None,
     ranks: Ranks = ALONE,
+    say: Callable[[str], Any] = print,
 ) -> dict[str, dict[str, Estimate]]:
     """`evaluate` for several problems of one inner objective, which is solved once a task."""
     inner = next(iter(problems.values()))
 
-    def judged(task: TaskBatch) -> dict[str, dict[str, torch.Tensor]]:
+    def judged(task: TaskBatch) -> _Parts:
         params = metagrad.adapt(inner, meta, task).params
-        return {key: _judged(p, params, meta, task) for key, p in problems.items()}
+        return [{key: _judged(p, params, meta, task) for key, p in problems.items()}]
 
-    own: list[list[dict[str, dict[str, torch.Tensor]]]] = []
+    own: list[_Parts] = []
+    failure: OutOfMemory | None = None
     done = batches = 0
     parts = 1
     while done < tasks:
         task = sampler.sample(min(batch, tasks - done))
-        if batches % ranks.size == ranks.rank:
-            values, parts = in_parts(judged, task, parts, print)
-            own.append(values)
+        if batches % ranks.size == ranks.rank and failure is None:
+            try:
+                values, parts = in_parts(judged, _chained, task, parts, say)
+                own.append(values)
+            except OutOfMemory as error:
+                failure = error.with_traceback(None)
         done, batches = done + len(task), batches + 1
         if batches % ranks.size == 0 or done == tasks:
             progress(done)
-    by_rank = ranks.gather(own)
+    by_rank: list[Any] = ranks.gather(failure or own)
+    for report in by_rank:
+        if isinstance(report, OutOfMemory):
+            raise report
     found = [part for i in range(batches) for part in by_rank[i % ranks.size][i // ranks.size]]
     return {
         key: {
@@ -97,6 +109,14 @@ def evaluate_each(
         }
         for key in problems
     }
+
+
+_Parts = list[dict[str, dict[str, torch.Tensor]]]
+"""Of consecutive parts of a batch: the values of each figure of each problem."""
+
+
+def _chained(parts: list[_Parts]) -> _Parts:
+    return list(itertools.chain(*parts))
 
 
 @torch.no_grad()

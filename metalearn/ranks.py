@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,6 +88,9 @@ class Ranks:
 
 ALONE = Ranks()
 
+PATIENCE = 300.0
+"""Seconds that processes of one attempt wait for each other at its start."""
+
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
@@ -111,12 +116,49 @@ def joined() -> Iterator[Ranks]:
             )
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     with _in_touch():
-        dist.init_process_group(backend)
+        store = _store(rank) if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None
+        at = {"store": store, "rank": rank, "world_size": size} if store else {}
+        dist.init_process_group(backend, **at)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+def _store(rank: int) -> Any:
+    """Where this attempt's processes find each other: a store that ends with rank 0.
+
+    torchrun's own store outlives a restart, and in it the addresses of the processes that ended: a
+    new one that reads them before they are overwritten waits for ever (pytorch issue 135712).
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    torchruns = TCPStore(host, port, is_master=False)
+    if rank == 0:
+        own = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        torchruns.set("metalearn", str(own.port))
+        return own
+    until = time.monotonic() + PATIENCE
+    while True:
+        found = int(torchruns.get("metalearn"))
+        try:
+            socket.create_connection((host, found), timeout=1).close()
+        except OSError as error:  # the port of an attempt that ended, whose rank 0 is gone
+            if time.monotonic() > until:
+                raise RuntimeError(f"rank 0 does not answer at {host}:{found}") from error
+            time.sleep(0.05)
+        else:
+            return TCPStore(host, found, is_master=False)
+
+
+def job() -> str | None:
+    """What names a torchrun job, all its attempts alike; None where torchrun was given no name, or
+    is not there."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if name == "none" else name
 
 
 def restarted() -> bool:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -65,7 +65,8 @@ def train(
     def validate() -> dict[str, Estimate]:
         held_out.load_state_dict(episodes)
         problem, metagrad, meta = experiment.problem, experiment.metagrad, experiment.meta
-        return evaluate(problem, metagrad, meta, held_out, config.validation.tasks, ranks=ranks)
+        tasks = config.validation.tasks
+        return evaluate(problem, metagrad, meta, held_out, tasks, ranks=ranks, say=progress.say)
 
     with Interruption() as interruption, RunFolder(run_dir, config, resume, ranks) as run:
         saved, damaged = run.load() if resume else ({}, [])
@@ -98,11 +99,21 @@ def train(
                     f"`metalearn train resume={run_dir}`",
                 )
 
+            def stop(row: dict[str, Any], why: str) -> NoReturn:
+                run.log(row)
+                run.save(state.state_dict())
+                raise TrainingStopped(
+                    f"stopped at meta-step {state.step}: {why}; the state is in {run.last}"
+                )
+
             while state.step < config.steps:
                 row = _meta_step(state, config.meta_batch, run, progress.say)
                 last = state.step == config.steps
                 if last or state.step % config.validation.every == 0:
-                    scores = validate()
+                    try:
+                        scores = validate()
+                    except OutOfMemory as error:
+                        stop(row, str(error))
                     row |= named("validation", scores)
                     progress.say(validation_line(state.step, scores))
                     score = (
@@ -113,12 +124,10 @@ def train(
                             state.choose(score)
                             run.save_best(state.chosen_state())
                     elif config.on_nonfinite == "stop" or (last and state.chosen is None):
-                        run.log(row)
-                        run.save(state.state_dict())
-                        raise TrainingStopped(
-                            f"stopped at meta-step {state.step}: the validation loss is not "
-                            "finite; a smaller inner learning rate is the usual cure; the state "
-                            f"is in {run.last}"
+                        stop(
+                            row,
+                            "the validation loss is not finite; a smaller inner learning rate is "
+                            "the usual cure",
                         )
                 run.log(row)
                 asked = asked_to_leave()
@@ -129,7 +138,8 @@ def train(
                 if asked:
                     leave(asked)
 
-            summary = _summary(config, experiment, state, run, ranks, leave_if_asked) | origin
+            summary = _summary(config, experiment, state, run, ranks, leave_if_asked, progress.say)
+            summary |= origin
             run.finish(summary)
             for line in closing(summary, str(run_dir), run.written()):
                 progress.say(line)
@@ -214,6 +224,7 @@ def _summary(
     run: RunFolder,
     ranks: Ranks,
     progress: Callable[[int], None],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Figures on the test split, by the meta-parameters that validated best."""
     assert state.chosen is not None  # the last meta-step is validated, and finite
@@ -226,6 +237,7 @@ def _summary(
         config.test.tasks,
         progress=progress,
         ranks=ranks,
+        say=say,
     )
     times = sorted(run.step_seconds())
     return {

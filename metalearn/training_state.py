@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from metalearn.guards import Guards
 from metalearn.memory import peak_bytes
 from metalearn.metagrad import MetaGradientResult, NonFiniteGradient
 from metalearn.problem import Meta
-from metalearn.ranks import Ranks
+from metalearn.ranks import Ranks, job
 from metalearn.sharding import ShardedGradient
 from metalearn.tasks import TaskBatch
 from metalearn.tree import fixed, leaves_of, like_tree
@@ -83,18 +84,22 @@ class TrainingState:
         task = self.sampler.sample(self._config.meta_batch)
         self.sampler.load_state_dict(drawn)
         experiment, ranks = self._experiment, self._ranks
+        self.peak, failed = 0, False
+        # What fails here is met again by the first meta-step, or the profiler had no room.
         with randomness.untouched():
-            try:
-                if self._config.parts == "measured":
-                    own = task[ranks.share(len(task))]
+            if self._config.parts == "measured":
+                own = task[ranks.share(len(task))]
+                try:
                     self._split.parts = fastest_parts(
                         experiment.metagrad, experiment.problem, experiment.meta, own
                     )
-                _, self.peak = peak_bytes(
-                    lambda: self.meta_gradient(task, print), experiment.device
-                )
-            except (NonFiniteGradient, OutOfMemory, MemoryError):
-                self.peak = 0  # the first meta-step will meet the same, or the profiler had no room
+                except (NonFiniteGradient, OutOfMemory):
+                    failed = True
+            if not ranks.largest(failed):  # for all ranks take part in what follows
+                with contextlib.suppress(NonFiniteGradient, OutOfMemory, MemoryError):
+                    _, self.peak = peak_bytes(
+                        lambda: self.meta_gradient(task, print), experiment.device
+                    )
         self.peak = ranks.largest(self.peak)
 
     @property
@@ -159,7 +164,7 @@ class TrainingState:
         randomness.set_states(streams["random"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors are those at hand, not copies."""
+        """Tensors are those at hand, not copies. All ranks ask for it together."""
         chosen = self.chosen
         return {
             "step": self.step,
@@ -170,7 +175,8 @@ class TrainingState:
             "optimiser": self.optimiser.state_dict(),
             "halvings": self.halvings,
             "guards": self.guards.state_dict(),
-            "parts": self._split.parts,
+            "parts": self._ranks.gather(self._split.parts),
+            "job": job(),
             "peak": self.peak,
             "config": OmegaConf.to_container(self._config, resolve=True),
             **self.streams(),
@@ -193,7 +199,8 @@ class TrainingState:
             self.chosen = Chosen(chosen["step"], state["best"], meta)
         self.optimiser.load_state_dict(state["optimiser"])
         self.guards.load_state_dict(state["guards"])
-        self._split.parts = state["parts"]
+        parts, here = state["parts"], self._ranks
+        self._split.parts = parts[here.rank] if len(parts) == here.size else max(parts)
         self.rewind(state)
 
     def _on_device(self, tree: Any) -> Any:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_run import rows, run
 
-from metalearn import checkpoint
+from metalearn import checkpoint, trainer
 from metalearn.batch_split import OutOfMemory, SplitGradient, joined
 from metalearn.cli import main
 from metalearn.evaluation import evaluate
@@ -118,7 +118,7 @@ def test_a_run_that_meets_it_says_so_once_and_goes_on(tmp_path, monkeypatch, cap
     monkeypatch.setattr(FirstOrder, "__call__", hungry)
     assert run(tmp_path / "split", *words, "steps=4") == 0
     assert capsys.readouterr().out.count("out of memory: the batch of 3 tasks is taken") == 1
-    assert checkpoint.load(tmp_path / "split" / "last.pt")["parts"] == 2
+    assert checkpoint.load(tmp_path / "split" / "last.pt")["parts"] == [2]
     assert main(["train", f"resume={tmp_path / 'split'}", "steps=6"]) == 0
     assert "out of memory" not in capsys.readouterr().out
     for one, other in zip(rows(tmp_path / "split"), rows(tmp_path / "whole"), strict=True):
@@ -162,6 +162,17 @@ def test_a_checkpoint_whose_tasks_do_not_fit_alone_is_not_judged(tmp_path, monke
     assert main(["evaluate", *words]) == 1
     said = capsys.readouterr().err
     assert "one task alone" in said and said.count("\n") == 1 and not out.exists()
+
+
+def test_a_run_that_cannot_be_validated_stops_with_its_state(tmp_path, monkeypatch, capsys):
+    def hungry(*args, **kwargs):
+        raise OutOfMemory("no room")
+
+    monkeypatch.setattr(trainer, "evaluate", hungry)
+    assert run(tmp_path, "metagrad=first_order", "wandb=disabled") == 1
+    said = capsys.readouterr().err
+    assert "stopped at meta-step 3: no room" in said and f"{tmp_path / 'last.pt'}" in said
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == len(rows(tmp_path)) == 3
 
 
 def test_a_run_whose_tasks_do_not_fit_alone_stops(tmp_path, monkeypatch, capsys):

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from rank_runs import joined, on_ranks, train, train_and_ask, train_on_a_full_disk
 from tiny_run import rows, timeless
 
-from metalearn import checkpoint
+from metalearn import checkpoint, config, trainer, training_state
 from metalearn.batch_split import OutOfMemory, SplitGradient
 from metalearn.cli import main
 from metalearn.errors import TrainingStopped, UsageError
@@ -179,6 +181,53 @@ def test_a_rank_that_is_gone_is_said_so():
     assert found[1] == "left" and "rank 0 lost the others" in found[0] and "resume=" in found[0]
 
 
+def _measured(ranks: Ranks, folder: str) -> tuple[int, str]:
+    """The choice of parts fails on rank 1 alone."""
+
+    def fails(*args: object) -> int:
+        if ranks.rank == 1:
+            raise NonFiniteGradient("not finite")
+        return 2
+
+    training_state.fastest_parts = fails  # type: ignore[assignment]
+    cfg = config.compose("train", [*WORDS, "parts=measured", "steps=2"])
+    trainer.train(cfg, Path(folder), ranks=ranks)
+    return checkpoint.load(Path(folder) / "last.pt")["parts"]
+
+
+def test_parts_are_each_ranks_own_and_may_fail_to_be_measured(tmp_path):
+    assert on_ranks(2, joined, _measured, str(tmp_path / "run")) == [[2, 1], [2, 1]]
+
+
+def _starved(ranks: Ranks) -> str:
+    """Judging fails on rank 1 alone; the others are told at each batch that all come along."""
+
+    def hungry(self: object, *args: object) -> object:
+        raise MemoryError
+
+    problem, meta, _ = world()
+    sampler = SinusoidSampler(5, 5, seed=3)
+    way = WAYS["unrolled"]
+    if ranks.rank == 1:
+        type(way).adapt = hungry  # type: ignore[method-assign, assignment]
+    sample = sampler.sample
+    sampler.sample = lambda n: sample(n).to(torch.float64)  # type: ignore[method-assign]
+    try:
+        evaluate(
+            *(problem, way, meta, sampler, 6, 1),
+            progress=lambda done: ranks.largest(done),
+            ranks=ranks,
+        )
+    except OutOfMemory as error:
+        return str(error)
+    return "none"
+
+
+def test_what_one_rank_meets_in_an_evaluation_is_every_ranks():
+    found = on_ranks(2, joined, _starved)
+    assert found[0] == found[1] and "one task alone" in found[0]
+
+
 def statuses(found: list[tuple[int, str]]) -> list[int]:
     return [status for status, _ in found]
 
@@ -259,16 +308,32 @@ def test_restarts_need_a_folder_to_find_the_run_by(monkeypatch, capsys, tmp_path
     assert "run_dir= is missing" in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
-def torchrun(*words: str) -> subprocess.Popen[bytes]:
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*program, "--nproc-per-node=2", "--max-restarts=3", "-m", "metalearn", "train"]
+LATE = """
+import os, sys, time
+from metalearn.cli import main
+attempt, rank = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]
+if attempt == "1" and rank == sys.argv[1]:
+    time.sleep(4)
+sys.exit(main(["train", *sys.argv[2:]]))
+"""
+
+
+@contextmanager
+def torchrun(program: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc-per-node=2", "--max-restarts=3", str(program), *words]
     own = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-    return subprocess.Popen([*command, *words], env=own | {"OMP_NUM_THREADS": "1"})
+    with subprocess.Popen(command, env=own | {"OMP_NUM_THREADS": "1"}) as agent:
+        try:
+            yield agent
+        finally:
+            agent.terminate()  # its workers too
 
 
 def process_of_rank(parent: int, rank: int) -> int:
     """Its id, among the children of torchrun."""
-    while True:
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
         for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
             try:
                 if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(
@@ -278,20 +343,71 @@ def process_of_rank(parent: int, rank: int) -> int:
             except OSError:
                 continue
         time.sleep(0.05)
+    raise AssertionError(f"there is no process of rank {rank}")
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the ranks in /proc")
-@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_torchrun_goes_on_after_a_rank_is_killed(trained, tmp_path, rank):
+    """The new process of that rank begins late, and the other one finds the dead one's traces."""
+    (tmp_path / "late.py").write_text(LATE)
     folder = tmp_path / "run"
-    agent = torchrun(*WORDS, "steps=10", "validation.every=5", f"run_dir={folder}")
-    metrics = folder / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
-        assert agent.poll() is None
-        time.sleep(0.005)
-    os.kill(process_of_rank(agent.pid, rank), signal.SIGKILL)
-    assert agent.wait(timeout=300) == 0
+    words = [*WORDS, "steps=10", "validation.every=5", f"run_dir={folder}"]
+    with torchrun(tmp_path / "late.py", str(rank), *words) as agent:
+        metrics = folder / "metrics.jsonl"
+        while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
+            assert agent.poll() is None
+            time.sleep(0.005)
+        os.kill(process_of_rank(agent.pid, rank), signal.SIGKILL)
+        assert agent.wait(timeout=240) == 0
     assert timeless(folder) == timeless(trained / "2")
     a, b = (checkpoint.load(f / "last.pt")["meta"] for f in (folder, trained / "2"))
     assert all(torch.equal(x, y) for x, y in zip(leaves_of(a), leaves_of(b), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("job", "count", "words", "status"),
+    [
+        ("a", 1, [], 0),  # started again
+        ("a", 0, [], 0),  # another node came or went, which is not counted
+        ("a", 1, ["seed=7"], 2),
+        ("b", 1, [], 2),
+        ("none", 1, [], 2),  # torchrun's name for a job that got none
+        ("", 0, [], 2),
+    ],
+)
+def test_a_job_goes_on_with_its_own_run_alone(
+    tmp_path, monkeypatch, capsys, job, count, words, status
+):
+    given = [*WORDS, f"run_dir={tmp_path / 'run'}", "validation.every=1"]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    assert main(["train", *given, "steps=1"]) == 0
+    before = (tmp_path / "run" / "last.pt").read_bytes()
+    if job:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
+    else:
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(count))
+    assert main(["train", *given, "steps=2", *words]) == status
+    if status:
+        assert "holds a run already" in capsys.readouterr().err
+        assert (tmp_path / "run" / "last.pt").read_bytes() == before
+    else:
+        assert len(rows(tmp_path / "run")) == 2
+
+
+def test_a_nameless_job_goes_on_with_its_run_once_started_again(tmp_path, monkeypatch):
+    given = [*WORDS, f"run_dir={tmp_path / 'run'}", "validation.every=1"]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert main(["train", *given, "steps=1"]) == 0
+    assert main(["train", *given, "steps=2"]) == 2
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert main(["train", *given, "steps=2"]) == 0
+
+
+@pytest.mark.parametrize("words", [["evaluate"], ["bench", "cg"], ["train", "-m", "seed=0,1"]])
+def test_what_is_no_work_for_several_processes_is_refused(monkeypatch, capsys, words):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "a"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(words) == 2
+    assert "start it without torchrun" in capsys.readouterr().err
