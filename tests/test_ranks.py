@@ -365,6 +365,20 @@ def test_torchrun_goes_on_after_a_rank_is_killed(trained, tmp_path, rank):
     assert all(torch.equal(x, y) for x, y in zip(leaves_of(a), leaves_of(b), strict=True))
 
 
+def test_a_signal_to_torchrun_has_all_leave_with_a_checkpoint(tmp_path):
+    (tmp_path / "program.py").write_text(LATE)
+    folder = tmp_path / "run"
+    words = [*WORDS, "steps=5000", "validation.every=5000", f"run_dir={folder}"]
+    with torchrun(tmp_path / "program.py", "none", *words) as agent:
+        metrics = folder / "metrics.jsonl"
+        while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
+            assert agent.poll() is None
+            time.sleep(0.005)
+        agent.send_signal(signal.SIGTERM)
+        assert agent.wait(timeout=120) == 1
+    assert checkpoint.load(folder / "last.pt")["step"] == len(rows(folder)) < 5000
+
+
 @pytest.mark.parametrize(
     ("job", "count", "words", "status"),
     [

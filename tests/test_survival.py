@@ -53,7 +53,7 @@ def left_alone(runs: ForkedRuns, folder: Path, words: list[str]) -> Path:
 
 
 def steps_of(times: int) -> str:
-    return f"steps={60 * times}"
+    return f"steps={150 * times}"  # more than they get to before the last signal
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_killed_at_random_moments(runs, tmp_path, words, times):
     whole = left_alone(runs, tmp_path / "whole", words)
     folder = tmp_path / "killed"
     statuses = runs.disturb(folder, [*words, f"run_dir={folder}"], signal.SIGKILL, times, 0.4)
-    assert statuses.count(-signal.SIGKILL) >= times // 2  # the others were faster than the signal
+    assert statuses.count(-signal.SIGKILL) == times
     same(folder, whole)
 
 
