@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -111,6 +112,21 @@ def damaged(path: Path, kind: str) -> Path:
 def test_a_damaged_archive_is_one_sentence(tmp_path, kind, sentence):
     with pytest.raises(UsageError, match=sentence):
         official_runs(damaged(tmp_path / "all_runs.zip", kind))
+
+
+def test_a_list_of_labels_that_would_fill_the_memory_is_not_unpacked(tmp_path):
+    """It takes a thousandth of its size in the archive."""
+    path = tmp_path / "all_runs.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for r in range(1, 21):
+            file.writestr(f"run{r:02}/class_labels.txt", bytes((64 << 20) if r == 1 else 0))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match=r"run01/class_labels\.txt in .* is too large"):
+            official_runs(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_official_test_by_the_command(all_runs, tmp_path, capsys):

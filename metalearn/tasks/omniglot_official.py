@@ -86,6 +86,11 @@ def _run(
     archive: zipfile.ZipFile, name: str, parts: dict[str, zipfile.ZipInfo], size: int, path: Path
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Support and query images, uint8, and the queries' labels."""
+    if large := [part for part, info in parts.items() if info.file_size > LARGEST]:
+        raise UsageError(
+            f"{name}/{large[0]} in {path} is too large for a drawing or a list of labels; "
+            "fetch all_runs.zip again"
+        )
     lines = archive.read(parts["class_labels.txt"]).decode() if "class_labels.txt" in parts else ""
     pairs = [[w.partition("/")[2] for w in line.split()] for line in lines.splitlines() if line]
     classes = sorted(part for part in parts if part.startswith("training/"))
@@ -98,9 +103,6 @@ def _run(
         )
     if odd := sorted(set(answers.values()).difference(classes)):
         raise UsageError(f"{name} in {path} labels a drawing {odd[0]}, which is not there")
-
-    if large := [part for part, info in parts.items() if info.file_size > LARGEST]:
-        raise UsageError(f"{name}/{large[0]} in {path} is too large for a drawing; fetch it again")
 
     def images(names: list[str]) -> np.ndarray:
         return np.stack(
