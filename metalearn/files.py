@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from metalearn.errors import UsageError
+
 
 def replace_text(path: Path, text: str) -> None:
     """Writes beside and renames, so that no reader meets a half of it."""
@@ -37,6 +39,20 @@ def written_beside(path: Path, data: bytes) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the disk's own refusal is what is to be heard of
             part.unlink(missing_ok=True)
+
+
+def with_home(path: str | Path) -> Path:
+    """The path that a user gave, `~` and `~NAME` being homes.
+
+    Raises:
+        UsageError: there is no user of that name.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{path} begins with the home of a user who is not known here; give the whole path"
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Whatever the options are given: they are taken, or refused in one sentence; never a traceback.
 
 Everything is done but the work itself: configs are composed, and tasks, models and optimisers are
-built and tried on each other, up to the moment when a run's first file would be written, a study's
-first cell measured, or a checkpoint evaluated.
+built and tried on each other, and a first meta-gradient measured, up to the moment when a run's
+first file would be written, a study's first cell measured, or a checkpoint evaluated.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from metalearn import config
 from metalearn.cli import main
 from metalearn.run_folder import RunFolder
 from metalearn.study import options
-from metalearn.training_state import TrainingState
 
 
 class Sound(Exception):
@@ -49,7 +48,6 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunFolder, "start", sound)
-        patch.setattr(TrainingState, "measure", lambda self: None)
         patch.setattr("metalearn.evaluation.evaluate", sound)
         patch.setattr("metalearn.study.run.run_study", cells)
         yield folder / "best.pt"

@@ -114,6 +114,17 @@ def test_a_damaged_archive_is_one_sentence(tmp_path, kind, sentence):
         official_runs(damaged(tmp_path / "all_runs.zip", kind))
 
 
+@pytest.mark.parametrize("out", [".", "absent/e.json", "e.json/e.json"])
+def test_where_it_is_to_be_written_is_looked_at_first(trained, tmp_path, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Protocol, "rows", None)  # it is not come to that
+    (tmp_path / "e.json").write_text("{}")
+    assert main(["evaluate", f"checkpoint={trained}", f"out={out}"]) == 2
+    said = capsys.readouterr().err
+    assert f"out={out} " in said and said.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["e.json"]
+
+
 def test_a_list_of_labels_that_would_fill_the_memory_is_not_unpacked(tmp_path):
     """It takes a thousandth of its size in the archive."""
     path = tmp_path / "all_runs.zip"

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from metalearn.errors import UsageError
+from metalearn.files import with_home
 from metalearn.tasks.batch import TaskBatch
 from metalearn.tasks.omniglot import LARGEST, decode
 
@@ -52,7 +53,7 @@ def official_runs(path: str | Path, size: int = 28) -> TaskBatch:
     Raises:
         UsageError: it is absent, no zip archive, incomplete or damaged.
     """
-    path = Path(path).expanduser()
+    path = with_home(path)
     if not path.is_file():
         raise UsageError(f"source={path} is no file; give the all_runs.zip of the Omniglot release")
     try:
