@@ -77,9 +77,16 @@ def plain(verb: str, overrides: list[str]) -> DictConfig:
     return overridden(config, overrides, verb)
 
 
-def overridden(config: DictConfig, overrides: list[str], verb: str) -> DictConfig:
-    """The config of `verb` with a user's overrides, in place; raises as `compose` does."""
-    parsed, base = parse(overrides), config.copy()
+def overridden(
+    config: DictConfig, overrides: list[str], verb: str, like: DictConfig | None = None
+) -> DictConfig:
+    """The config of `verb` with a user's overrides, in place; raises as `compose` does.
+
+    Args:
+        like: the same options, whose values' types are to be kept; None: those of `config`. A list
+            that is empty there tells no type.
+    """
+    parsed, base = parse(overrides), (config if like is None else like).copy()
     for override in parsed:
         if override.is_sweep_override():
             raise UsageError(f"{text_of(override)}; {verb} takes one value at a time")

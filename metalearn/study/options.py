@@ -46,9 +46,11 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
     chosen = config.values(words).get("preset", common.preset)
     if chosen not in PRESETS:
         raise UsageError(f"preset={chosen}{config.nearest(str(chosen), PRESETS)}")
-    merged = OmegaConf.merge(common, own, presets.get(chosen) or {})
-    assert isinstance(merged, DictConfig)
-    options = config.overridden(merged, words, f"{verb} {name}")
+    whole = OmegaConf.merge(common, own)
+    merged = OmegaConf.merge(whole, presets.get(chosen) or {})
+    assert isinstance(whole, DictConfig) and isinstance(merged, DictConfig)
+    # A preset may empty a list; what it holds is then told by the study's own default.
+    options = config.overridden(merged, words, f"{verb} {name}", like=whole)
 
     common = OmegaConf.masked_copy(options, list(common))
     plain: Any = OmegaConf.to_container(options, resolve=True)
