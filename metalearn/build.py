@@ -16,6 +16,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from metalearn.errors import UsageError
+from metalearn.interpolation import check_resolved
 
 PACKAGES = (
     *("metalearn.nn", "metalearn.inner", "metalearn.linear_solve", "metalearn.metagrad"),
@@ -66,6 +67,7 @@ def build(config: Any, kind: type | None = None) -> Any:
     if not isinstance(plain, dict) or "_target_" not in plain:
         raise UsageError(f"{plain} names no _target_; expected what configs/ has there")
     target = plain["_target_"]
+    check_resolved(plain)  # Hydra would resolve it once more
     try:
         made = hydra.utils.instantiate(plain, _convert_="all")
     except InstantiationException as error:

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 
 from metalearn.errors import UsageError
-from metalearn.files import replace_bytes, sync_folder, write_beside
+from metalearn.files import replace_bytes, sync_folder, written_beside
 
 FORMAT = 2
 """Format 1 had no checksum and no random states: it is evaluated, but not gone on with."""
 KEYS = frozenset({"step", "best", "meta", "config"})
-RESUMED_KEYS = frozenset({"optimiser", "sampler", "random", "guards", "chosen", "carry"})
+RESUMED_KEYS = frozenset(
+    {"optimiser", "sampler", "random", "guards", "chosen", "carry", "halvings", "peak", "parts"}
+)
 
 _SEAL = b"metalearn checkpoint, sha256 "
 _DIGITS = 64
@@ -41,23 +43,29 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         DamagedCheckpoint: the file is torn or tampered with, or no checkpoint at all.
-        UsageError: there is no such file, it is of another format, or parts are missing.
+        UsageError: there is no such file, it cannot be read or is of another format, or parts are
+            missing. A file whose checksum is right is never taken for a damaged one.
     """
-    if not path.is_file():
-        raise UsageError(f"there is no checkpoint {path}; give the path of a best.pt or last.pt")
-    data = path.read_bytes()
-    end = len(data) - len(_SEAL) - _DIGITS
-    sealed = end > 0 and data[end : end + len(_SEAL)] == _SEAL
-    if sealed and data[-_DIGITS:] != _digest(data[:end]):
-        raise DamagedCheckpoint(f"{path} is damaged: its checksum is another")
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch names no narrower class for a damaged file
-        raise DamagedCheckpoint(
-            f"{path} cannot be read as a checkpoint; it may be damaged"
+        if not path.is_file():
+            raise UsageError(
+                f"there is no checkpoint {path}; give the path of a best.pt or last.pt"
+            )
+        data = path.read_bytes()
+        end = len(data) - len(_SEAL) - _DIGITS
+        sealed = end > 0 and data[end : end + len(_SEAL)] == _SEAL
+        if sealed and data[-_DIGITS:] != _digest(data[:end]):
+            raise DamagedCheckpoint(f"{path} is damaged: its checksum is another")
+        state = _unpacked(data, path, sealed)
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror or error}); make it readable"
         ) from error
+    except MemoryError as error:
+        raise UsageError(f"{path} does not fit in memory; free some") from error
     if not isinstance(state, dict) or "format" not in state:
-        raise DamagedCheckpoint(f"{path} is no checkpoint of metalearn's")
+        refusal = UsageError if sealed else DamagedCheckpoint
+        raise refusal(f"{path} is no checkpoint of metalearn's")
     if state["format"] not in (1, FORMAT):
         raise UsageError(
             f"{path} is a checkpoint of format {state['format']}; this release reads 1 and {FORMAT}"
@@ -69,17 +77,39 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
+def _unpacked(data: bytes, path: Path, sealed: bool) -> Any:
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # torch names no narrower class, neither for a damaged file
+        if sealed:  # nor for want of memory
+            reason = " ".join(str(error).split())
+            raise UsageError(
+                f"{path} is whole by its checksum, and torch cannot read it: {reason[:200]}"
+            ) from error
+        raise DamagedCheckpoint(
+            f"{path} cannot be read as a checkpoint; it may be damaged"
+        ) from error
+
+
 def save_newest(folder: Path, state: dict[str, Any], keep: int) -> None:
     """Makes `state` the folder's last.pt; the ones before it become last.1.pt and so on, `keep`
     files in all. A failure to write leaves them as they were."""
-    part = write_beside(generation(folder, 0), _sealed(state))
-    for old in generations(folder)[keep:]:
-        old.unlink()
-    for n in reversed(range(keep - 1)):
-        if generation(folder, n).exists():
-            generation(folder, n).replace(generation(folder, n + 1))
-    part.replace(generation(folder, 0))
+    with written_beside(generation(folder, 0), _sealed(state)) as part:
+        for old in generations(folder)[keep:]:
+            old.unlink()
+        for n in reversed(range(keep - 1)):
+            if generation(folder, n).exists():
+                generation(folder, n).replace(generation(folder, n + 1))
+        part.replace(generation(folder, 0))
     sync_folder(folder)
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Removes what a killed process left of checkpoints; no other may be writing one there."""
+    for part in folder.glob(".*.pt-*.part"):
+        part.unlink()
 
 
 def newest(folder: Path) -> tuple[dict[str, Any], dict[Path, DamagedCheckpoint]]:

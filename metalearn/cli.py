@@ -122,6 +122,9 @@ def _evaluate(words: list[str]) -> int:
         *(cfg.benchmark, cfg.source, cfg.split, cfg.tasks, cfg.seed, modes, cfg.queries),
         inner_steps=list(cfg.inner_steps),
     )
+    out = Path(cfg.out) if cfg.out else paths[0].parent / "evaluation.json"
+    if cfg.out or os.path.isfile(paths[0]):  # else that there is no checkpoint is said below
+        held_out.check_out(out)
     rows = []
     for path in paths:
         print(f"{path}: {protocol.described()}")
@@ -134,7 +137,6 @@ def _evaluate(words: list[str]) -> int:
         print(f"{len(paths)} checkpoints: mean, its 95 % interval and the standard deviation")
     for row in spread:
         print(f"  {held_out.described(row)}, {100 * row['deviation']:.2f}")
-    out = Path(cfg.out) if cfg.out else paths[0].parent / "evaluation.json"
     held_out.write(
         out, {**provenance(find_device(cfg.device)), "rows": rows, "over_checkpoints": spread}
     )

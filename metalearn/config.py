@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from metalearn.errors import UsageError
+from metalearn.interpolation import resolved, resolver_call
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -76,9 +77,16 @@ def plain(verb: str, overrides: list[str]) -> DictConfig:
     return overridden(config, overrides, verb)
 
 
-def overridden(config: DictConfig, overrides: list[str], verb: str) -> DictConfig:
-    """The config of `verb` with a user's overrides, in place; raises as `compose` does."""
-    parsed, base = parse(overrides), config.copy()
+def overridden(
+    config: DictConfig, overrides: list[str], verb: str, like: DictConfig | None = None
+) -> DictConfig:
+    """The config of `verb` with a user's overrides, in place; raises as `compose` does.
+
+    Args:
+        like: the same options, whose values' types are to be kept; None: those of `config`. A list
+            that is empty there tells no type.
+    """
+    parsed, base = parse(overrides), (config if like is None else like).copy()
     for override in parsed:
         if override.is_sweep_override():
             raise UsageError(f"{text_of(override)}; {verb} takes one value at a time")
@@ -86,7 +94,7 @@ def overridden(config: DictConfig, overrides: list[str], verb: str) -> DictConfi
     try:
         for override in parsed:
             OmegaConf.update(config, override.key_or_group, override.value())
-        OmegaConf.to_container(config, resolve=True)
+        resolved(config)
     except OmegaConfBaseException as error:
         raise UsageError(" ".join(str(error).split())) from error
     _check_references(parsed, base, config)
@@ -134,11 +142,15 @@ def checked(config: Any, where: str, verb: str, whole: bool = True) -> DictConfi
         raise UsageError(f"{where} holds no options; {mend}")
     try:
         config = OmegaConf.create(config) if isinstance(config, dict) else config
-        if calls := _resolver_call(str(OmegaConf.to_container(config))):
-            raise UsageError(f"{where} calls a resolver, {calls}; {mend}")
-        OmegaConf.to_container(config, resolve=True)
+        call = resolver_call(OmegaConf.to_container(config))
+        if call is None:
+            resolved(config)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}, or {mend}") from error
     except OmegaConfBaseException as error:
         raise UsageError(f"{where} cannot be read as a config; {mend}") from error
+    if call is not None:
+        raise UsageError(f"{where} calls a resolver, {call}; {mend}")
     expected = OmegaConf.load(config_folder() / f"{verb}.yaml")
     assert isinstance(expected, DictConfig)
     for key in groups():
@@ -195,7 +207,7 @@ def _composed(verb: str, overrides: list[str]) -> DictConfig:
         with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
             config = hydra.compose(verb, overrides, return_hydra_config=True)
         own = [str(key) for key in config if key != "hydra"]
-        OmegaConf.to_container(OmegaConf.masked_copy(config, own), resolve=True)
+        resolved(OmegaConf.masked_copy(config, own))
         return config
     except InterpolationKeyError as error:
         raise UsageError(_does_not_fit(error, config.hydra.runtime.choices)) from error
@@ -227,7 +239,9 @@ def parse(overrides: list[str]) -> list[Override]:
             raise UsageError(f"{word!r} cannot be read; expected key=value") from error
         if not override.key_or_group:
             raise UsageError(f"{word!r} names no option; expected key=value")
-        if call := _resolver_call(word):
+        # In the word too, of which a sweep's value shows its choices only later; in the value too,
+        # which a word may hold as $\{ and \:.
+        if call := resolver_call([word, override.value()]):
             raise UsageError(
                 f"{word!r} calls a resolver, {call}; a value refers to options only: ${{prox}}"
             )
@@ -239,13 +253,6 @@ def parse(overrides: list[str]) -> list[Override]:
             raise UsageError(f"{word!r} takes an option away; give it a value, key=value")
         parsed.append(override)
     return parsed
-
-
-def _resolver_call(text: str) -> str | None:
-    """The first interpolation that is no option's name but a call, such as of oc.env: it could
-    bring a secret of the environment into logs and configs."""
-    found = re.search(r"\$\{[^{}]*:[^{}]*\}?", text)
-    return found and found[0]
 
 
 @functools.cache

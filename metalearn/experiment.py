@@ -16,6 +16,7 @@ from metalearn.build import build
 from metalearn.errors import UsageError
 from metalearn.learned import LearnedProx, LearnedRates
 from metalearn.machine import find_device, use_threads
+from metalearn.magnitude import LARGEST
 from metalearn.memory import keep_freed_memory
 from metalearn.metagrad import MetaGradient
 from metalearn.problem import BilevelProblem, FewShot, Meta
@@ -54,6 +55,11 @@ class Experiment:
         device = find_device(config.device)
         torch.manual_seed(config.seed)
         model = build(config.model, nn.Module).to(device)
+        if next(model.parameters(), None) is None:
+            raise UsageError(
+                f"model._target_={config.model._target_} has no parameters to learn; choose model= "
+                "for one that has, such as model=mlp"
+            )
         problem, meta = few_shot_problem(model, config)
         metagrad, tasks = build(config.metagrad, MetaGradient), build(config.tasks, Tasks)
         return cls(model, problem, meta, metagrad, tasks, device)
@@ -111,9 +117,10 @@ def few_shot_problem(model: nn.Module, config: DictConfig) -> tuple[BilevelProbl
     if not isinstance(config.get("prox"), int | float):
         raise UsageError(f"prox={config.get('prox')}; expected a number of at least 0")
     learned = config.get("learn_prox", False)
-    if learned and not config.prox > 0:
+    if learned and not 0 < config.prox <= LARGEST:
         raise UsageError(
-            f"prox={config.prox}; learn_prox=true starts from it, so that it must be above 0"
+            f"prox={config.prox}; learn_prox=true starts from it, so that it must be above 0, up "
+            f"to {LARGEST:.1e}"
         )
     few_shot = FewShot(
         model, 0.0 if learned else config.prox, config.transductive, config.get("adapt", "all")
@@ -136,12 +143,15 @@ def few_shot_problem(model: nn.Module, config: DictConfig) -> tuple[BilevelProbl
 def build_optimiser(config: Any, params: Any) -> torch.optim.Optimizer:
     """The optimiser of `config` for `params`; raises as `build` does."""
     make = build(config, functools.partial)
+    for name, value in config.items():
+        if isinstance(value, int | float) and not abs(value) <= LARGEST:
+            raise UsageError(f"optimiser.{name}={value}; expected a number up to {LARGEST:.1e}")
     trial = torch.zeros(1, requires_grad=True)
     trial.grad = torch.zeros(1)
     try:
-        make([trial]).step()  # a rate that no float holds is refused here only
+        make([trial]).step()  # much is refused here only, by assertions too
         optimiser = make(params)
-    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except Exception as error:  # the refusals of torch's optimisers share no class
         reason = " ".join(str(error).split())
         raise UsageError(
             f"{config._target_} refuses optimiser.*: {reason}; give what it takes"

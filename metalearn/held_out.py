@@ -17,7 +17,7 @@ from metalearn.build import build
 from metalearn.errors import UsageError
 from metalearn.evaluation import Estimate, evaluate_each
 from metalearn.experiment import Experiment, few_shot_problem
-from metalearn.files import replace_text
+from metalearn.files import replace_text, written_beside
 from metalearn.metagrad import MetaGradient
 from metalearn.metrics_file import to_json
 from metalearn.problem import BilevelProblem
@@ -218,6 +218,20 @@ def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def check_out(path: Path) -> None:
+    """Raises UsageError where `write` would, before the work is done; leaves nothing."""
+    try:
+        if path.is_dir():
+            raise UsageError(
+                f"out={path} is a folder; give the file to write, such as "
+                f"{path / 'evaluation.json'}"
+            )
+        with written_beside(path, b""):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """As JSON, written beside and renamed.
 
@@ -227,9 +241,11 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     try:
         replace_text(path, to_json(dict(content), indent=1) + "\n")
     except OSError as error:
-        raise UsageError(
-            f"out={path} cannot be written ({error.strerror}); choose another file"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"out={path} cannot be written ({error.strerror}); choose another file")
 
 
 def _figures(scores: Mapping[str, Estimate]) -> dict[str, float | None]:

@@ -6,7 +6,6 @@ where               params*(meta) minimises inner(params, meta), or K steps from
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.errors import UsageError
+from metalearn.magnitude import LARGEST
 from metalearn.nn import TaskBatched
 from metalearn.tasks.batch import TaskBatch
 from metalearn.tree import half_squared_distance
@@ -89,8 +89,10 @@ class FewShot:
         transductive: bool = True,
         adapt: Literal["all", "head"] | Sequence[str] = "all",
     ) -> None:
-        if not 0 <= prox < math.inf:
-            raise UsageError(f"prox={prox}; the proximal strength must be at least 0, and finite")
+        if not 0 <= prox <= LARGEST:
+            raise UsageError(
+                f"prox={prox}; the proximal strength must be at least 0, and up to {LARGEST:.1e}"
+            )
         self.model = TaskBatched(model)
         self.prox = prox
         self.transductive = transductive

@@ -97,6 +97,7 @@ class RunFolder:
         """
         try:
             self.metrics.cut(step)
+            checkpoint.drop_unfinished(self.folder)
             for path in self._damaged:
                 path.unlink()  # it would push the whole ones out
             replace_text(self.folder / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))

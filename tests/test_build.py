@@ -56,6 +56,11 @@ def test_a_target_by_way_of_another_option_is_refused():
     config = OmegaConf.create({"a": {"_target_": "\\${b}"}, "b": "os.system"})
     with pytest.raises(UsageError, match="not built"):
         build(config.a)
+    config = {"_target_": "metalearn.nn.MLP", "sizes": [784, "${oc.env:HOME}", 5]}
+    with pytest.raises(UsageError, match="sizes="):
+        build(config)
+    with pytest.raises(UsageError, match=r"^\$\{oc.env:HOME\} refers"):
+        build({"_target_": "torch.nn.Linear", "device": "${oc.env:HOME}"})
 
 
 @pytest.mark.parametrize(
@@ -127,6 +132,17 @@ ALTERED = [
     ("tasks.more", [{"_target_": "os.system", "_args_": ["touch executed"]}], "not built"),
     ("name", "${oc.env:SECRET}", "calls a resolver"),
     ("model.sizes", [784, "${oc.decode:${oc.env:SECRET}}", 5], "calls a resolver"),
+    # with `env` in another option, so that the resolver's name is not in the text
+    ("name", "${oc.${wandb_mode}:SECRET}", "calls a resolver"),
+    ("name", "${oc.${${indirect}}:SECRET}", "calls a resolver"),
+    ("name", "${${oc_}.${wandb_mode}:SECRET}", "calls a resolver"),
+    ("metagrad.inner.tol", "${oc.decode:${oc.${wandb_mode}:SECRET}}", "calls a resolver"),
+    ("model.sizes", [784, {"a": "${oc.${wandb_mode}:SECRET}"}, 5], "calls a resolver"),
+    ("name", "\\${oc.${wandb_mode}:SECRET}", "calls a resolver"),
+    # with the sign in another option: a call once it is resolved, and made a config again
+    ("name", "${dollar}{oc.env:SECRET}", "refers to an option in a roundabout way"),
+    ("name", "${dollar}{dollar}", "refers to an option in a roundabout way"),
+    ("metagrad.curvature", "${dollar}{oc.env:SECRET}", "in a roundabout way"),
     ("metagrad", 3, "lacks metagrad"),
     ("tasks.ways", "${nothing}", "cannot be read as a config"),
     ("prox", "large", "prox=large"),
@@ -141,8 +157,11 @@ ALTERED = [
 ]
 
 
+HELPERS = {"wandb_mode": "env", "indirect": "wandb_mode", "oc_": "oc", "dollar": "$"}
+
+
 def altered(config, key, value):
-    config = OmegaConf.create(config)
+    config = OmegaConf.merge(OmegaConf.create(config), HELPERS)
     OmegaConf.update(config, key, value, merge=False, force_add=True)
     return config
 
@@ -191,6 +210,28 @@ def test_a_word_of_hydras_own_cannot_call_anything(tmp_path, monkeypatch, capsys
 # --- secrets ---
 
 
+ROUNDABOUT = [
+    (["train", "device=env", "name='${oc.${device}:WANDB_API_KEY}'"], "calls a resolver"),
+    (
+        ["train", "device=env", "schedule=device", "name='${oc.${${schedule}}:WANDB_API_KEY}'"],
+        "calls a resolver",
+    ),
+    (["train", "-m", "seed=0,1", "name='${oc.${wandb}:WANDB_API_KEY}'"], "calls a resolver"),
+    (["train", "-m", "name='${oc.${wandb}:WANDB_API_KEY}',x"], "calls a resolver"),
+    (["train", "+optimiser.x=[1,{a: '${oc.${wandb}:WANDB_API_KEY}'}]"], "calls a resolver"),
+    (["train", "name=$\\{oc.env\\:WANDB_API_KEY\\}"], "calls a resolver"),
+    (["train", "device=$", "name='${device}{oc.env:WANDB_API_KEY}'"], "in a roundabout way"),
+    (["evaluate", "device=env", "checkpoint='${oc.${device}:WANDB_API_KEY}'"], "calls a resolver"),
+    (["evaluate", "device=$", "out='${device}{oc.env:WANDB_API_KEY}'"], "in a roundabout way"),
+    (["report", "out=env", "results='${oc.${out}:WANDB_API_KEY}'"], "calls a resolver"),
+    (["bench", "cg", "wandb=env", "results='${oc.${wandb}:WANDB_API_KEY}'"], "calls a resolver"),
+    (
+        ["solve", "distill", "source=$", "dataset='${source}{oc.env:WANDB_API_KEY}'"],
+        "in a roundabout way",
+    ),
+]
+
+
 @pytest.mark.parametrize("wandb", ["offline", "online"])
 def test_no_wandb_key_in_what_a_run_leaves_or_says(tmp_path, monkeypatch, capfd, wandb):
     key = "5ec3e7" * 6 + "cafe"  # as long as a key of W&B's
@@ -214,4 +255,9 @@ def test_no_wandb_key_in_what_a_run_leaves_or_says(tmp_path, monkeypatch, capfd,
     assert main(["bench", "cg", "results=${oc.env:WANDB_API_KEY}"]) == 2
     said = capfd.readouterr().err
     assert said.count("\n") == 3 and said.count("calls a resolver") == 2 and key not in said
+    for words, sentence in ROUNDABOUT:
+        assert main(words) == 2
+        said = capfd.readouterr()
+        assert said.err.count("\n") == 1 and sentence in said.err
+        assert key not in said.out + said.err
     assert os.environ["WANDB_API_KEY"] == key

@@ -154,6 +154,65 @@ def test_nothing_in_a_file_is_executed(saved, tmp_path, seal):
         checkpoint.save(saved, state)
     else:
         torch.save(state, saved)
-    with pytest.raises(DamagedCheckpoint):
+    with pytest.raises(UsageError, match="torch cannot read it" if seal else "may be damaged"):
         checkpoint.load(saved)
     assert not (tmp_path / "executed").exists()
+
+
+FAULTS = [
+    (MemoryError(), "does not fit in memory"),
+    (OSError(5, "Input/output error"), "cannot be read (Input/output error)"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize(("fault", "sentence"), FAULTS, ids=lambda f: type(f).__name__)
+def test_what_is_whole_is_no_damaged_one_whatever_hinders_reading(
+    finished, tmp_path, monkeypatch, capsys, fault, sentence
+):
+    """It is kept, and the one before it not gone on from in its place."""
+    folder = shutil.copytree(finished, tmp_path / "r")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+
+    def hindered(*_: object, **__: object) -> None:
+        raise fault
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", hindered)
+        for words in (["train", f"resume={folder}"], ["evaluate", f"checkpoint={folder}/best.pt"]):
+            assert main(words) == 2
+            said = capsys.readouterr().err
+            assert sentence in said and said.count("\n") == 1
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    with monkeypatch.context() as patch:  # nor where the disk does not give it
+        patch.setattr(type(folder), "read_bytes", hindered)
+        if not isinstance(fault, RuntimeError):
+            with pytest.raises(UsageError) as error:
+                checkpoint.newest(folder)
+            assert not isinstance(error.value, DamagedCheckpoint)
+
+
+@pytest.mark.parametrize("key", sorted(checkpoint.RESUMED_KEYS))
+def test_one_that_lacks_what_a_run_goes_on_with_is_refused(finished, tmp_path, capsys, key):
+    folder = shutil.copytree(finished, tmp_path / "r")
+    state = checkpoint.load(folder / "last.pt")
+    del state[key]
+    checkpoint.save(folder / "last.pt", state)
+    assert main(["train", f"resume={folder}"]) == 2
+    said = capsys.readouterr().err
+    assert f"is a checkpoint without {key}" in said and said.count("\n") == 1
+
+
+def test_all_that_a_run_saves_and_reads_is_asked_for(finished):
+    """A key that a resumed run reads without having asked for it would be a traceback."""
+    own = checkpoint.load(finished / "last.pt").keys() - {"format", "wandb_id"}
+    assert own == checkpoint.KEYS | checkpoint.RESUMED_KEYS
+
+
+def test_the_half_that_a_kill_left_goes_with_the_next_session(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "r")
+    (folder / ".last.pt-0123.part").write_bytes(b"half")
+    (folder / ".evaluation.json-0123.part").write_bytes(b"another process's")
+    assert main(["train", f"resume={folder}", "steps=6"]) == 0
+    assert not list(folder.glob(".*.pt-*"))
+    assert (folder / ".evaluation.json-0123.part").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -111,6 +112,32 @@ def damaged(path: Path, kind: str) -> Path:
 def test_a_damaged_archive_is_one_sentence(tmp_path, kind, sentence):
     with pytest.raises(UsageError, match=sentence):
         official_runs(damaged(tmp_path / "all_runs.zip", kind))
+
+
+@pytest.mark.parametrize("out", [".", "absent/e.json", "e.json/e.json"])
+def test_where_it_is_to_be_written_is_looked_at_first(trained, tmp_path, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Protocol, "rows", None)  # it is not come to that
+    (tmp_path / "e.json").write_text("{}")
+    assert main(["evaluate", f"checkpoint={trained}", f"out={out}"]) == 2
+    said = capsys.readouterr().err
+    assert f"out={out} " in said and said.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["e.json"]
+
+
+def test_a_list_of_labels_that_would_fill_the_memory_is_not_unpacked(tmp_path):
+    """It takes a thousandth of its size in the archive."""
+    path = tmp_path / "all_runs.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for r in range(1, 21):
+            file.writestr(f"run{r:02}/class_labels.txt", bytes((64 << 20) if r == 1 else 0))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match=r"run01/class_labels\.txt in .* is too large"):
+            official_runs(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_official_test_by_the_command(all_runs, tmp_path, capsys):

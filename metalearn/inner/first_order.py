@@ -18,6 +18,7 @@ from metalearn.inner.solver import (
     check_tol,
     value_and_grad,
 )
+from metalearn.magnitude import LARGEST
 from metalearn.tree import fixed, leaves_of, live, task_norm
 
 Memory = tuple[list[Tensor], ...]
@@ -64,10 +65,10 @@ class GradientMethod(InnerSolver):
     lr: float
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or not 0 < self.lr < math.inf:
+        if self.steps < 0 or not 0 < self.lr <= LARGEST:
             raise UsageError(
                 f"{type(self).__name__}(steps={self.steps}, lr={self.lr}); "
-                "steps must be at least 0 and lr above 0"
+                f"steps must be at least 0 and lr above 0, up to {LARGEST:.1e}"
             )
         check_tol(self.stopping())
 
@@ -181,10 +182,10 @@ class Adam(GradientMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not all(0 <= beta < 1 for beta in self.betas) or not 0 < self.eps < math.inf:
+        if not all(0 <= beta < 1 for beta in self.betas) or not 0 < self.eps <= LARGEST:
             raise UsageError(
                 f"Adam(betas={tuple(self.betas)}, eps={self.eps}); each beta must be in [0, 1) and "
-                "eps above 0"
+                f"eps above 0, up to {LARGEST:.1e}"
             )
 
     def stopping(self) -> float | None:

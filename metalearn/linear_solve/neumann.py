@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metalearn.linear_solve.solution import MatVec, Solution, Status
 from metalearn.linear_solve.system import System, divide, require, rows, seeded
+from metalearn.magnitude import LARGEST
 from metalearn.tree import Tree
 
 POWER_STEPS = 12
@@ -48,8 +49,10 @@ class Neumann:
 
     def __post_init__(self) -> None:
         require(self, 0, "max_iters", "rtol")
-        if self.step_size is not None and not 0 < self.step_size < float("inf"):
-            raise ValueError(f"Neumann(step_size={self.step_size}); expected above 0 and finite")
+        if self.step_size is not None and not 0 < self.step_size <= LARGEST:
+            raise ValueError(
+                f"Neumann(step_size={self.step_size}); expected above 0, up to {LARGEST:.1e}"
+            )
 
     @torch.no_grad()
     def __call__(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metalearn.linear_solve.solution import MatVec, Solution, Status
 from metalearn.linear_solve.system import System, divide, require, rows, seeded
+from metalearn.magnitude import LARGEST
 from metalearn.tree import Tree
 
 
@@ -54,8 +55,10 @@ class Nystrom:
     def __post_init__(self) -> None:
         require(self, 1, "rank")
         require(self, 0, "power")
-        if not 0 < self.damping < float("inf"):
-            raise ValueError(f"Nystrom(damping={self.damping}); expected above 0 and finite")
+        if not 0 < self.damping <= LARGEST:
+            raise ValueError(
+                f"Nystrom(damping={self.damping}); expected above 0, up to {LARGEST:.1e}"
+            )
 
     @torch.no_grad()
     def of(self, matvec: MatVec, like: Tree, batched: bool) -> MatVec:

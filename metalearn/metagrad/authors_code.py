@@ -8,6 +8,7 @@ from typing import Any, Literal
 from metalearn.errors import UsageError
 from metalearn.inner import InnerSolution, InnerSolver
 from metalearn.linear_solve import CG, LinearSolver
+from metalearn.magnitude import LARGEST
 from metalearn.metagrad.base import (
     MetaGradient,
     MetaGradientResult,
@@ -59,6 +60,11 @@ class IMAMLAuthorsCode(MetaGradient):
             )
         if not (self.prox >= 0 and self.prox + self.offset > 0):
             raise UsageError(f"prox={self.prox}; expected a number of at least 0")
+        for name in ("prox", "prox_lr", "damping", "offset"):
+            if not abs(getattr(self, name)) <= LARGEST:
+                raise UsageError(
+                    f"{name}={getattr(self, name)}; expected a number up to {LARGEST:.1e}"
+                )
 
     def __call__(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
         if getattr(problem, "prox", 0.0):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from metalearn.errors import UsageError
 from metalearn.inner import InnerSolution, InnerSolver
 from metalearn.inner.solver import broadcast
 from metalearn.linear_solve import CG, LinearSolver, NormalCG, Status
+from metalearn.magnitude import LARGEST
 from metalearn.metagrad.base import (
     MetaGradient,
     MetaGradientResult,
@@ -87,8 +87,10 @@ class Implicit(MetaGradient):
                 f"linear_solver={self.linear_solver} makes no iteration, which would leave the "
                 "gradient zero; use linear_solver=None for the first-order gradient"
             )
-        if not 0 <= self.damping < math.inf:
-            raise UsageError(f"damping={self.damping}; expected a number of at least 0")
+        if not 0 <= self.damping <= LARGEST:
+            raise UsageError(
+                f"damping={self.damping}; expected a number of at least 0, up to {LARGEST:.1e}"
+            )
 
     def __call__(
         self, problem: BilevelProblem, meta: Meta, task: Any, x0: Params | None = None

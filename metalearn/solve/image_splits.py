@@ -14,6 +14,7 @@ from torch import Tensor
 
 from metalearn.config import nearest
 from metalearn.errors import UsageError
+from metalearn.files import with_home
 from metalearn.tasks.omniglot import omniglot
 
 DATASETS = ("digits", "mnist", "omniglot")
@@ -120,7 +121,7 @@ def _mnist_folder(source: str | None) -> Path:
     data = os.environ.get("METALEARN_DATA")
     if source is None and not data:
         raise UsageError("dataset=mnist needs source=FOLDER, where its four idx files lie")
-    folder = Path(source).expanduser() if source else Path(data or "").expanduser() / "mnist"
+    folder = with_home(source) if source else with_home(data or "") / "mnist"
     below = folder / "MNIST" / "raw"  # where torchvision puts them
     return below if below.is_dir() else folder
 

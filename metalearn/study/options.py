@@ -46,17 +46,19 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
     chosen = config.values(words).get("preset", common.preset)
     if chosen not in PRESETS:
         raise UsageError(f"preset={chosen}{config.nearest(str(chosen), PRESETS)}")
-    merged = OmegaConf.merge(common, own, presets.get(chosen) or {})
-    assert isinstance(merged, DictConfig)
-    options = config.overridden(merged, words, f"{verb} {name}")
+    whole = OmegaConf.merge(common, own)
+    merged = OmegaConf.merge(whole, presets.get(chosen) or {})
+    assert isinstance(whole, DictConfig) and isinstance(merged, DictConfig)
+    # A preset may empty a list; what it holds is then told by the study's own default.
+    options = config.overridden(merged, words, f"{verb} {name}", like=whole)
 
     common = OmegaConf.masked_copy(options, list(common))
+    plain: Any = OmegaConf.to_container(options, resolve=True)
     # A study that needs an option which all have, such as the device, names it among its own.
-    fields: Any = {key: options[key] for key in options if key in own}
+    fields = {key: plain[key] for key in plain if key in own}
     if options.wandb not in ("offline", "online", "disabled"):
         raise UsageError(f"wandb={options.wandb}; expected 'offline', 'online' or 'disabled'")
     changed = {key.partition(".")[0] for key in config.keys(words)}.intersection(fields)
-    plain: Any = OmegaConf.to_container(options, resolve=True)
     publication = Publication(
         name=name,
         options={key: value for key, value in plain.items() if key not in NOT_ROWS},
@@ -66,4 +68,4 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
         wandb=options.wandb,
         measure=options.measure,
     )
-    return build(OmegaConf.create(fields)), publication, common
+    return build(fields), publication, common

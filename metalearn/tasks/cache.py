@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from metalearn.errors import UsageError
+from metalearn.files import with_home
 from metalearn.tasks.images import LabelledImages
 
 Splits = dict[str, LabelledImages]
@@ -31,10 +32,10 @@ _DAMAGE = (
 def cache_folder() -> Path:
     """`$METALEARN_CACHE`, else `$XDG_CACHE_HOME/metalearn`, else `~/.cache/metalearn`."""
     if chosen := os.environ.get("METALEARN_CACHE"):
-        return Path(chosen).expanduser()
+        return with_home(chosen)
     if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base).expanduser() / "metalearn"
-    return Path("~/.cache/metalearn").expanduser()
+        return with_home(base) / "metalearn"
+    return with_home("~/.cache/metalearn")
 
 
 def cached(name: str, build: Callable[[], Splits]) -> Splits:

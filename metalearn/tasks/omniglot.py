@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from metalearn.errors import UsageError
+from metalearn.files import with_home
 from metalearn.tasks.cache import Splits, cache_folder, cached
 from metalearn.tasks.images import LabelledImages
 
@@ -69,7 +70,7 @@ def omniglot(
         raise UsageError(f"size={size} is no side of an image; give 1 to {_LARGEST_SIZE} pixels")
 
     def build() -> Splits:
-        folder = _default_source() if source is None else Path(source).expanduser()
+        folder = _default_source() if source is None else with_home(source)
         return _split(_read(folder, size, sum(splits), drawings), seed, splits)
 
     counts = "-".join(map(str, splits))
@@ -106,7 +107,7 @@ def omniglot_background(
         raise UsageError(f"size={size} is no side of an image; give 1 to {_LARGEST_SIZE} pixels")
 
     def build() -> Splits:
-        folder = _default_source() if source is None else Path(source).expanduser()
+        folder = _default_source() if source is None else with_home(source)
         images = _read(folder, size, characters, drawings)
         shown = {character for character, _, _ in _drawings_of(folder, SETS[0])}
         alphabets = sorted({_alphabet(c) for c in shown}, key=lambda a: _rank(0, a))
@@ -136,7 +137,7 @@ def listed_characters() -> Mapping[str, tuple[str, ...]]:
 
 def _default_source() -> Path:
     data = os.environ.get("METALEARN_DATA")
-    if data and (folder := Path(data).expanduser() / "omniglot").is_dir():
+    if data and (folder := with_home(data) / "omniglot").is_dir():
         return folder
     return _download()
 

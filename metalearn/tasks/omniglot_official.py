@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from metalearn.errors import UsageError
+from metalearn.files import with_home
 from metalearn.tasks.batch import TaskBatch
 from metalearn.tasks.omniglot import LARGEST, decode
 
@@ -52,7 +53,7 @@ def official_runs(path: str | Path, size: int = 28) -> TaskBatch:
     Raises:
         UsageError: it is absent, no zip archive, incomplete or damaged.
     """
-    path = Path(path).expanduser()
+    path = with_home(path)
     if not path.is_file():
         raise UsageError(f"source={path} is no file; give the all_runs.zip of the Omniglot release")
     try:
@@ -86,6 +87,11 @@ def _run(
     archive: zipfile.ZipFile, name: str, parts: dict[str, zipfile.ZipInfo], size: int, path: Path
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Support and query images, uint8, and the queries' labels."""
+    if large := [part for part, info in parts.items() if info.file_size > LARGEST]:
+        raise UsageError(
+            f"{name}/{large[0]} in {path} is too large for a drawing or a list of labels; "
+            "fetch all_runs.zip again"
+        )
     lines = archive.read(parts["class_labels.txt"]).decode() if "class_labels.txt" in parts else ""
     pairs = [[w.partition("/")[2] for w in line.split()] for line in lines.splitlines() if line]
     classes = sorted(part for part in parts if part.startswith("training/"))
@@ -98,9 +104,6 @@ def _run(
         )
     if odd := sorted(set(answers.values()).difference(classes)):
         raise UsageError(f"{name} in {path} labels a drawing {odd[0]}, which is not there")
-
-    if large := [part for part, info in parts.items() if info.file_size > LARGEST]:
-        raise UsageError(f"{name}/{large[0]} in {path} is too large for a drawing; fetch it again")
 
     def images(names: list[str]) -> np.ndarray:
         return np.stack(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from metalearn.errors import UsageError
+from metalearn.files import with_home
 from metalearn.tasks import glyphs, omniglot, vision
 from metalearn.tasks.archive import SUFFIXES, is_archive, keep, unpacked
 from metalearn.tasks.cache import Splits, cache_folder
@@ -22,7 +21,7 @@ def prepare(name: str, source: str | None = None) -> tuple[Splits, str]:
     if name == "glyphs":
         return glyphs.glyphs(), f"cached in {cache_folder()}"
     load = omniglot.omniglot if name == "omniglot" else getattr(vision, name)
-    path = Path(source).expanduser() if source is not None else None
+    path = with_home(source) if source is not None else None
     if path is None or (source and path.is_dir()):
         splits = load(path)
         if name == "omniglot":

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from metalearn.errors import UsageError
+from metalearn.files import with_home
 from metalearn.tasks import image_folders, pickled
 from metalearn.tasks.archive import is_archive
 from metalearn.tasks.cache import cache_folder
@@ -127,14 +128,14 @@ def fc100(
 def _folder(name: str, source: str | Path | None, wanted: str) -> Path:
     data, prepared = os.environ.get("METALEARN_DATA"), cache_folder() / name
     if source is not None:
-        root = Path(source).expanduser()
-    elif (data and (Path(data).expanduser() / name).is_dir()) or not prepared.is_dir():
+        root = with_home(source)
+    elif (data and (with_home(data) / name).is_dir()) or not prepared.is_dir():
         if data is None:
             raise UsageError(
                 f"{name} has no source; give source=FOLDER, or set METALEARN_DATA to a folder "
                 f"whose subfolder {name} holds {wanted}"
             )
-        root = Path(data, name).expanduser()
+        root = with_home(data) / name
     else:
         root = prepared
     if is_archive(root):
