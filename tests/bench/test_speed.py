@@ -264,9 +264,9 @@ def test_a_peer_that_fails_is_left_out_with_the_reason(monkeypatch):
         def end(self):
             raise Failed("higher", "had its process ended")
 
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: name in ("torch", "higher") or None
-    )
+    some = {name: COMPETITORS["maml"][name] for name in ("ours", "higher", "vmap")}
+    some["another"] = Competitor(ours(WAYS["maml"]), "no_such_library")
+    monkeypatch.setitem(COMPETITORS, "maml", some)
     found = measured_here(monkeypatch, Failing)
     assert list(found.competitor[~found.absent]) == ["ours"]
     said = [f for f in STUDY.findings(found) if "left out" in f]
