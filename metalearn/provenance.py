@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,20 @@ def provenance(device: torch.device) -> dict[str, Any]:
             "metalearn": metalearn.__version__,
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "learn2learn", "higher", "numpy")},
+            **_peers(),
         },
         "commit": _commit(),
         "machine": _machine(device),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _peers() -> dict[str, str]:
+    """Of the libraries that benchmarks compare with, those that are installed (`.[peers]`)."""
+    try:
+        return {"torchopt": version("torchopt")}
+    except PackageNotFoundError:
+        return {}
 
 
 def _command(program: str, *words: str) -> str:

@@ -171,6 +171,8 @@ from metalearn.cli import main
         (["bench", "speed", "rounds=1"], "at least 2"),
         (["bench", "speed", "timing_s=-1"], "at least 2, 2 and 0"),
         (["bench", "speed", "overhead_steps=1"], "0, or at least"),
+        (["bench", "speed", "copies=0"], "at least 1"),
+        (["bench", "speed", "keep_memory=mine"], "one of all, ours, none"),
         (["bench", "speed", "differing=maybe"], "true or false"),
         (["bench", "speed", "tasks=[4,4]"], "asked for twice"),
         (["bench", "speed", "device=tpu0"], "'cpu' or 'cuda'"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 import torch
 
 import metalearn
+from metalearn import provenance as module
 from metalearn.provenance import provenance
 
 ROOT = Path(metalearn.__file__).parent.parent
@@ -28,3 +30,17 @@ ROOT = Path(metalearn.__file__).parent.parent
 def test_the_command_is_what_one_types_in_the_checkout(argv, command, monkeypatch):
     monkeypatch.setattr(sys, "argv", argv)
     assert provenance(torch.device("cpu"))["command"] == command
+
+
+@pytest.mark.parametrize("installed", ["0.7.3", None])
+def test_a_peer_that_is_installed_is_named_with_its_version(installed, monkeypatch):
+    def found(name):
+        if name != "torchopt":
+            return version(name)
+        if installed is None:
+            raise PackageNotFoundError(name)
+        return installed
+
+    monkeypatch.setattr(module, "version", found)
+    versions = provenance(torch.device("cpu"))["versions"]
+    assert versions.get("torchopt") == installed and versions["torch"] == version("torch")

@@ -9,27 +9,26 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from metalearn.bench import speed_report
-from metalearn.bench.speed_competitors import COMPETITORS, WAYS, Competitor, ours
+from metalearn.bench import speed_findings, speed_report
+from metalearn.bench.speed_competitors import (
+    COMPETITORS,
+    WAYS,
+    Competitor,
+    in_parts,
+    ours,
+    parts_of,
+)
+from metalearn.bench.speed_exact import Reference, same
 from metalearn.bench.speed_floor import matrix_product, operations
 from metalearn.bench.speed_overhead import SKIPPED, overhead
 from metalearn.bench.speed_peers import maml_by_higher
-from metalearn.bench.speed_process import Worker
-from metalearn.bench.speed_workloads import (
-    WORKLOADS,
-    Run,
-    Workload,
-    exact,
-    relative_error,
-    rounding,
-    setting,
-)
-from metalearn.bench.timing import clocked, rounds, spread
+from metalearn.bench.speed_process import Facts, Failed, Worker, full_precision
+from metalearn.bench.speed_workloads import WORKLOADS, Run, Workload, setting
+from metalearn.bench.timing import Times, clocked, rounds, spread
 from metalearn.errors import UsageError
 from metalearn.memory import keep_freed_memory
 from metalearn.study import Cell, Row
@@ -44,7 +43,7 @@ AXES = {
 """The axes of the scaling curves, and the `Workload`'s field that each one varies."""
 CURVES = {"imaml": WORKLOADS["imaml-5w1s"], "maml": replace(WORKLOADS["maml-5w1s-q15"], queries=1)}
 """What they start from: each method on 16 tasks of 5 ways and 1 shot."""
-KEEPERS = ("ours", "all", "none")
+KEEPERS = ("all", "ours", "none")
 SINGLES = 4
 """Tasks that a curve's point takes one by one; more of them take as much more."""
 
@@ -62,8 +61,10 @@ class SpeedStudy:
             varied alone; [] leaves one out.
         curve_rounds: as `rounds`, of a curve's point.
         overhead_steps: meta-steps of a training whose time around the gradient is taken; 0: none.
-        keep_memory: whose process keeps the memory it frees: "ours", as `metalearn train`'s does
-            and a library's user's doesn't, "all" or "none". Curves: any but "none".
+        keep_memory: whose process keeps the memory it frees, as `metalearn train`'s does: "all",
+            "ours" or "none". Curves, in one process: any but "none".
+        copies: of a task in the batch in which its own gradient is compared with float64's; where
+            fewer are timed, as many as that.
     """
 
     title: ClassVar[str] = "Speed of meta-gradients"
@@ -80,6 +81,7 @@ class SpeedStudy:
     curve_rounds: int
     overhead_steps: int
     keep_memory: str
+    copies: int
 
     def __post_init__(self) -> None:
         if not self.workloads or not set(self.workloads) <= set(WORKLOADS):
@@ -96,6 +98,8 @@ class SpeedStudy:
                 f"timing_s={self.timing_s}; expected at least 2, 2 and 0"
             )
 
+        if self.copies < 1:
+            raise UsageError(f"copies={self.copies}; expected a number of at least 1")
         if self.keep_memory not in KEEPERS:
             raise UsageError(
                 f"keep_memory={self.keep_memory}; expected one of {', '.join(KEEPERS)}"
@@ -118,7 +122,11 @@ class SpeedStudy:
         return found
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
-        at: Any = cell
+        about = {"device": device.type, "keep_memory": self.keep_memory}
+        return [{**row, **about} for row in self._measure(cell, device)]
+
+    def _measure(self, at: Any, device: torch.device) -> list[Row]:
+        full_precision()
         if at["part"] == "workload":
             return self._workload(WORKLOADS[at["workload"]], device)
         if self.keep_memory != "none":
@@ -130,58 +138,70 @@ class SpeedStudy:
             return self._point(at["method"], AXES[at["axis"]], at["value"], device)
 
     def _workload(self, w: Workload, device: torch.device) -> list[Row]:
+        every = COMPETITORS[w.method]
+        absent = {name: "is not installed" for name, c in every.items() if not c.installed}
         chosen = {
             name: c
-            for name, c in COMPETITORS[w.method].items()
-            if c.installed and (self.differing or not c.differs)
+            for name, c in every.items()
+            if name not in absent and (self.differing or not c.differs)
         }
+        workers: dict[str, Worker] = {}
+        facts: dict[str, Facts] = {}
         with ExitStack() as stack:
-            workers = {}
             for name, c in chosen.items():  # one by one, as some calibrate
                 keep = self.keep_memory == "all" or (self.keep_memory == "ours" and not c.library)
-                worker = Worker(torch.get_num_threads(), name, w, device, keep)
-                workers[name] = stack.enter_context(closing(worker))
-            facts = {name: worker.facts() for name, worker in workers.items()}
-            if facts["ours, parts"].parts == 1:  # it would be `ours` again
+                try:
+                    worker = Worker(torch.get_num_threads(), name, w, device, keep)
+                    workers[name] = stack.enter_context(closing(worker))
+                    facts[name] = worker.facts(0 if c.differs else self.copies)
+                except Failed as failure:
+                    _leave_out(failure, workers, absent)
+            if "ours, parts" in workers and facts["ours, parts"].parts == 1:  # `ours` again
                 workers.pop("ours, parts").close()
-            product, per_product = matrix_product(device)
-            times = rounds(
-                {
-                    **{name: worker.seconds for name, worker in workers.items()},
-                    "product": clocked(product, device),
-                },
-                self.rounds,
-                self.timing_s,
-            )
-        rate = per_product / float(np.median(times.pop("product").wall))
-        floor = operations(w) / rate
-        own = [name for name in times if not chosen[name].library and not chosen[name].differs]
-        lead = min(own, key=lambda name: float(np.median(times[name].wall)))
-        reference = exact(setting(w, device))
-        reference_smooth = exact(setting(w.smooth(), device))
-        lowest = rounding(setting(w, device), reference)
-        return [
+            times, rate = self._timed(workers, absent, device)
+        reference = Reference.of(w, device)
+        rows: list[dict[str, Any]] = [
             {
                 "competitor": name,
                 **_described(chosen[name], w, facts[name].parts),
                 **taken.row(),
-                "lead": name == lead,
-                **spread("times_ours", taken.wall / times[lead].wall),
-                "error": relative_error(facts[name].gradient, reference),
-                "error_smooth": relative_error(facts[name].smooth_gradient, reference_smooth),
+                **reference.errors(
+                    facts[name].gradient, facts[name].smooth_gradient, facts[name].task_gradients
+                ),
                 "peak_bytes": facts[name].peak_bytes,
                 "operations": facts[name].operations,
-                "rounding": lowest,
                 "floor_operations": operations(w),
                 "product_rate": rate,
-                "over_floor": float(np.median(taken.wall)) / floor,
             }
             for name, taken in times.items()
-        ] + [
-            {"competitor": name, **_described(c, w), "absent": True}
-            for name, c in COMPETITORS[w.method].items()
-            if not c.installed
         ]
+        own = [row for row in rows if not row["library"] and same(row)]
+        lead = min(own, key=lambda row: row["seconds"])["competitor"] if own else None
+        for row in rows:
+            row["lead"] = row["competitor"] == lead
+            if lead:
+                row |= spread("times_ours", times[row["competitor"]].wall / times[lead].wall)
+        left_out = [
+            {"competitor": name, **_described(every[name], w), "absent": True, "reason": reason}
+            for name, reason in absent.items()
+        ]
+        return [*rows, *left_out]
+
+    def _timed(
+        self, workers: dict[str, Worker], absent: dict[str, str], device: torch.device
+    ) -> tuple[dict[str, Times], float]:
+        """The times, and the best rate of a matrix product among them. Where one fails on the way,
+        the others begin again without it."""
+        product, per_product = matrix_product(device)
+        while True:
+            runs = {name: worker.seconds for name, worker in workers.items()}
+            try:
+                times = rounds(
+                    {**runs, "product": clocked(product, device)}, self.rounds, self.timing_s
+                )
+                return times, per_product / float(times.pop("product").wall.min())
+            except Failed as failure:
+                _leave_out(failure, workers, absent)
 
     def _point(self, method: str, field: str, value: int, device: torch.device) -> list[Row]:
         varied: Any = {field: value}
@@ -194,7 +214,7 @@ class SpeedStudy:
         runs["one by one"] = _each([batched(one) for one in singles])
         if method == "maml" and Competitor(maml_by_higher, "higher").installed:
             runs["higher"] = _each([maml_by_higher(one) for one in singles])
-        parts = ours(WAYS[method], measured=True)(start).split.parts
+        parts = parts_of(in_parts(batched, start)(start))
         for run in runs.values():
             run()
         timed = {name: clocked(run, device) for name, run in runs.items()}
@@ -218,7 +238,7 @@ class SpeedStudy:
         return speed_report.figures(rows)
 
     def findings(self, rows: pd.DataFrame) -> list[str]:
-        return speed_report.findings(rows)
+        return speed_findings.findings(rows)
 
 
 def _described(competitor: Competitor, w: Workload, parts: int = 1) -> dict[str, Any]:
@@ -228,7 +248,17 @@ def _described(competitor: Competitor, w: Workload, parts: int = 1) -> dict[str,
         "parts": parts,
         "in_flight": 1 if competitor.in_flight == "one" else math.ceil(w.tasks / parts),
         "absent": False,
+        "reason": "",
     }
+
+
+def _leave_out(failure: Failed, workers: dict[str, Worker], absent: dict[str, str]) -> None:
+    """Only a peer may be left out: where one of ours fails, so does the study."""
+    if failure.name.startswith("ours"):
+        raise failure
+    if failure.name in workers:
+        workers.pop(failure.name).close()
+    absent[failure.name] = failure.reason
 
 
 def _each(runs: Sequence[Run]) -> Run:

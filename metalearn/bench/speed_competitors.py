@@ -21,21 +21,34 @@ from metalearn.linear_solve import CG
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
 from metalearn.problem import FewShot
 
+Make = Callable[[Setting], Run]
+"""Gets all ready, so that each call of what it returns is one meta-gradient."""
+
+
+def _as_it_is(make: Make, setting: Setting) -> Make:
+    return make
+
 
 @dataclass(frozen=True)
 class Competitor:
     """
     Args:
-        make: gets all ready, so that each call of what it returns is one meta-gradient.
+        make: of a setting.
         library: whose it is; "" for ours.
         in_flight: the tasks whose graphs are alive at once, by which memory is compared.
         differs: why its gradient is another one; such a competitor is timed and never counts.
+        choose: what it measures before it is timed.
     """
 
     make: Callable[[Setting], Run]
     library: str = ""
     in_flight: Literal["one", "all"] = "all"
     differs: str = ""
+    choose: Callable[[Make, Setting], Make] = _as_it_is
+
+    def settled(self, setting: Setting) -> Make:
+        """`make`, with what is chosen by measurement chosen for that setting once and for all."""
+        return self.choose(self.make, setting)
 
     @property
     def installed(self) -> bool:
@@ -59,39 +72,50 @@ class Ours:
         return dict(self.setting.model.named_parameters())
 
 
-def ours(
-    metagrad: Callable[[Workload], MetaGradient], measured: bool = False
-) -> Callable[[Setting], Ours]:
-    """`measured`: in as many parts as are fastest here, as `parts=measured` trains."""
-
+def ours(metagrad: Callable[[Workload], MetaGradient]) -> Callable[[Setting], Ours]:
     def make(setting: Setting) -> Ours:
         w = setting.workload
         problem = FewShot(setting.model, w.prox if w.method == "imaml" else 0.0)
-        run = Ours(SplitGradient(metagrad(w)), problem, setting)
-        if measured:
-            run.split.parts = fastest_parts(metagrad(w), problem, run.meta, setting.task)
-        return run
+        return Ours(SplitGradient(metagrad(w)), problem, setting)
 
     return make
 
 
-def laid_out(make: Callable[[Setting], Run]) -> Callable[[Setting], Run]:
+def in_parts(make: Make, setting: Setting) -> Make:
+    """Ours, in as many parts as are fastest here, as `parts=measured` trains."""
+    first = make(setting)
+    assert isinstance(first, Ours)
+    parts = fastest_parts(first.split.metagrad, first.problem, first.meta, setting.task)
+
+    def made(setting: Setting) -> Run:
+        run = make(setting)
+        assert isinstance(run, Ours)
+        run.split.parts = parts
+        return run
+
+    return made
+
+
+def parts_of(run: Run) -> int:
+    """In which it takes the batch; 1 for a peer."""
+    return run.split.parts if isinstance(run, Ours) else 1
+
+
+def laid_out(make: Make, setting: Setting) -> Make:
     """A peer with its network's weights in the memory format that is faster for it here, which a
     few of the tasks tell."""
 
-    def made(setting: Setting) -> Run:
-        def inside(setting: Setting, layout: torch.memory_format) -> Run:
-            own = setting.apart()
-            own.model.to(memory_format=layout)
-            return make(own)
+    def inside(setting: Setting, layout: torch.memory_format) -> Run:
+        own = setting.apart()
+        own.model.to(memory_format=layout)
+        return make(own)
 
-        layouts = (torch.channels_last, torch.contiguous_format)
-        device = setting.task.support_x.device
-        runs = {layout: clocked(inside(setting.first(4), layout), device) for layout in layouts}
-        times = rounds(runs, 2, 0.0)
-        return inside(setting, min(layouts, key=lambda layout: times[layout].wall.min()))
-
-    return made
+    layouts = (torch.channels_last, torch.contiguous_format)
+    device = setting.task.support_x.device
+    runs = {layout: clocked(inside(setting.first(4), layout), device) for layout in layouts}
+    times = rounds(runs, 2, 0.0)
+    fastest = min(layouts, key=lambda layout: times[layout].wall.min())
+    return lambda setting: inside(setting, fastest)
 
 
 def _descent(w: Workload) -> GradientDescent:
@@ -108,43 +132,45 @@ WAYS: dict[str, Callable[[Workload], MetaGradient]] = {
 }
 """The batched back ends."""
 
+_peer = partial(Competitor, choose=laid_out)
+
 _WRONG = "torch's batch norm has a wrong second derivative under vmap"
 
 COMPETITORS: dict[str, dict[str, Competitor]] = {
     "imaml": {
         "ours": Competitor(ours(WAYS["imaml"])),
-        "ours, parts": Competitor(ours(WAYS["imaml"], measured=True)),
+        "ours, parts": Competitor(ours(WAYS["imaml"]), choose=in_parts),
         "ours, recomputed": Competitor(ours(partial(_implicit, linearisation="recomputed"))),
         "ours, Gauss-Newton": Competitor(
             ours(partial(_implicit, curvature="gauss_newton")), differs="Gauss-Newton curvature"
         ),
-        "TorchOpt": Competitor(laid_out(peers.imaml_by_torchopt), "torchopt", "one"),
-        "TorchOpt, normal equations": Competitor(
-            laid_out(partial(peers.imaml_by_torchopt, normal=True)),
+        "TorchOpt": _peer(peers.imaml_by_torchopt, "torchopt", "one"),
+        "TorchOpt, normal equations": _peer(
+            partial(peers.imaml_by_torchopt, normal=True),
             "torchopt",
             "one",
             "CG on the normal equations, as in TorchOpt's example",
         ),
-        "vmap": Competitor(laid_out(peers.imaml_by_vmap), "torch"),
-        "vmap, torch's norm": Competitor(
-            laid_out(partial(peers.imaml_by_vmap, elementary=False)), "torch", differs=_WRONG
+        "vmap": _peer(peers.imaml_by_vmap, "torch"),
+        "vmap, torch's norm": _peer(
+            partial(peers.imaml_by_vmap, elementary=False), "torch", differs=_WRONG
         ),
     },
     "maml": {
         "ours": Competitor(ours(WAYS["maml"])),
-        "ours, parts": Competitor(ours(WAYS["maml"], measured=True)),
+        "ours, parts": Competitor(ours(WAYS["maml"]), choose=in_parts),
         "ours, by higher": Competitor(
             ours(lambda w: Unrolled(_descent(w), "higher")), in_flight="one"
         ),
         "ours, first-order": Competitor(
             ours(lambda w: FirstOrder(_descent(w))), differs="no second derivatives"
         ),
-        "higher": Competitor(laid_out(peers.maml_by_higher), "higher", "one"),
-        "learn2learn": Competitor(laid_out(peers.maml_by_learn2learn), "learn2learn", "one"),
-        "TorchOpt": Competitor(laid_out(peers.maml_by_torchopt), "torchopt", "one"),
-        "vmap": Competitor(laid_out(peers.maml_by_vmap), "torch"),
-        "vmap, torch's norm": Competitor(
-            laid_out(partial(peers.maml_by_vmap, elementary=False)), "torch", differs=_WRONG
+        "higher": _peer(peers.maml_by_higher, "higher", "one"),
+        "learn2learn": _peer(peers.maml_by_learn2learn, "learn2learn", "one"),
+        "TorchOpt": _peer(peers.maml_by_torchopt, "torchopt", "one"),
+        "vmap": _peer(peers.maml_by_vmap, "torch"),
+        "vmap, torch's norm": _peer(
+            partial(peers.maml_by_vmap, elementary=False), "torch", differs=_WRONG
         ),
     },
 }

@@ -1,7 +1,8 @@
-"""What the study of speed shows: its tables, figures and findings."""
+"""What the study of speed shows: its tables and figures."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from metalearn.bench.speed_exact import SAME, same
 from metalearn.memory import format_bytes
 from metalearn.study.plot import COLOURS, canvas, label_lines, log_axis
 
@@ -23,9 +25,6 @@ TARGETS = {
 FLOOR_TARGET = 2.0
 OVERHEAD_TARGET = 0.05
 """Share of a meta-step that may pass outside its gradient."""
-SAME = 1e-4
-"""Relative error against float64 up to which a gradient is the same."""
-
 AXES = {
     "tasks": "tasks in a batch",
     "ways": "ways",
@@ -37,16 +36,27 @@ METHODS = {"imaml": "iMAML", "maml": "MAML"}
 
 
 def timed(rows: pd.DataFrame, workload: str) -> pd.DataFrame:
-    """The competitors that were there."""
+    """The competitors that were there; `over_floor`: their time over the arithmetic's at the best
+    rate of a matrix product that any workload's run has seen."""
     part = rows[(rows.part == "workload") & (rows.workload == workload)]
-    return part[~part.absent.astype(bool)].assign(
-        library=part.library.fillna(""), differs=part.differs.fillna("")
+    part = part[~part.absent.astype(bool)]
+    return part.assign(
+        library=part.library.fillna(""),
+        differs=part.differs.fillna(""),
+        error_task=part.error_task.astype(float),
+        over_floor=part.seconds * best_rate(rows) / part.floor_operations,
     )
+
+
+def best_rate(rows: pd.DataFrame) -> float:
+    """Of a matrix product, operations a second."""
+    return float(rows.product_rate.max())
 
 
 def equal(part: pd.DataFrame) -> pd.DataFrame:
     """Those of them that computed the same gradient, as their rows show."""
-    return part[(part.differs == "") & (part.error_smooth <= SAME)]
+    records: Any = part.to_dict("records")
+    return part[[same(row) for row in records]]
 
 
 def workloads(rows: pd.DataFrame) -> list[str]:
@@ -62,8 +72,10 @@ def fastest(part: pd.DataFrame, libraries_only: bool = False) -> Any:
 
 
 def lead(part: pd.DataFrame) -> Any:
-    """The row of the fastest of ours."""
-    return part[part.lead.astype(bool)].iloc[0]
+    """The row of the fastest of ours with the same gradient, or None."""
+    leads = equal(part)
+    leads = leads[leads.lead.astype(bool)]
+    return None if leads.empty else leads.iloc[0]
 
 
 def curves(rows: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
@@ -82,7 +94,9 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
         for name in workloads(rows)
     }
     for method, axis, part in curves(rows):
-        found[f"{METHODS[method]}: seconds against {AXES[axis]}"] = _curve(part)
+        found[f"{METHODS[method]}: seconds against {AXES[axis]}, quartiles in brackets"] = _curve(
+            part
+        )
     if len(around := rows[rows.part == "overhead"]):
         found["What a meta-step of training spends (iMAML, 16 tasks of 5 ways and 1 shot)"] = (
             _overhead(around)
@@ -94,7 +108,10 @@ def _targets(rows: pd.DataFrame) -> pd.DataFrame:
     shown = []
     for name in workloads(rows):
         part = timed(rows, name)
-        own: Any = lead(part)
+        own = lead(part)
+        if own is None:
+            shown.append({"workload": name, "ours": "not the same gradient"})
+            continue
         row = {"workload": name, "ours": own.competitor, "s": f"{own.seconds:.3f}"}
         for peer, of in ((fastest(part), "peer"), (fastest(part, libraries_only=True), "library")):
             row |= {
@@ -110,7 +127,7 @@ def _targets(rows: pd.DataFrame) -> pd.DataFrame:
             "met ": _yes(own.over_floor <= FLOOR_TARGET),
         }
         shown.append(row)
-    return pd.DataFrame(shown)
+    return pd.DataFrame(shown).fillna("")
 
 
 def _yes(met: bool) -> str:
@@ -122,14 +139,16 @@ def _competitors(part: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "way": row.competitor,
-            "s": f"{row.seconds:.3f} [{row.seconds_low:.3f}, {row.seconds_high:.3f}]",
+            "s": _spread(row, "seconds", 3),
             "CPU s": f"{row.cpu_seconds:.3f}",
-            "times ours": f"{row.times_ours:.2f} [{row.times_ours_low:.2f}, "
-            f"{row.times_ours_high:.2f}]",
+            "times ours": _spread(row, "times_ours", 2),
             "over the floor": f"{row.over_floor:.2f}",
             "operations / floor": f"{row.operations / row.floor_operations:.2f}",
             "error": f"{row.error:.1e}",
             "error, smooth": f"{row.error_smooth:.1e}",
+            "error of a task": f"{row.error_task:.1e}" if row.error_task >= 0 else "",
+            "batch off its tasks": f"{row.error_mean:.1e}" if row.error_mean >= 0 else "",
+            f"tasks within {SAME:.0e}": within(row) if row.tasks_checked else "",
             "peak": format_bytes(int(row.peak_bytes)),
             "a task in flight": format_bytes(int(row.peak_bytes / row.in_flight)),
             "parts": f"{row.parts:.0f}",
@@ -139,16 +158,29 @@ def _competitors(part: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def _spread(row: Any, name: str, digits: int) -> str:
+    """The median, its quartiles in brackets; nothing where there is none to tell."""
+    values = [getattr(row, f"{name}{which}", math.nan) for which in ("", "_low", "_high")]
+    if any(math.isnan(v) for v in values):
+        return ""
+    middle, low, high = (f"{v:.{digits}f}" for v in values)
+    return f"{middle} [{low}, {high}]"
+
+
+def within(row: Any) -> str:
+    """Of the tasks, those whose own gradient is the same."""
+    return f"{row.tasks_same:.0f} of {row.tasks_checked:.0f}"
+
+
 def _curve(part: pd.DataFrame) -> pd.DataFrame:
-    wide = part.pivot(index="value", columns="competitor", values="seconds")
-    ratios = part.pivot(index="value", columns="competitor", values="times_ours")
-    shown = pd.DataFrame({AXES[part.axis.iloc[0]]: [f"{v:g}" for v in wide.index]})
+    part = part.sort_values("value", kind="stable")
+    shown = pd.DataFrame({AXES[part.axis.iloc[0]]: [f"{v:g}" for v in part.value.unique()]})
     for way in part.competitor.drop_duplicates():
-        shown[f"{way}, s"] = [f"{v:.4f}" for v in wide[way]]
+        each: Any = list(part[part.competitor == way].itertuples())
+        shown[f"{way}, s"] = [_spread(row, "seconds", 4) for row in each]
         if way != "batched":
-            shown[f"{way} / batched"] = [f"{v:.2f}" for v in ratios[way]]
-    parts = part[part.competitor == "batched"].sort_values("value").parts
-    shown["parts chosen"] = [f"{n:.0f}" for n in parts]
+            shown[f"{way} / batched"] = [_spread(row, "times_ours", 2) for row in each]
+    shown["parts chosen"] = [f"{n:.0f}" for n in part[part.competitor == "batched"].parts]
     return shown
 
 
@@ -187,7 +219,7 @@ def _bars(rows: pd.DataFrame, names: Sequence[str]) -> Figure:
             color=["0.75" if r.differs else COLOURS[bool(r.library)] for r in each],
             error_kw={"lw": 0.8},
         )
-        floor = float((part.floor_operations / part.product_rate).iloc[0])
+        floor = float(part.floor_operations.iloc[0] / best_rate(rows))
         axes.axvline(floor, color="black", lw=0.8, ls="--")
         axes.annotate(
             "arithmetic",
@@ -214,84 +246,3 @@ def _lines(lines: Sequence[tuple[str, pd.DataFrame]], title: str) -> Figure:
         axes.set(xlabel=AXES[axis], ylabel="seconds of one meta-gradient", title=title)
         label_lines(axes)
     return figure
-
-
-def findings(rows: pd.DataFrame) -> list[str]:
-    found = []
-    for name in workloads(rows):
-        found += _workload_findings(timed(rows, name), name)
-    absent = rows[(rows.part == "workload") & rows.absent.fillna(False).astype(bool)]
-    for library, part in absent.groupby("library", sort=False):
-        left_out = ", ".join(part.competitor.drop_duplicates())
-        found.append(f"{library} is not installed, and its {left_out} was left out.")
-    found += [_curve_finding(part, method, axis) for method, axis, part in curves(rows)]
-    around = rows[rows.part == "overhead"]
-    if len(around):
-        share = around.set_index("piece").share
-        verdict = "within" if share["around it"] <= OVERHEAD_TARGET else "above"
-        found.append(
-            f"Training spends {100 * share['around it']:.1f} % of a meta-step outside the gradient "
-            f"({verdict} the target of {100 * OVERHEAD_TARGET:.0f} %): sampling and moving "
-            f"{100 * share['sampling and moving']:.1f} %, checkpoints "
-            f"{100 * share['checkpoints']:.1f} %, the optimiser, guards, figures and logging "
-            f"{100 * share['the rest']:.1f} %."
-        )
-    return found
-
-
-def _workload_findings(part: pd.DataFrame, name: str) -> list[str]:
-    own: Any = lead(part)
-    floor = own.floor_operations / own.product_rate
-    found = []
-    peer, library = fastest(part), fastest(part, libraries_only=True)
-    if peer is not None:
-        verdict = "meets" if peer.times_ours >= TARGETS[name] else "misses"
-        found.append(
-            f"{name}: {own.competitor} takes {own.seconds:.3f} s, the fastest peer with the same "
-            f"gradient ({peer.competitor}) {peer.times_ours:.2f} times as long (quartiles "
-            f"{peer.times_ours_low:.2f} to {peer.times_ours_high:.2f}), which {verdict} the target "
-            f"of {TARGETS[name]}."
-            + (
-                f" The fastest library ({library.competitor}) takes {library.times_ours:.2f} times."
-                if library is not None and library.competitor != peer.competitor
-                else ""
-            )
-        )
-    verdict = "within" if own.over_floor <= FLOOR_TARGET else "above"
-    found.append(
-        f"{name}: the method needs {own.floor_operations / 1e9:.1f} GFLOP, {floor:.3f} s at the "
-        f"{own.product_rate / 1e9:.0f} GFLOP/s of a matrix product; ours takes "
-        f"{own.over_floor:.2f} times that, {verdict} the target of {FLOOR_TARGET}."
-    )
-    same, off = equal(part), part[(part.differs == "") & ~(part.error_smooth <= SAME)]
-    found.append(
-        f"{name}: {len(same)} ways agree with float64 within {same.error_smooth.max():.0e} on a "
-        f"smooth network. On the timed one, whose kinks rounding crosses, they do within "
-        f"{same.error.max():.0e}, and the float64 gradient itself moves by {own.rounding:.0e} with "
-        "the weights' rounding"
-        + ("." if off.empty else f"; {', '.join(off.competitor)} did not, and count for nothing.")
-    )
-    per_task = (same.peak_bytes / same.in_flight).set_axis(same.competitor)
-    peers = per_task[(same.library != "").to_numpy()]
-    if len(peers):
-        found.append(
-            f"{name}: peak memory of a task in flight is "
-            f"{format_bytes(int(per_task[own.competitor]))}, "
-            f"the leanest peer's ({peers.idxmin()}) {format_bytes(int(peers.min()))}."
-        )
-    return found
-
-
-def _curve_finding(part: pd.DataFrame, method: str, axis: str) -> str:
-    single: Any = part[part.competitor == "one by one"].sort_values("value")
-    slower = single[single.times_ours_high < 1.0]  # by more than the rounds differ
-    best = single.loc[single.times_ours.idxmax()]
-    text = (
-        f"{METHODS[method]}, {AXES[axis]} from {single.value.min():g} to {single.value.max():g}: "
-        f"all tasks at once are at most {best.times_ours:.2f} times as fast as one by one (at "
-        f"{best.value:g})"
-    )
-    if slower.empty:
-        return f"{text}, and slower nowhere."
-    values = ", ".join(f"{v:g}" for v in slower.value)
-    return f"{text}, and slower at {values} (by up to {1 / slower.times_ours.min():.2f} times)."

@@ -1,17 +1,14 @@
-"""The workloads that speed is measured by, and the exact value of each one's meta-gradient."""
+"""The workloads that speed is measured by."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metalearn.nn import Conv4
 from metalearn.tasks import TaskBatch
@@ -48,8 +45,8 @@ class Workload:
     activation: str = "relu"
 
     def smooth(self) -> Workload:
-        """Two of its tasks, without kinks."""
-        return replace(self, activation="silu", tasks=min(self.tasks, 2))
+        """The same without kinks."""
+        return replace(self, activation="silu")
 
 
 WORKLOADS: dict[str, Workload] = {
@@ -80,6 +77,13 @@ class Setting:
     def of(self, task: int) -> Setting:
         """One of its tasks alone."""
         return self._some(slice(task, task + 1))
+
+    def filled(self, task: int, copies: int) -> Setting:
+        """A batch of that one task over and over: its mean is the task's own gradient, in the
+        shapes of so many tasks."""
+        one = self.of(task)
+        every = [x.repeat_interleave(copies, 0) for x in vars(one.task).values()]
+        return Setting(replace(self.workload, tasks=copies), one.model, TaskBatch(*every))
 
     def _some(self, which: slice) -> Setting:
         some = self.task[which]
@@ -126,85 +130,3 @@ def setting(workload: Workload, device: torch.device) -> Setting:
 
     support, query = part(chosen[:, :, : w.shots]), part(chosen[:, :, w.shots :])
     return Setting(workload, model.to(device), TaskBatch(*support, *query).to(device))
-
-
-def exact(setting: Setting) -> Gradient:
-    """The meta-gradient in float64, written plainly: task by task, autograd and nothing else."""
-    s, w = setting.double(), setting.workload
-    names = [name for name, _ in s.model.named_parameters()]
-    theta = [p.detach().requires_grad_() for p in s.model.parameters()]
-
-    def loss(params: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(
-            functional_call(s.model, dict(zip(names, params, strict=True)), x), y
-        )
-
-    total = [torch.zeros_like(p) for p in theta]
-    for t in range(w.tasks):
-        support = s.task.support_x[t], s.task.support_y[t]
-        query = s.task.query_x[t], s.task.query_y[t]
-
-        def inner(params: list[Tensor], support: Any = support) -> Tensor:
-            value = loss(params, *support)
-            if w.method == "imaml":
-                value = value + w.prox / 2 * sum(
-                    ((p - q) ** 2).sum() for p, q in zip(params, theta, strict=True)
-                )
-            return value
-
-        unrolled = w.method == "maml"
-        params = theta
-        for _ in range(w.steps):
-            grads = torch.autograd.grad(inner(params), params, create_graph=unrolled)
-            params = [p - w.lr * g for p, g in zip(params, grads, strict=True)]
-            if not unrolled:
-                params = [p.detach().requires_grad_() for p in params]
-        by_params = torch.autograd.grad(loss(params, *query), theta if unrolled else params)
-        if not unrolled:
-            gradient = torch.autograd.grad(inner(params), params, create_graph=True)
-            solution = _plain_cg(params, list(gradient), list(by_params), w.cg)
-            by_params = tuple(w.prox * x for x in solution)
-        total = [a + g / w.tasks for a, g in zip(total, by_params, strict=True)]
-    return total
-
-
-def rounding(setting: Setting, reference: Gradient) -> float:
-    """The relative change of the exact meta-gradient `reference` where the initial weights move by
-    float32's rounding: what no float32 implementation can be held to beat."""
-    moved = setting.double()
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in moved.model.parameters():
-            sign = torch.randint(0, 2, p.shape, generator=draw).to(p) * 2 - 1
-            p.mul_(1 + torch.finfo(torch.float32).eps / 2 * sign)
-    return relative_error(exact(moved), reference)
-
-
-def _plain_cg(
-    params: list[Tensor], gradient: list[Tensor], b: list[Tensor], iterations: int
-) -> list[Tensor]:
-    """So many iterations of Hestenes & Stiefel 1952 from 0 on H x = b."""
-    x = [torch.zeros_like(v) for v in b]
-    r, p = list(b), list(b)
-    rr = _dot(r, r)
-    for _ in range(iterations):
-        hp = list(torch.autograd.grad(gradient, params, p, retain_graph=True))
-        alpha = rr / _dot(p, hp)
-        x = [a + alpha * v for a, v in zip(x, p, strict=True)]
-        r = [a - alpha * v for a, v in zip(r, hp, strict=True)]
-        rr, before = _dot(r, r), rr
-        p = [a + rr / before * v for a, v in zip(r, p, strict=True)]
-    return x
-
-
-def _dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
-
-
-def relative_error(found: Sequence[Tensor | np.ndarray], exact: Gradient) -> float:
-    """|found - exact| / |exact| over all parameters, in float64."""
-    difference = [
-        torch.as_tensor(a, device=b.device).detach().double() - b
-        for a, b in zip(found, exact, strict=True)
-    ]
-    return float((_dot(difference, difference) / _dot(exact, exact)).sqrt())

@@ -52,7 +52,7 @@ class Implicit(MetaGradient):
             about two inner gradients of all tasks (up to three in deep networks); or "recomputed":
             each product makes a graph of its own, task by task, so that a batch of several tasks
             takes little more than its inner loop. The gradient is the same; with 16 inner steps and
-            5 products it takes 1.2 to 1.3 times as long, with many small tasks up to 3 times.
+            5 products it takes 1.2 to 1.4 times as long, with many small tasks up to 3 times.
 
     A task whose first product meets negative curvature has no solution to add: x stays at its start
     there, 0 but for a warm start, and its status says so.
