@@ -48,7 +48,7 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunFolder, "start", sound)
-        patch.setattr("metalearn.evaluation.evaluate", sound)
+        patch.setattr("metalearn.held_out.evaluate_each", sound)
         patch.setattr("metalearn.study.run.run_study", cells)
         yield folder / "best.pt"
 

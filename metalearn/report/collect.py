@@ -193,10 +193,11 @@ def _trained_on(config: Path) -> tuple[str, Any, Any]:
     from omegaconf import OmegaConf
 
     try:
-        saved = OmegaConf.load(config)
-        dataset, ways, shots = (
-            OmegaConf.select(saved, f"tasks.{key}") for key in ("dataset._target_", "ways", "shots")
-        )
+        # As it is written, which for a run's own is resolved: another's could call ${oc.env:...}.
+        saved: Any = OmegaConf.to_container(OmegaConf.load(config))
+        tasks = saved.get("tasks") or {}
+        dataset = (tasks.get("dataset") or {}).get("_target_")
+        ways, shots = tasks.get("ways"), tasks.get("shots")
     except Exception:  # absent or no YAML; its name is then all that is known of the run
         return "", None, None
     return str(dataset or "").rpartition(".")[2], ways, shots

@@ -158,6 +158,20 @@ def test_chosen_runs_stand_beside(tmp_path, results):
         assert "Validation accuracy over training" in made.text
 
 
+@pytest.mark.parametrize("name", ["SECRET", "${x}"])
+def test_a_runs_config_brings_no_secret_into_the_page(tmp_path, results, monkeypatch, name):
+    monkeypatch.setenv("SECRET", "0123456789abcdef")
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps({**SUMMARY, "name": "from elsewhere"}))
+    call = f"'${{oc.env:{name}}}'"
+    (folder / "config.yaml").write_text(
+        f"x: SECRET\ntasks: {{dataset: {{_target_: {call}}}, ways: {call}, shots: {call}}}\n"
+    )
+    made = page(tmp_path / "r", results, f"runs=[{folder}]")
+    assert "from elsewhere" in made.text and "0123456789abcdef" not in made.text
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"7", b"\xff\xfe\x00"], ids=repr)
 @pytest.mark.parametrize("name", ["provenance.json", "findings.json", "tables.json", "growth.svg"])
 def test_a_damaged_file_is_one_sentence_that_names_it(tmp_path, results, capsys, name, content):
