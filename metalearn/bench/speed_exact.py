@@ -22,7 +22,8 @@ Computed = Sequence[Tensor | np.ndarray]
 
 
 def same(row: Mapping[str, Any]) -> bool:
-    """Whether a competitor counts, by its row of `Reference.errors`: ours and peers alike."""
+    """Whether a competitor counts, by its row of `Reference.errors`, ours and peers alike: equal on
+    the smooth network, and on the timed one for half of the tasks."""
     return not row["differs"] and row["error_smooth"] <= SAME and row["error_task"] <= SAME
 
 

@@ -99,8 +99,10 @@ def _workload_findings(part: pd.DataFrame, name: str, rate: float) -> list[str]:
     counts = ", ".join(f"{row.competitor} {within(row)}" for row in each)
     found.append(
         f"{name}: {len(agreeing)} ways agree with float64 within "
-        f"{agreeing.error_smooth.max():.0e} on a smooth network. On the timed one, where rounding "
-        f"can take a task across a kink, of its tasks' own gradients are within {SAME:.0e}: "
+        f"{agreeing.error_smooth.max():.0e} on a smooth network, and with the mean of their "
+        f"tasks' own gradients within {agreeing.error_mean.max():.0e} on the timed one. There, "
+        "where rounding can take a task across a kink, so many tasks' own are within "
+        f"{SAME:.0e} of float64's: "
         f"{counts}" + (f"; {off}." if (off := _off(part)) else ".")
     )
     per_task = (agreeing.peak_bytes / agreeing.in_flight).set_axis(agreeing.competitor)

@@ -373,7 +373,10 @@ def test_the_report_is_made_from_rows_alone(rows, tmp_path):
     assert sum("the target of 2.0" in f for f in findings) == 2
     assert any("tasks in a batch from 1 to 3" in f for f in findings)
     assert findings[0].startswith("No process kept the memory that it freed")
-    assert any("ours 2 of 2" in f and "higher 2 of 2" in f for f in findings)
+    assert any(
+        "ours 2 of 2" in f and "mean of their tasks' own" in f and "higher 2 of 2" in f
+        for f in findings
+    )
 
 
 def test_a_curve_is_left_out_by_an_empty_axis():
