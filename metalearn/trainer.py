@@ -33,6 +33,10 @@ from metalearn.run_folder import RunFolder
 from metalearn.training_state import TrainingState
 
 
+MOST_TASKS = 100_000
+"""Of a meta-step; 5-way 1-shot ones of Omniglot take 3 GB then."""
+
+
 def train(
     config: DictConfig, run_dir: Path, resume: bool = False, ranks: Ranks = ALONE
 ) -> dict[str, Any]:
@@ -195,6 +199,11 @@ def _check(config: DictConfig) -> None:
         value = OmegaConf.select(config, name)
         if not isinstance(value, int) or value < fewest:
             raise UsageError(f"{name}={value}; expected a whole number of at least {fewest}")
+    if config.meta_batch > MOST_TASKS:
+        raise UsageError(
+            f"meta_batch={config.meta_batch}; expected at most {MOST_TASKS} tasks, for all of a "
+            "meta-step's are drawn before it"
+        )
     parts, most = config.parts, config.meta_batch
     if parts not in (None, "measured") and not (type(parts) is int and 1 <= parts <= most):
         raise UsageError(

@@ -332,6 +332,7 @@ from metalearn.cli import main
         (["train", "metagrad=maml", "prox=-0.1"], "at least 0"),
         (["train", "metagrad=maml", "metagrad.backend=jax"], "'higher' or 'batched'"),
         (["train", "clip_norm=0"], "above 0, or null"),
+        (["train", "meta_batch=1000000000000"], "at most 100000 tasks"),
         (["train", "parts=0"], "from 1 to meta_batch=3"),
         (["train", "parts=9"], "from 1 to meta_batch=3"),
         (["train", "parts=some"], "'measured'"),
