@@ -32,7 +32,6 @@ from metalearn.reporting import (
 from metalearn.run_folder import RunFolder
 from metalearn.training_state import TrainingState
 
-
 MOST_TASKS = 100_000
 """Of a meta-step; 5-way 1-shot ones of Omniglot take 3 GB then."""
 
