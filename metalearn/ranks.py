@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -118,40 +119,52 @@ def joined() -> Iterator[Ranks]:
         backend = "cpu:gloo,cuda:nccl"
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     with _in_touch():
-        store = _store(rank) if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None
-        at = {"store": store, "rank": rank, "world_size": size} if store else {}
-        dist.init_process_group(backend, **at)
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store, kept = _store(rank)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+            del kept
+        else:
+            dist.init_process_group(backend)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
 
 
-def _store(rank: int) -> Any:
-    """Where this attempt's processes find each other: a store that ends with rank 0.
+def _store(rank: int) -> tuple[Any, Any]:
+    """Where this attempt's processes find each other: torchrun's store, under a name of the
+    attempt's own; and what rank 0 has to keep until they have.
 
-    torchrun's own store outlives a restart, and in it the addresses of the processes that ended: a
-    new one that reads them before they are overwritten waits for ever (pytorch issue 135712).
+    torchrun's store outlives a restart, and in it the addresses of the processes that ended: a new
+    one that reads them before they are overwritten waits for ever (pytorch issue 135712). So rank 0
+    makes up a name and tells it by a store of its own, which ends with it.
     """
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     torchruns = TCPStore(host, port, is_master=False)
     if rank == 0:
         own = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        own.set("attempt", secrets.token_hex(8))
         torchruns.set("metalearn", str(own.port))
-        return own
+    else:
+        own = TCPStore(host, _answering(host, torchruns), is_master=False)
+    return PrefixStore(own.get("attempt").decode(), torchruns), own
+
+
+def _answering(host: str, torchruns: Any) -> int:
+    """The port of rank 0's store, once the one that is told is no ended attempt's any more."""
     until = time.monotonic() + PATIENCE
     while True:
         found = int(torchruns.get("metalearn"))
         try:
             socket.create_connection((host, found), timeout=1).close()
-        except OSError as error:  # the port of an attempt that ended, whose rank 0 is gone
+        except OSError as error:
             if time.monotonic() > until:
                 raise RuntimeError(f"rank 0 does not answer at {host}:{found}") from error
             time.sleep(0.05)
         else:
-            return TCPStore(host, found, is_master=False)
+            return found
 
 
 def job() -> str | None:
