@@ -93,14 +93,11 @@ def evaluate_each(
                 values, parts = in_parts(judged, _chained, task, parts, say)
                 own.append(values)
             except OutOfMemory as error:
-                failure = error.with_traceback(None)
+                failure = error
         done, batches = done + len(task), batches + 1
         if batches % ranks.size == 0 or done == tasks:
             progress(done)
-    by_rank: list[Any] = ranks.gather(failure or own)
-    for report in by_rank:
-        if isinstance(report, OutOfMemory):
-            raise report
+    by_rank = ranks.gather_or_raise(failure or own)
     found = [part for i in range(batches) for part in by_rank[i % ranks.size][i // ranks.size]]
     return {
         key: {

@@ -47,6 +47,16 @@ class Ranks:
             dist.all_gather_object(found, packed.getvalue())
         return [_unpacked(data) for data in found]
 
+    def gather_or_raise(self, report: T | Exception) -> list[T]:
+        """`gather`, where an exception that a rank reports is raised on every rank."""
+        if isinstance(report, Exception):
+            report = report.with_traceback(None)
+        reports = self.gather(report)
+        for found in reports:
+            if isinstance(found, Exception):
+                raise found
+        return [found for found in reports if not isinstance(found, Exception)]
+
     def total(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Their sums over the ranks, the same on each to the bit; of one type, sent as a vector."""
         if self.size == 1 or not tensors:

@@ -37,12 +37,8 @@ class ShardedGradient:
             own = self.gradient(problem, meta, task[self.ranks.share(len(task))], **carry)
             report: MetaGradientResult | Exception = _figures(own)
         except (NonFiniteGradient, OutOfMemory) as error:
-            report = error.with_traceback(None)
-        reports = self.ranks.gather(report)
-        for found in reports:
-            if isinstance(found, Exception):
-                raise found
-        whole = joined([found for found in reports if isinstance(found, MetaGradientResult)])
+            report = error
+        whole = joined(self.ranks.gather_or_raise(report))
         weights = {
             "grads": len(own.outer_loss) / len(whole.outer_loss),
             "carry": carry_weight(own) / max(1, carry_weight(whole)),

@@ -7,12 +7,12 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from metalearn import checkpoint, config
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
+from metalearn.interpolation import resolved
 from metalearn.ranks import ALONE, Ranks, job, joined, may_restart, restarted
 from metalearn.run_folder import check_unused
 
@@ -64,22 +64,24 @@ def _begin(cfg: DictConfig, ranks: Ranks, complain: Complain) -> int:
         return _train_into(cfg, folder, False, ranks, complain)
     folder = Path(cfg.run_dir)
     begun = ranks.lead(lambda: _begun_by_this_job(folder, cfg))
-    if not begun:
-        ranks.lead(lambda: check_unused(folder))
     return _train_into(cfg, folder, begun, ranks, complain)
 
 
 def _begun_by_this_job(folder: Path, cfg: DictConfig) -> bool:
     """Whether the folder holds a run of this torchrun job and config. A job without a name of its
-    own is taken for the one where torchrun has started it again."""
-    if not checkpoint.generations(folder) or (job() is None and not restarted()):
-        return False
-    saved, _ = checkpoint.newest(folder)
-    asked: Any = OmegaConf.to_container(cfg, resolve=True)
-    same = all(
-        saved["config"].get(key) == value for key, value in asked.items() if key not in WITH_RESUME
-    )
-    return same and saved.get("job") == job()
+    own is taken for the one where torchrun has started it again.
+
+    Raises:
+        UsageError: it holds another run.
+    """
+    if checkpoint.generations(folder) and (job() is not None or restarted()):
+        saved, _ = checkpoint.newest(folder)
+        kept = {key: value for key, value in resolved(cfg).items() if key not in WITH_RESUME}
+        same = all(saved["config"].get(key) == value for key, value in kept.items())
+        if same and saved.get("job") == job():
+            return True
+    check_unused(folder)
+    return False
 
 
 def _resumed(overrides: list[str]) -> tuple[DictConfig, Path]:
