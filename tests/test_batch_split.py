@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 from tiny_run import rows, run
+from ways import INNER, WAYS
 
 from metalearn import checkpoint, trainer
 from metalearn.batch_split import OutOfMemory, SplitGradient, joined
 from metalearn.cli import main
 from metalearn.evaluation import evaluate
-from metalearn.inner import GradientDescent
-from metalearn.linear_solve import CG
-from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Reptile, Unrolled
+from metalearn.metagrad import FirstOrder, MetaGradient
 from metalearn.nn import MLP
 from metalearn.problem import FewShot
 from metalearn.tasks.sinusoid import SinusoidSampler
@@ -28,14 +27,6 @@ CPU = RuntimeError(
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
     "you tried to allocate 400000000 bytes. Error code 12 (Cannot allocate memory)"
 )
-INNER = GradientDescent(3, 0.05)
-WAYS = {
-    "unrolled": Unrolled(INNER, backend="batched"),
-    "first_order": FirstOrder(INNER),
-    "reptile": Reptile(INNER),
-    "implicit": Implicit(INNER, CG(4)),
-    "warm": Implicit(INNER, CG(4), warm_start=True),
-}
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rank_runs import joined, on_ranks, train, train_and_ask, train_on_a_full_disk
 from tiny_run import rows, timeless
+from ways import WAYS
 
 from metalearn import checkpoint, config, trainer, training_state
 from metalearn.batch_split import OutOfMemory, SplitGradient
 from metalearn.cli import main
 from metalearn.errors import TrainingStopped, UsageError
 from metalearn.evaluation import evaluate
-from metalearn.inner import GradientDescent
-from metalearn.linear_solve import CG
-from metalearn.metagrad import FirstOrder, Implicit, NonFiniteGradient, Reptile, Unrolled
+from metalearn.metagrad import NonFiniteGradient
 from metalearn.nn import MLP
 from metalearn.problem import FewShot
 from metalearn.ranks import Ranks
@@ -35,16 +34,6 @@ from metalearn.sharding import ShardedGradient
 from metalearn.tasks.sinusoid import SinusoidSampler
 from metalearn.tree import leaves_of
 
-INNER = GradientDescent(3, 0.05)
-WAYS = {
-    "unrolled": Unrolled(INNER, backend="batched"),
-    "first_order": FirstOrder(INNER),
-    "reptile": Reptile(INNER),
-    "implicit": Implicit(INNER, CG(4)),
-    # This prox leaves some systems indefinite: the carry is the mean of the tasks whose solve did
-    # not break off, which are not as many on each rank.
-    "warm": Implicit(INNER, CG(4), warm_start=True),
-}
 WORDS = ["tasks=glyphs", "tasks.dataset.drawings=4", "model=mlp", "model.sizes=[784,8,5]"]
 WORDS += ["metagrad=imaml_warm", "metagrad.curvature=gauss_newton", "metagrad.inner.steps=2"]
 WORDS += ["meta_batch=4", "validation.every=5", "validation.tasks=5", "test.tasks=7", "threads=1"]
@@ -62,6 +51,8 @@ def world(tasks: int = 7):
     torch.manual_seed(0)
     model = MLP([1, 8, 1]).double()
     task = SinusoidSampler(5, 5, seed=0).sample(tasks).to(torch.float64)
+    # This prox leaves some systems indefinite: a warm start's carry is the mean of the tasks whose
+    # solve did not break off, which are not as many on each rank.
     return FewShot(model, prox=0.6), dict(model.named_parameters()), task
 
 

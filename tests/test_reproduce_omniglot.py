@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from noted_script import noted_script
 
 
 @pytest.fixture
 def run(tmp_path):
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    script = shutil.copy(ROOT / "scripts" / "reproduce_omniglot", tmp_path / "scripts")
-    shutil.copytree(ROOT / "configs" / "experiment", tmp_path / "configs" / "experiment")
-    program = tmp_path / ".venv" / "bin" / "metalearn"
-    program.write_text('#!/bin/sh\necho "$*"\n')
-    program.chmod(0o755)
-
-    def run(*words):
-        return subprocess.run([script, *words], capture_output=True, text=True, check=False)
-
-    return run
+    return noted_script(tmp_path, "reproduce_omniglot")
 
 
 def test_without_words_it_is_the_whole_table(run):

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "reproduce_studies"
+from noted_script import noted_script
 
 
 @pytest.fixture
 def run(tmp_path):
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    shutil.copytree(SCRIPT.parents[1] / "configs", tmp_path / "configs")
-    script = shutil.copy(SCRIPT, tmp_path / "scripts")
-    program = tmp_path / ".venv" / "bin" / "metalearn"
-    program.write_text('#!/bin/sh\necho "$*"\n')
-    program.chmod(0o755)
-
-    def run(*words):
-        return subprocess.run([script, *words], capture_output=True, text=True, check=False)
-
-    return run
+    return noted_script(tmp_path, "reproduce_studies")
 
 
 def test_every_study_without_words_and_properties_after_what_it_points_to(run):
