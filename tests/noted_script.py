@@ -1,4 +1,4 @@
-"""A script in a folder of its own, with a program that notes its words in the place of metalearn."""
+"""A script in a folder of its own, where a program that notes its words stands for metalearn."""
 
 from __future__ import annotations
 
