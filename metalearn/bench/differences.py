@@ -27,7 +27,8 @@ class DifferencesStudy:
     Args:
         bases: of `BASES`.
         subjects: of the changes to make; empty: all. A base itself is always measured.
-        seeds: of weights and training tasks.
+        seeds: of weights and training tasks, of every change.
+        base_seeds: further ones of the bases alone: their spread tells what chance does.
         steps: of every run alike; a larger number goes on with the runs.
         words: further words of `metalearn train`, for every run.
         validation_every, validation_tasks: what the model is chosen by.
@@ -41,6 +42,7 @@ class DifferencesStudy:
     bases: Sequence[str]
     subjects: Sequence[str]
     seeds: Sequence[int]
+    base_seeds: Sequence[int]
     steps: int
     words: Sequence[str]
     validation_every: int
@@ -74,7 +76,14 @@ class DifferencesStudy:
         }
 
     def cells(self) -> list[Cell]:
-        return [{"change": name, "seed": seed} for seed in self.seeds for name in self.changes()]
+        """Seed by seed; those of the bases alone come last."""
+        more = [seed for seed in self.base_seeds if seed not in self.seeds]
+        return [
+            {"change": name, "seed": seed}
+            for seed in (*self.seeds, *more)
+            for name, change in self.changes().items()
+            if seed in self.seeds or not change.subject
+        ]
 
     def _words(self, change: Change, seed: int) -> list[str]:
         validated = (self.validation_every, self.validation_tasks)

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from scipy import stats
 
 from metalearn.bench.fewshot_report import pooled, setting_title, shown, test_rows
 from metalearn.evaluation import Estimate
@@ -36,8 +37,16 @@ def label(group: pd.DataFrame) -> str:
 
 
 def difference(group: pd.DataFrame, start: pd.DataFrame) -> Estimate:
-    """Of the accuracy from the base's, in points. With several seeds in common, the interval is of
-    their paired differences; else both intervals over tasks together, as of independent samples."""
+    """Of the accuracy from the base's, in points, with a 95 % interval.
+
+    With the same seeds, several, it is of their paired differences. Where the base has more of
+    them, it is from the base's mean, and reaches as far as so many other seeds of the base itself
+    would lie (the prediction interval of normal values). With one of each, both intervals over
+    tasks together, as of independent samples, which leaves the seeds' chance out.
+    """
+    if len(start) > len(group):
+        gain = float(group.accuracy.mean() - start.accuracy.mean())
+        return Estimate(100 * gain, 100 * _chance(start, len(group)))
     both = group.set_index("seed").accuracy - start.set_index("seed").accuracy
     both = both.dropna().astype(float)
     if len(both) > 1:
@@ -45,6 +54,13 @@ def difference(group: pd.DataFrame, start: pd.DataFrame) -> Estimate:
         return Estimate(100 * paired.mean, 100 * paired.interval)
     a, b = pooled(group), pooled(start)
     return Estimate(100 * (a.mean - b.mean), 100 * math.hypot(a.interval, b.interval))
+
+
+def _chance(start: pd.DataFrame, more: int) -> float:
+    """Half the 95 % prediction interval of the mean of `more` further seeds."""
+    n = len(start)
+    spread = float(start.accuracy.astype(float).std())
+    return float(stats.t.ppf(0.975, n - 1)) * spread * math.sqrt(1 / more + 1 / n)
 
 
 def _tensor(values: pd.Series) -> torch.Tensor:
@@ -74,11 +90,17 @@ def _bases(rows: pd.DataFrame) -> list[str]:
 def _budget(rows: pd.DataFrame, base: str) -> str:
     part = judged(rows)
     first = part[part.base == base].iloc[0]
-    seeds = part[part.base == base].seed.nunique()
+    seeds = [group.seed.nunique() for _, group in groups(rows, base)]
+    own, others = seeds[0], max(seeds[1:], default=seeds[0])
     return (
         f"{setting_title(part)}, {int(first.steps):,} meta-steps of {int(first.meta_batch)} tasks, "
-        f"{int(first.tasks)} test tasks, {seeds} seed" + ("s" if seeds > 1 else "")
+        f"{int(first.tasks)} test tasks, {_seeds(others)}"
+        + (f" ({own} of the base)" if own != others else "")
     )
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed" + ("s" if n > 1 else "")
 
 
 def _changes(rows: pd.DataFrame, base: str) -> pd.DataFrame:
@@ -133,6 +155,9 @@ def _dots(rows: pd.DataFrame, base: str) -> Figure:
         )
         if change == base:
             axes.axvline(100 * value.mean, color=colour, linewidth=0.8)
+            if len(group) > 1:
+                reach = [100 * (value.mean + side * _chance(group, 1)) for side in (-1, 1)]
+                axes.axvspan(*reach, color=colour, alpha=0.12, linewidth=0)
     axes.set_yticks(range(len(every)), [label(group) for _, group in every])
     axes.set_ylim(-0.7, len(every) - 0.3)
     axes.set_xlabel("test accuracy, %, transductive, with 95 % intervals")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from metalearn.study.run import Publication
 
 PRESETS = ("quick", "full")
-NOT_ROWS = ("results", "wandb", "measure")
+NOT_ROWS = ("results", "name", "wandb", "measure")
 """Options that say nothing of the rows."""
 
 
@@ -58,9 +59,14 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
     fields = {key: plain[key] for key in plain if key in own}
     if options.wandb not in ("offline", "online", "disabled"):
         raise UsageError(f"wandb={options.wandb}; expected 'offline', 'online' or 'disabled'")
+    folder_name = name if options.name is None else str(options.name)
+    if not re.fullmatch(r"\w[\w.-]*", folder_name):
+        raise UsageError(
+            f"name={folder_name!r}; expected a folder's own name: letters, digits, '_', '-' or '.'"
+        )
     changed = {key.partition(".")[0] for key in config.keys(words)}.intersection(fields)
     publication = Publication(
-        name=name,
+        name=folder_name,
         options={key: value for key, value in plain.items() if key not in NOT_ROWS},
         results=Path(options.results or ("results" if chosen == "full" else "runs/quick")),
         scratch=Path("runs") / "studies",

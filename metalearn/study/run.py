@@ -31,7 +31,7 @@ class Publication:
     """Where a study goes, and under which name.
 
     Args:
-        name: of the study; its folder in `results` and in `scratch`.
+        name: of its folder in `results` and in `scratch`.
         options: all of them, by which an interrupted study knows itself again.
         results: the parent folder; its README.md is the index, made anew.
         scratch: the parent folder of what is not published: rows on the way, and the W&B run.

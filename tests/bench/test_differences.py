@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -42,6 +44,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> DifferencesStudy:
         bases=["authors", "paper"],
         subjects=["outer eps"],
         seeds=[0, 1],
+        base_seeds=[],
         steps=2,
         words=["tasks=glyphs", "tasks.dataset.drawings=4", "model.channels=4", "meta_batch=2"],
         validation_every=1,
@@ -91,3 +94,21 @@ def test_a_difference_is_that_of_made_up_accuracies():
     alone = differences_report.difference(group(0.8), group(0.7))
     assert alone.mean == pytest.approx(10)
     assert alone.interval == pytest.approx(3 * 2**0.5)  # points: sqrt(3^2 + 3^2)
+
+
+def test_more_seeds_of_the_base_tell_how_far_chance_goes():
+    """A change's interval holds 95 % of the runs that differ from the base in nothing."""
+    generator, held, trials = np.random.default_rng(0), 0, 2000
+    for _ in range(trials):
+        accuracy = generator.normal(0.6, 0.02, 6)
+        rows = pd.DataFrame({"seed": range(6), "accuracy": accuracy, "accuracy_interval": 0.001})
+        gain = differences_report.difference(rows[:1], rows[1:])
+        held += abs(gain.mean) <= gain.interval
+    assert held / trials == pytest.approx(0.95, abs=0.015)  # three standard errors
+
+
+def test_further_seeds_of_the_bases_alone_come_last(study):
+    more = dataclasses.replace(study, base_seeds=[1, 2, 3])
+    added = more.cells()[len(study.cells()) :]
+    assert more.cells()[: len(study.cells())] == study.cells()
+    assert added == [{"change": base, "seed": seed} for seed in (2, 3) for base in BASES]

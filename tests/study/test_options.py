@@ -42,3 +42,11 @@ def test_what_one_preset_holds_may_be_given_to_the_other(verb, name):
 def _written(values: list[object]) -> str:
     quoted = [f"'{value}'" if isinstance(value, str) else str(value) for value in values]
     return f"[{','.join(quoted)}]"
+
+
+def test_a_study_may_lie_in_a_folder_of_another_name():
+    assert options.study("bench", "cg", [])[1].name == "cg"
+    assert options.study("bench", "cg", ["name=cg_an_hour"])[1].name == "cg_an_hour"
+    for bad in ("a/b", "..", "", ".hidden"):
+        with pytest.raises(UsageError, match="expected a folder's own name"):
+            options.study("bench", "cg", [f"name='{bad}'"])
