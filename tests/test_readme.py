@@ -1,8 +1,10 @@
-"""What the README and the pages in docs/ show in Python runs as it stands there."""
+"""What the README and the pages in docs/ show in Python runs as it stands there, and the README's
+front table is what results/ holds."""
 
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,11 @@ def test_there_are_blocks():
 def test_an_example_on_a_page_is_short():
     for name, block in BLOCKS.items():
         assert len(block.splitlines()) <= 40, name
+
+
+def test_the_front_table_is_of_the_results():
+    script = runpy.run_path(str(ROOT / "scripts" / "front_table.py"))
+    shown = script["BLOCK"].search((ROOT / "README.md").read_text())
+    assert shown, "the README has no front table"
+    assert shown.group() == script["table"](ROOT / "results"), "run scripts/front_table.py"
+    assert "98.02 ± 0.25" in shown.group()  # MAML's two hours, as its summary has it

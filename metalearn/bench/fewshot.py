@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from metalearn import config
-from metalearn.bench import fewshot_report
+from metalearn.bench import fewshot_figures, fewshot_report
 from metalearn.bench.fewshot_runs import Budget, StudyRun, words_of_run
 from metalearn.errors import UsageError
 from metalearn.held_out import Protocol
@@ -97,7 +97,7 @@ class FewShotStudy:
         return fewshot_report.tables(rows)
 
     def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
-        return fewshot_report.figures(rows)
+        return fewshot_figures.figures(rows)
 
     def findings(self, rows: pd.DataFrame) -> list[str]:
         return fewshot_report.findings(rows)

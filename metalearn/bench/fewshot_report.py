@@ -1,4 +1,4 @@
-"""What the few-shot runs show: the table beside the published one, curves and what they cost."""
+"""What the few-shot runs show: the table beside the published one, and what they cost."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from typing import Any
 
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from metalearn.evaluation import Estimate
 from metalearn.report.accuracy import TITLES, published
-from metalearn.study.plot import COLOURS, canvas, label_lines, log_axis
 
 PUBLISHED = {
     "maml": "MAML",
@@ -202,69 +199,13 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def figures(rows: pd.DataFrame) -> dict[str, Figure]:
-    if test_rows(rows).empty:
-        return {}
-    return {
-        "learning": _curves(rows, "step", "meta-step"),
-        "time": _curves(rows, "train_s", "minutes of training"),
-        "inner_steps": _inner_steps(rows),
-    }
-
-
-def _settings(rows: pd.DataFrame) -> list[str]:
+def settings(rows: pd.DataFrame) -> list[str]:
     return [str(setting) for setting in test_rows(rows).setting.unique()]
-
-
-def _curves(rows: pd.DataFrame, x: str, label: str) -> Figure:
-    """By error, whose logarithm tells 99 from 98 % as well as 60 from 70; each seed a line."""
-    settings = _settings(rows)
-    figure, panels = canvas(len(settings), width=5.6, height=3.8)
-    for axes, setting in zip(panels, settings, strict=True):
-        for i, (method, curve) in enumerate(curves(rows, setting).items()):
-            for j, (_, part) in enumerate(curve.groupby("seed")):
-                at = part[x] / (60 if x == "train_s" else 1)
-                error = (100 - 100 * part.accuracy).clip(lower=0.01)
-                shown_as = name(method) if j == 0 else f"_{method}{j}"
-                marker = "o" if len(part) < 20 else ""
-                axes.plot(at, error, marker=marker, color=_colour(i), label=shown_as)
-        log_axis(axes, "y")
-        axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)))
-        if x == "train_s":
-            log_axis(axes, "x")
-        axes.set_xlabel(label)
-        axes.set_ylabel("validation error (100 - accuracy), %")
-        axes.set_title(titled(rows, setting))
-        label_lines(axes)
-    return figure
-
-
-def _colour(i: int) -> str:
-    return COLOURS[i % len(COLOURS)]
-
-
-def _inner_steps(rows: pd.DataFrame) -> Figure:
-    settings = _settings(rows)
-    figure, panels = canvas(len(settings), width=5.6, height=3.8)
-    for axes, setting in zip(panels, settings, strict=True):
-        part = test_rows(rows)[test_rows(rows).setting == setting]
-        for i, (method, group) in enumerate(part.groupby("method", sort=False)):
-            for mode, line in (("transductive", "o-"), ("inductive", "o:")):
-                chosen = group[group["mode"] == mode]
-                means = 100 * chosen.groupby("inner_steps").accuracy.mean()
-                label = name(str(method)) if mode == "transductive" else f"_{method}"
-                axes.plot(means.index, means, line, color=_colour(i), label=label)
-        axes.set_xlabel("inner steps at test")
-        axes.set_ylabel("test accuracy, %")
-        title = setting_title(part)
-        axes.set_title(f"{title} (dotted: inductive)")
-        label_lines(axes)
-    return figure
 
 
 def findings(rows: pd.DataFrame) -> list[str]:
     found: list[str] = []
-    for setting in _settings(rows):
+    for setting in settings(rows):
         part = test_rows(rows)[test_rows(rows).setting == setting]
         found += [_best(part), *_modes(part), *_fastest(rows, setting), *_flat(rows, setting, part)]
     stopped = rows[rows.part == "stopped"]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from metalearn.bench import fewshot_report
+from metalearn.bench import fewshot_figures, fewshot_report
 from metalearn.bench.fewshot import FewShotStudy, measured
 from metalearn.bench.fewshot_runs import Budget, StudyRun
 from metalearn.cli import main
@@ -150,7 +150,7 @@ def test_tables_figures_and_findings_are_of_the_rows(rows):
     assert list(swept["inner steps"]) == ["1 (trained with)", "2"] * 2
     assert list(cost["meta-steps"]) == ["4"] * 4 and list(cost.tasks) == ["8"] * 4
     assert len(timed) == 2
-    assert set(fewshot_report.figures(rows)) == {"learning", "time", "inner_steps"}
+    assert set(fewshot_figures.figures(rows)) == {"learning", "time", "inner_steps"}
     findings = fewshot_report.findings(rows)
     assert any("2 seeds" in sentence for sentence in findings)
 
