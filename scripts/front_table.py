@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +24,36 @@ SETTINGS = {(5, 1): "5w1s", (5, 5): "5w5s", (20, 1): "20w1s", (20, 5): "20w5s"}
 BLOCK = re.compile(r"(?<=<!-- scripts/front_table.py -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 Line = tuple[str, str]
-"""A method, and what it was trained for."""
+"""A method, and how it was trained."""
+
+
+@dataclass
+class Training:
+    """A method's line of the table: its trainings to one budget, a setting each."""
+
+    where: str
+    seconds: list[float] = field(default_factory=list)
+    cells: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> str:
+        return f"here, {_duration(min(self.seconds), max(self.seconds))} of {self.where}"
 
 
 def lines(results: Path) -> dict[Line, dict[str, str]]:
     """Accuracies by line and setting: the longest training of a method first, what was published
     for it last."""
-    ours: dict[Line, dict[str, str]] = defaultdict(dict)
-    seconds: dict[Line, float] = defaultdict(float)
-    for method, how, train_s, setting, accuracy in (*_long(results), *_studies(results)):
-        line = (name(method), how)
-        ours[line][setting] = accuracy
-        seconds[line] = max(seconds[line], train_s)
-    longest_first = sorted(ours, key=lambda line: -seconds[line])
+    ours: dict[tuple[str, str, str], Training] = {}
+    for method, budget, where, seconds, setting, accuracy in (*_long(results), *_studies(results)):
+        training = ours.setdefault((method, budget, where), Training(where))
+        training.seconds.append(seconds)
+        training.cells[setting] = accuracy
     theirs = published()[(published().dataset == "omniglot") & (published().mark == "P")]
     ordered = {}
     for method in PUBLISHED.values():
-        for line in longest_first:
-            if line[0].removesuffix(", tuned") == method:
-                ordered[line] = ours[line]
+        own = [(key[0], t) for key, t in ours.items() if key[0].removesuffix(", tuned") == method]
+        for title, training in sorted(own, key=lambda item: -round(min(item[1].seconds) / 60)):
+            ordered[title, training.trained] = training.cells
         part = theirs[theirs.method.isin([method, f"{method}, transductive"])]
         if len(part):
             budget = f", {part.budget.iloc[0]}" if part.budget.iloc[0] else ""
@@ -52,33 +63,36 @@ def lines(results: Path) -> dict[Line, dict[str, str]]:
     return ordered
 
 
-def _studies(results: Path) -> Iterator[tuple[str, str, float, str, str]]:
-    """(method, how it was trained, seconds, setting, accuracy) of the few-shot studies' cells."""
+def _studies(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
+    """(method, budget, where, seconds, setting, accuracy) of the few-shot studies' cells."""
     for path in sorted(results.glob("fewshot*/rows.csv")):
         origin: Any = json.loads((path.parent / "provenance.json").read_text())
         options = origin["options"]
-        limit = 60 * options["train_minutes"]
+        limit = options["train_minutes"]
+        budget = f"{limit} minutes" if limit else f"{options['steps']} meta-steps"
+        where = _threads(origin["threads"]) if options["device"] == "cpu" else "a GPU"
         rows = own_rows(pd.read_csv(path))
         rows = rows[(rows["mode"] == "transductive") & (rows.dataset == "omniglot")]
         for (setting, method), group in rows.groupby(["setting", "method"], sort=False):
-            length = _duration(limit) if limit else f"{options['steps']:,} meta-steps"
-            device = _threads(origin["threads"]) if options["device"] == "cpu" else "a GPU"
             cell = str(setting).removeprefix("omniglot_")
-            seconds = limit or float(group.train_s.max())
-            yield str(method), f"here, {length} of {device}", seconds, cell, shown(group)
+            seconds = float(group.train_s.mean())
+            yield name(str(method)), budget, where, seconds, cell, shown(group)
 
 
-def _long(results: Path) -> Iterator[tuple[str, str, float, str, str]]:
+def _long(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
     for path in sorted((results / "omniglot_long").glob("*.json")):
         run: Any = json.loads(path.read_text())
         _, setting, method, _ = path.stem.split("_")
         mean, half = 100 * run["test_accuracy"], 100 * run["test_accuracy_interval"]
-        how = f"here, {_duration(run['train_s'])} of {_threads(run['threads'])}"
-        yield f"{method}_tuned", how, run["train_s"], setting, f"{mean:.2f} ± {half:.2f}"
+        budget, where = f"{run['steps']} meta-steps", _threads(run["threads"])
+        accuracy = f"{mean:.2f} ± {half:.2f}"
+        yield name(f"{method}_tuned"), budget, where, run["train_s"], setting, accuracy
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+def _duration(least: float, most: float) -> str:
+    unit, factor = ("min", 60) if most < 6000 else ("h", 3600)
+    low, high = (f"{s / factor:.{0 if unit == 'min' else 1}f}" for s in (least, most))
+    return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
 
 
 def _threads(n: int) -> str:
