@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -268,22 +269,32 @@ def _fastest(rows: pd.DataFrame, setting: str) -> list[str]:
 
 def _flat(rows: pd.DataFrame, setting: str, part: pd.DataFrame) -> list[str]:
     """Whether the last quarter of the meta-steps still raised the best validation accuracy."""
-    rising = []
+    rising, unknown = [], []
     for method, curve in curves(rows, setting).items():
         gains: list[float] = []
         for _, one in curve.groupby("seed"):
             before = one[one.step <= 0.75 * one.step.max()].accuracy.max()
             gains.append(float(100 * (one.accuracy.max() - before)))
         gain = sum(gains) / len(gains)
-        if gain > 100 * float(curve.accuracy_interval.mean()):
+        if math.isnan(gain):
+            unknown.append(name(method))
+        elif gain > 100 * float(curve.accuracy_interval.mean()):
             rising.append(f"{name(method)} ({gain:+.1f} points)")
-    where = setting_title(part)
-    if not rising:
-        return [
-            f"{where}: no method's best validation accuracy rose by more than its interval in the "
-            "last quarter of its meta-steps."
-        ]
-    return [f"{where}: still rising in the last quarter of their meta-steps: {', '.join(rising)}."]
+    where, found = setting_title(part), []
+    if unknown:
+        found.append(
+            f"{where}: validated in the last quarter of their meta-steps alone, so that nothing "
+            f"tells whether they were still rising: {', '.join(unknown)}."
+        )
+    if rising:
+        each = ", ".join(rising)
+        found.append(f"{where}: still rising in the last quarter of their meta-steps: {each}.")
+    elif len(unknown) < len(curves(rows, setting)):
+        found.append(
+            f"{where}: no {'other ' if unknown else ''}method's best validation accuracy rose by "
+            "more than its interval in the last quarter of its meta-steps."
+        )
+    return found
 
 
 def pooled(group: pd.DataFrame) -> Estimate:

@@ -174,6 +174,27 @@ def test_time_is_compared_where_every_run_had_it(rows):
     assert len(fewshot_report.by_time(maml, ends.max())) == 2
 
 
+def test_whether_a_method_was_still_rising_is_told_where_it_can_be(rows):
+    def said(of_maml: list[float], of_fomaml: list[float]) -> list[str]:
+        curve = {"part": "curve", "setting": "omniglot_5w1s", "seed": 0, "accuracy_interval": 0.01}
+        made = [
+            {**curve, "method": method, "step": 100 * (k + 1), "train_s": k, "accuracy": value}
+            for method, values in (("maml", of_maml), ("fomaml", of_fomaml))
+            for k, value in enumerate(values)
+        ]
+        test = rows[(rows.part == "test") & (rows.seed == 0)]
+        found = fewshot_report.findings(pd.concat([test, pd.DataFrame(made)]))
+        return [sentence for sentence in found if "last quarter" in sentence]
+
+    rising, flat, short = [0.5, 0.6, 0.7, 0.8], [0.5, 0.6, 0.8, 0.8], [0.5]
+    assert "still rising in the last quarter" in said(rising, flat)[0]
+    assert "MAML (+10.0 points)." in said(rising, flat)[0]
+    assert ["no method's best" in sentence for sentence in said(flat, flat)] == [True]
+    untold, others = said(short, flat)
+    assert untold.endswith("rising: MAML.") and "no other method's best" in others
+    assert [s.endswith("rising: MAML, first-order MAML.") for s in said(short, short)] == [True]
+
+
 def test_a_stopped_run_does_not_spoil_the_report(rows):
     stopped = {"setting": "omniglot_5w1s", "method": "imaml", "seed": 0, "part": "stopped"}
     more = pd.concat([rows, pd.DataFrame([{**stopped, "why": "not finite"}])])
