@@ -66,7 +66,10 @@ def _machine(device: torch.device) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this package lies in, "+" behind it if files differ."""
+    """The commit of the checkout that this package lies in, "+" behind it if files differ.
+
+    Those of `results/` do not count: what one study made leaves the next one's code as it was.
+    """
     root = Path(metalearn.__file__).parent.parent
 
     def git(*words: str) -> str:
@@ -75,7 +78,7 @@ def _commit() -> str | None:
         ).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
         return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None  # installed from a wheel, or no git here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,3 +45,25 @@ def test_a_peer_that_is_installed_is_named_with_its_version(installed, monkeypat
     monkeypatch.setattr(module, "version", found)
     versions = provenance(torch.device("cpu"))["versions"]
     assert versions.get("torchopt") == installed and versions["torch"] == version("torch")
+
+
+@pytest.mark.parametrize(("file", "mark"), [("results/README.md", ""), ("metalearn/a.py", "+")])
+def test_a_changed_checkout_is_told_but_not_for_a_result(file, mark, tmp_path, monkeypatch):
+    def git(*words):
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *words],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+    git("init")
+    for name in ("results/README.md", "metalearn/a.py"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("before")
+    git("add", ".")
+    git("commit", "-m", "all")
+    monkeypatch.setattr(metalearn, "__file__", str(tmp_path / "metalearn" / "__init__.py"))
+    assert provenance(torch.device("cpu"))["commit"] == git("rev-parse", "HEAD")
+    (tmp_path / file).write_text("after")
+    assert provenance(torch.device("cpu"))["commit"] == git("rev-parse", "HEAD") + mark
