@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.inner import InnerSolver
+from metalearn.inner.solver import Objective, value_and_grad
 from metalearn.learned import LearnedProx, LearnedRates
 from metalearn.nn import MLP
 from metalearn.problem import FewShot, Meta, Params
 from metalearn.tasks import TaskBatch
-from metalearn.tree import leaves_of, like_tree
+from metalearn.tree import gradients, leaves_of, like_tree, task_norm
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def finite_differences(
 ) -> Any:
     """Fourth-order differences of the bilevel value: mean outer objective after the inner loop.
 
-    A loop that converges may begin at `start`, near its end, in place of the problem's init.
+    A loop may begin at `start` in place of the problem's init.
 
     The error is O(step^4) = 1e-12 of truncation and O(tol / step) = 1e-8 of the inner solve.
     (Second order would want a step of 1e-5, which makes the inner solve's share 1e-6.)
@@ -202,6 +203,53 @@ def finite_differences(
             grad.view(-1)[i] = (8 * near - far) / (12 * step)
         grads.append(grad)
     return like_tree(meta, grads)
+
+
+@dataclass(frozen=True)
+class KeptNewton(InnerSolver):
+    """Newton's steps by one inverse Hessian, (T, N, N), that of a point near the solution.
+
+    Each step multiplies the error by what the Hessian changes on the way, and costs a gradient.
+    """
+
+    inverse: Tensor
+    tol: float = 1e-11
+
+    @classmethod
+    def at(cls, problem: Any, meta: Meta, task: Any, near: Params) -> KeptNewton:
+        params = {name: p.detach().requires_grad_() for name, p in near.items()}
+        _, grads = value_and_grad(
+            lambda p: problem.inner_objective(p, meta, task), params, create_graph=True
+        )
+        gradient = torch.cat([g.flatten(1) for g in grads], dim=1)
+        rows = [
+            torch.cat(
+                [x.flatten(1) for x in gradients(column, list(params.values()), retain_graph=True)],
+                dim=1,
+            )
+            for column in gradient.sum(0)
+        ]
+        return cls(torch.linalg.inv(torch.stack(rows, dim=1)))
+
+    def minimise(self, objective: Objective, params: Params) -> tuple[Params, Tensor]:
+        for taken in range(40):
+            _, grads = value_and_grad(objective, params)
+            if (task_norm(grads) <= self.tol).all():
+                return params, torch.full((len(grads[0]),), taken)
+            step = self.inverse @ torch.cat([g.flatten(1) for g in grads], dim=1)[:, :, None]
+            parts = step.squeeze(2).split([p[0].numel() for p in params.values()], dim=1)
+            params = {
+                name: (p - part.view_as(p)).detach()
+                for (name, p), part in zip(params.items(), parts, strict=True)
+            }
+        raise AssertionError(f"{task_norm(grads).max():.1e} is left of the gradient")
+
+
+def solution_differences(problem: Any, meta: Meta, task: Any, near: Params) -> Any:
+    """`finite_differences` of the problem's minimum, of which `near` is the one at `meta`."""
+    return finite_differences(
+        problem, meta, task, KeptNewton.at(problem, meta, task, near), start=near
+    )
 
 
 def relative_difference(a: Any, b: Any) -> float:

@@ -172,6 +172,18 @@ def test_a_gpu_is_waited_for_before_and_after_each_run(monkeypatch):
     assert events == ["wait", "run", "wait"] * 2
 
 
+class Here:
+    """A worker without a process: what a test replaces reaches it."""
+
+    def __init__(self, threads, *contender):
+        self.name = contender[0]
+        contender = Contender(*contender)
+        self.facts, self.seconds = contender.facts, contender.seconds
+
+    def close(self):
+        pass
+
+
 @pytest.fixture(scope="module")
 def rows():
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
@@ -181,6 +193,7 @@ def rows():
         for method, workload in TINY.items():
             patch.setitem(speed.CURVES, method, workload)
         patch.setitem(speed_floor.SIDE, "cpu", 64)
+        patch.setattr(speed, "Worker", Here)
         find = importlib.util.find_spec
         patch.setattr(importlib.util, "find_spec", lambda n: None if n == "torchopt" else find(n))
         return pd.DataFrame(
@@ -217,18 +230,6 @@ def test_ours_wrong_is_said_and_given_no_verdict(rows):
     said = [f for f in STUDY.findings(wrong) if f.startswith("maml-5w1s-q15")]
     assert len(said) == 1 and "ours did not compute the gradient" in said[0]
     assert "target" not in said[0]
-
-
-class Here:
-    """A worker without a process: what a test replaces reaches it."""
-
-    def __init__(self, threads, *contender):
-        self.name = contender[0]
-        contender = Contender(*contender)
-        self.facts, self.seconds = contender.facts, contender.seconds
-
-    def close(self):
-        pass
 
 
 def measured_here(monkeypatch, worker=Here):
@@ -285,6 +286,17 @@ def test_a_peer_that_fails_is_left_out_with_the_reason(monkeypatch):
 
     with pytest.raises(Failed, match="ours had its process ended"):
         measured_here(monkeypatch, Ours)
+
+
+def test_a_process_finds_what_is_found_here():
+    about = "ours", TINY["maml"], CPU, False
+    with closing(Worker(1, *about)) as worker:
+        there, seconds = worker.facts(2), worker.seconds()
+    here = Contender(*about).facts(2)
+    for found, expected in zip(there.gradient, here.gradient, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert len(there.task_gradients) == TINY["maml"].tasks
+    assert there.operations == here.operations and min(there.peak_bytes, *seconds) > 0
 
 
 def test_a_process_says_why_it_failed():

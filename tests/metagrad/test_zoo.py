@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from zoo import FIRST_ORDER, NAMES, finite_differences, problems, relative_difference
+from zoo import (
+    FIRST_ORDER,
+    NAMES,
+    finite_differences,
+    problems,
+    relative_difference,
+    solution_differences,
+)
 
 from metalearn.inner import Adam, GradientDescent, NewtonCG
 from metalearn.linear_solve import CG, Dense, Status
@@ -17,7 +24,7 @@ CONVERGED = NewtonCG(60, cg_iters=40, tol=1e-11)
 def test_implicit_is_the_derivative_of_the_converged_problem(name):
     problem, meta, task = problems()[name]
     near = FirstOrder(CONVERGED).adapt(problem, meta, task).params
-    exact = finite_differences(problem, meta, task, CONVERGED, start=near)
+    exact = solution_differences(problem, meta, task, near)
     for solver in (Dense(), CG(60, rtol=1e-12)):
         result = Implicit(CONVERGED, solver)(problem, meta, task)
         assert result.certificate.inner_grad_norm.max() < 1e-10
