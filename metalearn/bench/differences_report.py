@@ -187,7 +187,8 @@ def findings(rows: pd.DataFrame) -> list[str]:
         within = len(gains) - len(better) - len(worse)
         if within:
             found.append(
-                f"From {STARTS[base]}, {within} of {len(gains)} changes stay within the interval."
+                f"From {STARTS[base]}, {within} of {len(gains)} changes stay within the interval; "
+                f"had none an effect, chance alone would still put {0.05 * len(gains):.1f} outside."
             )
         found += _modes(rows, base)
     stopped = rows[rows.part == "stopped"]
