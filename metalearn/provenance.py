@@ -33,6 +33,13 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
+def short(commit: str | None) -> str:
+    """A commit as tables show it, "+" kept; empty where it is not known."""
+    if not isinstance(commit, str):
+        return ""
+    return commit[:7] + ("+" if commit.endswith("+") else "")
+
+
 def _peers() -> dict[str, str]:
     """Of the libraries that benchmarks compare with, those that are installed (`.[peers]`)."""
     try:

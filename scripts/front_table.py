@@ -42,16 +42,25 @@ class Training:
 
 def lines(results: Path) -> dict[Line, dict[str, str]]:
     """Accuracies by line and setting: the longest training of a method first, what was published
-    for it last."""
+    for it last.
+
+    Raises:
+        SystemExit: two results are of one cell, or of a training that is not known.
+    """
     ours: dict[tuple[str, str, str], Training] = {}
     for method, budget, where, seconds, setting, accuracy in (*_long(results), *_studies(results)):
         training = ours.setdefault((method, budget, where), Training(where))
+        if setting in training.cells:
+            raise SystemExit(
+                f"results/ has {method}, {budget} of {where}, {setting} more than once; leave one "
+                "of the folders out"
+            )
         training.seconds.append(seconds)
         training.cells[setting] = accuracy
     theirs = published()[(published().dataset == "omniglot") & (published().mark == "P")]
     ordered = {}
     for method in PUBLISHED.values():
-        own = [(key[0], t) for key, t in ours.items() if key[0].removesuffix(", tuned") == method]
+        own = [(key[0], t) for key, t in ours.items() if _base(key[0]) == method]
         for title, training in sorted(own, key=lambda item: -round(min(item[1].seconds) / 60)):
             ordered[title, training.trained] = training.cells
         part = theirs[theirs.method.isin([method, f"{method}, transductive"])]
@@ -64,29 +73,37 @@ def lines(results: Path) -> dict[Line, dict[str, str]]:
 
 
 def _studies(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
-    """(method, budget, where, seconds, setting, accuracy) of the few-shot studies' cells."""
+    """(method, budget, where, seconds, setting, accuracy) of the few-shot studies' cells, where
+    their trainings are the experiments' own and 1,000 tasks judge them."""
     for path in sorted(results.glob("fewshot*/rows.csv")):
         origin: Any = json.loads((path.parent / "provenance.json").read_text())
         options = origin["options"]
+        if options["words"] or options["test_tasks"] < 1000:
+            continue
         limit = options["train_minutes"]
         budget = f"{limit} minutes" if limit else f"{options['steps']} meta-steps"
-        where = _threads(origin["threads"]) if options["device"] == "cpu" else "a GPU"
         rows = own_rows(pd.read_csv(path))
         rows = rows[(rows["mode"] == "transductive") & (rows.dataset == "omniglot")]
         for (setting, method), group in rows.groupby(["setting", "method"], sort=False):
             cell = str(setting).removeprefix("omniglot_")
             seconds = float(group.train_s.mean())
+            where = _where(options["device"], int(group.threads.iloc[0]))
             yield name(str(method)), budget, where, seconds, cell, shown(group)
 
 
 def _long(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
     for path in sorted((results / "omniglot_long").glob("*.json")):
         run: Any = json.loads(path.read_text())
-        _, setting, method, _ = path.stem.split("_")
+        found = re.fullmatch(r"omniglot_(\d+w\ds)_(\w+)_long", path.stem)
+        if found is None or found[2] not in PUBLISHED:
+            raise SystemExit(f"{path.name}: expected omniglot_SETTING_METHOD_long.json")
         mean, half = 100 * run["test_accuracy"], 100 * run["test_accuracy_interval"]
-        budget, where = f"{run['steps']} meta-steps", _threads(run["threads"])
-        accuracy = f"{mean:.2f} ± {half:.2f}"
-        yield name(f"{method}_tuned"), budget, where, run["train_s"], setting, accuracy
+        budget, where = f"{run['steps']} meta-steps", _where("cpu", run["threads"])
+        method, accuracy = (
+            f"{PUBLISHED[found[2]]}: long, 5 queries a class",
+            f"{mean:.2f} ± {half:.2f}",
+        )
+        yield method, budget, where, run["train_s"], found[1], accuracy
 
 
 def _duration(least: float, most: float) -> str:
@@ -95,8 +112,14 @@ def _duration(least: float, most: float) -> str:
     return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
 
 
-def _threads(n: int) -> str:
-    return "one thread" if n == 1 else f"{n} threads"
+def _base(title: str) -> str:
+    return title.split(":")[0].removesuffix(", tuned")
+
+
+def _where(device: str, threads: int) -> str:
+    if device != "cpu":
+        return "a GPU"
+    return "one thread" if threads == 1 else f"{threads} threads"
 
 
 def table(results: Path) -> str:

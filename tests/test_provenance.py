@@ -12,7 +12,7 @@ import torch
 
 import metalearn
 from metalearn import provenance as module
-from metalearn.provenance import provenance
+from metalearn.provenance import provenance, short
 
 ROOT = Path(metalearn.__file__).parent.parent
 
@@ -67,3 +67,10 @@ def test_a_changed_checkout_is_told_but_not_for_a_result(file, mark, tmp_path, m
     assert provenance(torch.device("cpu"))["commit"] == git("rev-parse", "HEAD")
     (tmp_path / file).write_text("after")
     assert provenance(torch.device("cpu"))["commit"] == git("rev-parse", "HEAD") + mark
+
+
+@pytest.mark.parametrize(
+    ("commit", "shown"), [("a" * 40, "aaaaaaa"), ("a" * 40 + "+", "aaaaaaa+"), (None, "")]
+)
+def test_a_table_s_commit_keeps_the_mark_of_changed_files(commit, shown):
+    assert short(commit) == shown

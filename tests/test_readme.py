@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,21 @@ def test_the_front_table_is_of_the_results():
     run = json.loads((ROOT / "results/omniglot_long/omniglot_5w1s_maml_long.json").read_text())
     mean, half = 100 * run["test_accuracy"], 100 * run["test_accuracy_interval"]
     assert f"{mean:.2f} ± {half:.2f}" in shown.group()
+
+
+def test_the_front_table_takes_the_experiments_own_trainings_once(tmp_path):
+    table = runpy.run_path(str(ROOT / "scripts" / "front_table.py"))["table"]
+    for name in ("fewshot", "omniglot_long"):
+        shutil.copytree(ROOT / "results" / name, tmp_path / name)
+    once = table(tmp_path)
+    mine = tmp_path / "fewshot_mine"
+    shutil.copytree(tmp_path / "fewshot", mine)
+    with pytest.raises(SystemExit, match="5w1s more than once"):
+        table(tmp_path)
+    origin = json.loads((mine / "provenance.json").read_text())
+    origin["options"]["words"] = ["model.channels=8"]
+    (mine / "provenance.json").write_text(json.dumps(origin))
+    assert table(tmp_path) == once
+    (tmp_path / "omniglot_long" / "another.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"another.json: expected omniglot_SETTING_METHOD_long"):
+        table(tmp_path)

@@ -11,7 +11,13 @@ import torch
 from matplotlib.figure import Figure
 from scipy import stats
 
-from metalearn.bench.fewshot_report import pooled, setting_title, shown, test_rows
+from metalearn.bench.fewshot_report import (
+    pooled,
+    setting_title,
+    shown,
+    step_seconds,
+    test_rows,
+)
 from metalearn.evaluation import Estimate
 from metalearn.study.plot import COLOURS, canvas
 
@@ -39,10 +45,11 @@ def label(group: pd.DataFrame) -> str:
 def difference(group: pd.DataFrame, start: pd.DataFrame) -> Estimate:
     """Of the accuracy from the base's, in points, with a 95 % interval.
 
-    With the same seeds, several, it is of their paired differences. Where the base has more of
-    them, it is from the base's mean, and reaches as far as so many other seeds of the base itself
-    would lie (the prediction interval of normal values). With one of each, both intervals over
-    tasks together, as of independent samples, which leaves the seeds' chance out.
+    With the same seeds, several, it is of their paired differences. Where the base has more, it is
+    from the base's mean, and reaches as far as so many other seeds of the base itself
+    would lie (the prediction interval of normal values): too far rather than not far enough, for
+    the change's own seeds are among the base's and draw it nearer. With one of each, both intervals
+    over tasks together, as of independent samples, which leaves the seeds' chance out.
     """
     if len(start) > len(group):
         gain = float(group.accuracy.mean() - start.accuracy.mean())
@@ -123,7 +130,7 @@ def _changes(rows: pd.DataFrame, base: str) -> pd.DataFrame:
         row["inductive"] = shown(inductive[inductive.change == change])
         row["best validation"] = f"{100 * curve.groupby('seed').accuracy.max().mean():.1f}"
         row["negative curvature"] = f"{100 * last.negative_curvature.mean():.0f} % of solves"
-        row["s a meta-step"] = f"{(group.train_s / group.steps).mean():.3g}"
+        row["s a meta-step"] = f"{step_seconds(curve):.3g}"
         row["ended early"] = "; ".join(w for w in group.why.unique() if _given(w))
         found.append(row)
     return pd.DataFrame(found)
@@ -160,7 +167,12 @@ def _dots(rows: pd.DataFrame, base: str) -> Figure:
                 axes.axvspan(*reach, color=colour, alpha=0.12, linewidth=0)
     axes.set_yticks(range(len(every)), [label(group) for _, group in every])
     axes.set_ylim(-0.7, len(every) - 0.3)
-    axes.set_xlabel("test accuracy, %, transductive, with 95 % intervals")
+    several = (
+        " (several seeds: over them, else over tasks)"
+        if len({len(g) for _, g in every}) > 1
+        else ""
+    )
+    axes.set_xlabel(f"test accuracy, %, transductive, with 95 % intervals{several}")
     axes.set_title(f"One change at a time from {STARTS[base]}")
     return figure
 
@@ -186,11 +198,17 @@ def findings(rows: pd.DataFrame) -> list[str]:
                 )
         within = len(gains) - len(better) - len(worse)
         if within:
+            by_chance = f"{0.05 * len(gains):.1f}"
             found.append(
                 f"From {STARTS[base]}, {within} of {len(gains)} changes stay within the interval; "
-                f"had none an effect, chance alone would still put {0.05 * len(gains):.1f} outside."
+                f"had none an effect, chance alone would put at most {by_chance} outside."
             )
         found += _modes(rows, base)
+        found.append(
+            f"From {STARTS[base]}: so much after {int(start.steps.iloc[0]):,} meta-steps, at "
+            f"{100 * start.accuracy.mean():.0f} %; what decides near the end of a long training "
+            "may be something else."
+        )
     stopped = rows[rows.part == "stopped"]
     if len(stopped):
         names = ", ".join(str(change) for change in stopped.change.unique())

@@ -65,8 +65,10 @@ class FewShotStudy:
                     f"settings and methods ask for experiment={asked[0]}, which is "
                     f"unknown{config.nearest(asked[0], known)}"
                 )
-        first = self.cells()[0]
-        config.compose("train", self._words(first))
+        first, *others = [cell for cell in self.cells() if cell["seed"] == self.seeds[0]]
+        budget = Budget(self.steps, self.train_minutes)
+        for cell in (first, *(others if budget.minutes else [])):
+            budget.check(config.compose("train", self._words(cell)))
 
     def cells(self) -> list[Cell]:
         """Seed by seed, so that the first seed of all methods comes first."""

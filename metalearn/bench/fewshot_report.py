@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 from metalearn.evaluation import Estimate
+from metalearn.provenance import short
 from metalearn.report.accuracy import TITLES, published
 
 PUBLISHED = {
@@ -31,12 +33,20 @@ def name(method: str) -> str:
     return PUBLISHED.get(base, base) + tuned
 
 
+_TEST_COLUMNS = (
+    *("setting", "method", "seed", "base", "change", "mode", "inner_steps", "trained_inner_steps"),
+    *("dataset", "ways", "shots", "accuracy"),
+)
+
+
 def test_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[rows.part == "test"]
+    """Of what was judged: with all columns even where guards stopped every run, and it is empty."""
+    missing = [column for column in _TEST_COLUMNS if column not in rows]
+    return rows[rows.part == "test"].reindex(columns=[*rows.columns, *missing])
 
 
 def own_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """At the number of inner steps that each run was trained with, or chosen for by its config."""
+    """At the number of inner steps that each run was trained with and its model chosen at."""
     test = test_rows(rows)
     return test[test.inner_steps == test.trained_inner_steps]
 
@@ -134,16 +144,31 @@ def curves(rows: pd.DataFrame, setting: Any) -> dict[str, pd.DataFrame]:
     return {str(method): group for method, group in part.groupby("method", sort=False)}
 
 
+def _best_validations(curve: pd.DataFrame, seconds: float) -> pd.DataFrame:
+    """Each seed's best among those made in so many seconds."""
+    within = curve[curve.train_s <= seconds]
+    return within.loc[within.groupby("seed").accuracy.idxmax()]
+
+
 def by_time(curve: pd.DataFrame, seconds: float) -> list[float]:
     """Each seed's best validation accuracy, in percent, among those made in so many seconds."""
-    within = curve[curve.train_s <= seconds]
-    return [float(100 * v) for v in within.groupby("seed").accuracy.max()]
+    return [float(100 * v) for v in _best_validations(curve, seconds).accuracy]
 
 
 def shared_time(rows: pd.DataFrame, setting: Any) -> float:
     """Seconds that every run of a setting trained for at least."""
     found = [c.groupby("seed").train_s.max().min() for c in curves(rows, setting).values()]
     return float(min(found))
+
+
+def step_seconds(curve: pd.DataFrame) -> float:
+    """Of a meta-step: the median over the stretches between validations, so that what else the
+    machine did for a while does not count; the mean over seeds."""
+    medians = []
+    for _, one in curve.groupby("seed"):
+        seconds, steps = one.train_s.to_numpy(), one.step.to_numpy()
+        medians.append(np.median(np.diff(seconds, prepend=0) / np.diff(steps, prepend=0)))
+    return float(np.mean(medians))
 
 
 def _duration(seconds: float) -> str:
@@ -168,8 +193,8 @@ def _same_time(rows: pd.DataFrame) -> pd.DataFrame:
 def _cost(rows: pd.DataFrame) -> pd.DataFrame:
     found: list[dict[str, Any]] = []
     keys = ["setting", "method", "seed"]
-    for (_, method, seed), group in test_rows(rows).groupby(keys, sort=False):
-        first = group.iloc[0]
+    for (setting, method, seed), group in test_rows(rows).groupby(keys, sort=False):
+        first, curve = group.iloc[0], curves(rows, setting)[str(method)]
         found.append(
             {
                 **{"setting": setting_title(group), "method": name(str(method))},
@@ -178,10 +203,10 @@ def _cost(rows: pd.DataFrame) -> pd.DataFrame:
                 "tasks": f"{int(first.steps * first.meta_batch):,}",
                 "chosen at": f"{int(first.chosen_step):,}",
                 "training": _duration(first.train_s),
-                "s a meta-step": f"{first.train_s / first.steps:.3g}",
+                "s a meta-step": f"{step_seconds(curve[curve.seed == seed]):.3g}",
                 "threads": _text(first.threads),
                 "machine": _text(first.machine),
-                "commit": _text(first["commit"])[:7],
+                "commit": short(first["commit"]),
                 "ended early": _text(first.why),
             }
         )
@@ -222,6 +247,8 @@ def _best(part: pd.DataFrame) -> str:
     groups = {str(m): g for m, g in own.groupby("method", sort=False)}
     best = max(groups, key=lambda m: estimate(groups[m])[0])
     group, first = groups[best], groups[best].iloc[0]
+    near = [m for m in groups if m != best and not _apart(groups[m], group)]
+    ties = f"; not told apart from it: {', '.join(map(name, near))}" if near else ""
     others = published()
     others = others[(others.dataset == first.dataset) & (others.ways == first.ways)]
     others = others[(others.shots == first.shots) & (others.mark == "P")]
@@ -237,8 +264,14 @@ def _best(part: pd.DataFrame) -> str:
         f"accuracy, {shown(group)} % ({int(first.inner_steps)} inner steps, transductive, "
         f"{int(first.tasks)} tasks, {seeds}), after {int(first.steps):,} meta-steps of "
         f"{int(first.meta_batch)} tasks in {_duration(float(group.train_s.mean()))} on "
-        f"{_text(first.machine)}{theirs}."
+        f"{_text(first.machine)}{theirs}{ties}."
     )
+
+
+def _apart(a: pd.DataFrame, b: pd.DataFrame) -> bool:
+    """Whether the accuracies differ by more than both intervals together."""
+    one, other = pooled(a), pooled(b)
+    return abs(one.mean - other.mean) > math.hypot(one.interval, other.interval)
 
 
 def _modes(part: pd.DataFrame) -> list[str]:
@@ -255,15 +288,21 @@ def _modes(part: pd.DataFrame) -> list[str]:
 
 def _fastest(rows: pd.DataFrame, setting: str) -> list[str]:
     longest = shared_time(rows, setting)
-    means = {m: by_time(c, longest) for m, c in curves(rows, setting).items()}
-    scores = {m: sum(v) / len(v) for m, v in means.items() if v}
-    if len(scores) < 2:
+    every = {m: _best_validations(c, longest) for m, c in curves(rows, setting).items()}
+    by_score = {m: group for m, group in every.items() if len(group)}
+    if len(by_score) < 2:
         return []
-    first, second = sorted(scores, key=scores.__getitem__, reverse=True)[:2]
+    order = sorted(by_score, key=lambda m: estimate(by_score[m])[0], reverse=True)
+    best, *others = order
+    near = [m for m in others if not _apart(by_score[m], by_score[best])]
+    then = near or others[:1]
+    said = ", ".join(f"{name(m)} ({shown(by_score[m])} %)" for m in then)
+    none = ", ".join(name(m) for m in every if m not in by_score)
     return [
         f"{titled(rows, setting)}: with {_duration(longest)} of training, which every run had, "
-        f"{name(first)} validates best ({scores[first]:.1f} %), then {name(second)} "
-        f"({scores[second]:.1f} %)."
+        f"{name(best)} validates best ({shown(by_score[best])} %), "
+        + (f"not told apart from {said}" if near else f"then {said}")
+        + (f"; without a validation by then: {none}." if none else ".")
     ]
 
 

@@ -45,6 +45,14 @@ class Budget:
                 "and at least 0 minutes"
             )
 
+    def check(self, cfg: DictConfig) -> None:
+        """Raises UsageError where a run of this config cannot end by it."""
+        if self.minutes and cfg.schedule == "cosine":
+            raise UsageError(
+                f"train_minutes={self.minutes:g}, but {cfg.name} has schedule=cosine, whose rate "
+                "falls to 0 at steps=; leave train_minutes out, or give words=['schedule=constant']"
+            )
+
 
 def words_of_run(
     experiment: str, seed: int, steps: int, validation_every: int, validation_tasks: int
@@ -103,6 +111,7 @@ class StudyRun:
             UsageError: the run is beyond the budget, another process trains it, or it cannot go on.
             TrainingInterrupted: a signal asked for it.
         """
+        budget.check(self.config)
         while (target := self._target(budget)) is not None:
             self.config.steps = target
             try:
@@ -139,11 +148,16 @@ class StudyRun:
                 )
         else:
             done = reached = 0
-        if done == budget.steps and done == reached:
-            return None
+        ended = done == budget.steps and done == reached
         if not budget.minutes:
-            return budget.steps
-        if done and done == reached and summary["train_s"] >= 60 * budget.minutes:
+            return None if ended else budget.steps
+        before = [row["train_s"] for row in self.curve() if row["step"] < reached]
+        if before and before[-1] >= 60 * budget.minutes:
+            raise UsageError(
+                f"{self.folder} has trained for {before[-1] / 60:.3g} minutes and more; ask for "
+                "a larger train_minutes=, or for another folder by runs="
+            )
+        if ended or (done and done == reached and summary["train_s"] >= 60 * budget.minutes):
             return None
         every = int(self.config.validation.every)
         return min(budget.steps, (reached // every + 1) * every)

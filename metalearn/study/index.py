@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.files import replace_text
+from metalearn.provenance import short
 
 HEAD = """\
 # Results
@@ -32,7 +33,7 @@ def write_index(results: Path) -> None:
         link = where.parent / "table.md" if study else where
         title = origin.get("title") or where.with_suffix("").as_posix()
         command = f"`{origin['command']}`" if "command" in origin else "not recorded"
-        commit = (origin.get("commit") or "none")[:7]
+        commit = short(origin.get("commit")) or "none"
         lines.append(
             f"| [{title}]({link.as_posix()}) | {command} | {commit} | {origin['date'][:10]} |"
         )

@@ -122,6 +122,12 @@ def _republish(study: Study, publication: Publication, device: torch.device) -> 
         raise UsageError(
             f"measure=false, and {folder} holds no rows and provenance to go by; leave it out"
         ) from error
+    made_by = origin.get("options", {}).get("_target_")
+    if made_by != publication.options.get("_target_"):
+        raise UsageError(
+            f"measure=false, and the rows in {folder} are of another study ({made_by}); name the "
+            "folder of this one"
+        )
     now = provenance(device)
     origin["remade"] = {name: now[name] for name in ("command", "commit", "date")}
     for name in _publish(study, rows, folder, origin):

@@ -83,6 +83,18 @@ def test_each_change_stands_beside_its_base(rows):
     assert any("stay within" in s or "changes that" in s for s in differences_report.findings(rows))
 
 
+def test_a_study_that_guards_stopped_altogether_says_so():
+    rows = pd.DataFrame([{"part": "stopped", "change": "authors", "base": "authors", "seed": 0}])
+    assert differences_report.tables(rows) and not differences_report.figures(rows)
+    (found,) = differences_report.findings(rows)
+    assert found.startswith("Stopped by a guard")
+
+
+def test_changes_of_training_alone_are_judged_by_the_same_tasks():
+    same = {composed(change).tasks.test_queries for change in CHANGES if change.base == "authors"}
+    assert len(same) == 1
+
+
 def test_a_difference_is_that_of_made_up_accuracies():
     def group(*accuracies: float) -> pd.DataFrame:
         return pd.DataFrame(

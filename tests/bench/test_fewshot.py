@@ -88,6 +88,10 @@ def test_minutes_end_a_run_at_a_validation(tmp_path):
     assert [row["step"] for row in run.curve()] == [2]
     run.train(Budget(6, minutes=100.0))
     assert [row["step"] for row in run.curve()] == [2, 4, 6]
+    with pytest.raises(UsageError, match="a larger train_minutes="):
+        run.train(Budget(6, minutes=1e-9))
+    with pytest.raises(UsageError, match="schedule=cosine"):
+        study_run(tmp_path, "schedule=cosine").train(Budget(6, minutes=1.0))
 
 
 def test_a_run_is_judged_once_for_each_protocol(tmp_path, monkeypatch):
@@ -201,6 +205,37 @@ def test_a_stopped_run_does_not_spoil_the_report(rows):
     cost = fewshot_report.tables(more)["What the runs took"]
     assert cost.iloc[-1]["ended early"] == "not finite"
     assert "a guard stopped before their first validation: 1." in fewshot_report.findings(more)[-1]
+
+
+def test_a_study_that_guards_stopped_altogether_says_so():
+    cell = {"setting": "omniglot_5w1s", "method": "imaml", "seed": 0, "part": "stopped"}
+    rows = pd.DataFrame([{**cell, "why": "not finite"}])
+    cost = fewshot_report.tables(rows)["What the runs took"]
+    assert list(cost["ended early"]) == ["not finite"]
+    assert not fewshot_figures.figures(rows)
+    assert "a guard stopped before their first validation: 1." in fewshot_report.findings(rows)[-1]
+
+
+def test_seconds_of_a_meta_step_are_those_of_most_stretches():
+    curve = pd.DataFrame({"seed": 0, "step": [10, 20, 30], "train_s": [1.0, 61.0, 62.0]})
+    assert fewshot_report.step_seconds(curve) == pytest.approx(0.1)
+
+
+def test_the_best_and_those_not_told_apart_from_it(rows):
+    def said(maml: float, fomaml: float) -> list[str]:
+        alone = rows[rows.seed == 0].assign(accuracy_interval=0.01)
+        alone.loc[alone.method == "maml", "accuracy"] = maml
+        alone.loc[alone.method == "fomaml", "accuracy"] = fomaml
+        return [s for s in fewshot_report.findings(alone) if "told apart" in s]
+
+    assert len(said(0.700, 0.705)) == 2 and not said(0.70, 0.75)
+
+
+def test_a_schedule_that_minutes_would_cut_is_refused_before_anything_runs():
+    words = ["settings=[omniglot_5w1s]", "methods=[maml,imaml_best]"]
+    assert options.study("bench", "fewshot", words)
+    with pytest.raises(UsageError, match="omniglot_5w1s_imaml_best has schedule=cosine"):
+        options.study("bench", "fewshot", [*words, "train_minutes=5"])
 
 
 def test_by_the_command_a_longer_study_goes_on_with_the_same_runs(tmp_path, monkeypatch, capsys):

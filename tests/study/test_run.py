@@ -148,6 +148,9 @@ def test_all_but_the_rows_can_be_made_again_without_measuring(tmp_path):
     after = json.loads((folder / "provenance.json").read_text())
     assert {**after, "remade": None} == {**before, "remade": None}
     assert set(after["remade"]) == {"command", "commit", "date"}
+    another = replace(again, options={**again.options, "_target_": "another.Study"})
+    with pytest.raises(UsageError, match="are of another study"):
+        run_study(Squares(3, seen=([],)), another, CPU)
     (folder / "rows.csv").unlink()
     with pytest.raises(UsageError, match="no rows and provenance"):
         run_study(Squares(3, seen=([],)), again, CPU)
