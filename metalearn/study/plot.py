@@ -57,19 +57,26 @@ def log_axis(axes: Axes, which: Literal["x", "y"], base: int = 10) -> None:
 
 
 def label_lines(axes: Axes) -> None:
-    """Writes each line's label at its right end, in its colour, pushed apart where they meet."""
+    """
+    Writes each line's label at the right of the longest one, in its colour, pushed apart where
+    they meet; a dotted line leads there from one that ends before.
+    """
     lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
     axes.figure.canvas.draw()
     points = axes.figure.dpi / 72
     ends = {line: np.asarray(line.get_xydata())[-1] for line in lines}
     heights = {line: axes.transData.transform(end)[1] / points for line, end in ends.items()}
+    right = max((x for x, _ in ends.values()), default=0.0)
     lowest = float("-inf")
     for line in sorted(lines, key=heights.__getitem__):
         at = max(heights[line], lowest)
         lowest = at + 9.0  # points from one label to the next
+        x, y = ends[line]
+        if x < right:
+            axes.plot((x, right), (y, y), ":", color=line.get_color(), linewidth=0.7, marker="")
         axes.annotate(
             str(line.get_label()),
-            tuple(ends[line]),
+            (right, y),
             xytext=(5, at - heights[line]),
             textcoords="offset points",
             color=line.get_color(),
