@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
@@ -51,13 +52,12 @@ def main(tasks: int, meta_steps: int) -> None:
     rows = []
     for t in range(tasks):
         task = batch[t : t + 1]
-        start = GradientDescent(300, 0.1)(
-            lambda p, task=task: problem.inner_objective(p, wide, task), problem.init(wide, task)
-        )
+        objective = partial(problem.inner_objective, meta=wide, task=task)
+        start = GradientDescent(300, 0.1)(objective, problem.init(wide, task))
         try:
             exact = exact_implicit(problem, wide, task, start.params)
-        except NotConverged as error:
-            print(f"task {t} has no exact gradient: {error}")
+        except NotConverged as failure:
+            print(f"task {t} has no exact gradient: {failure}")
             continue
         for steps in (16, 64, 256):
             for iterations in (2, 5, 20):

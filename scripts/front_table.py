@@ -67,7 +67,10 @@ def lines(results: Path) -> dict[Line, dict[str, str]]:
         if len(part):
             budget = f", {part.budget.iloc[0]}" if part.budget.iloc[0] else ""
             ordered[method, f"{part.source.iloc[0]}{budget}"] = {
-                SETTINGS[r.ways, r.shots]: f"{r.accuracy} ± {r.interval}" for r in part.itertuples()
+                SETTINGS[ways, shots]: f"{accuracy} ± {interval}"
+                for ways, shots, accuracy, interval in zip(
+                    part.ways, part.shots, part.accuracy, part.interval, strict=True
+                )
             }
     return ordered
 
@@ -99,11 +102,8 @@ def _long(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
             raise SystemExit(f"{path.name}: expected omniglot_SETTING_METHOD_long.json")
         mean, half = 100 * run["test_accuracy"], 100 * run["test_accuracy_interval"]
         budget, where = f"{run['steps']} meta-steps", _where("cpu", run["threads"])
-        method, accuracy = (
-            f"{PUBLISHED[found[2]]}: long, 5 queries a class",
-            f"{mean:.2f} ± {half:.2f}",
-        )
-        yield method, budget, where, run["train_s"], found[1], accuracy
+        method = f"{PUBLISHED[found[2]]}: long, 5 queries a class"
+        yield method, budget, where, run["train_s"], found[1], f"{mean:.2f} ± {half:.2f}"
 
 
 def _duration(least: float, most: float) -> str:

@@ -59,7 +59,7 @@ def log_axis(axes: Axes, which: Literal["x", "y"], base: int = 10) -> None:
 def label_lines(axes: Axes) -> None:
     """
     Writes each line's label at the right of the longest one, in its colour, pushed apart where
-    they meet; a dotted line leads there from one that ends before.
+    they meet; a thin line leads there from one that ends before.
     """
     lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
     axes.figure.canvas.draw()
@@ -73,7 +73,7 @@ def label_lines(axes: Axes) -> None:
         lowest = at + 9.0  # points from one label to the next
         x, y = ends[line]
         if x < right:
-            axes.plot((x, right), (y, y), ":", color=line.get_color(), linewidth=0.7, marker="")
+            axes.plot((x, right), (y, y), color=line.get_color(), linewidth=0.6, alpha=0.5)
         axes.annotate(
             str(line.get_label()),
             (right, y),
