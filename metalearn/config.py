@@ -351,7 +351,9 @@ def _check_type(word: str, key: str, value: Any, default: Any) -> None:
         str: ((str,), "text (a number in quotes: \"'1'\")"),
     }[wanted]
     if not isinstance(value, types) or (wanted is not bool and isinstance(value, bool)):
-        example = ", or null" if default is None else f", such as {default}"
+        example = (
+            "" if default == "" else ", or null" if default is None else f", such as {default}"
+        )
         raise UsageError(f"{word}; expected {described}{example}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{word}; expected a finite number")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +20,17 @@ from metalearn.errors import UsageError
 from metalearn.held_out import Protocol
 from metalearn.study import Cell, Row
 
+NAMED = re.compile(r"(\w+_\d+w\d+s)_(\w+)")
+"""An experiment's name: a setting's and a method's."""
+
 
 @dataclass(frozen=True)
 class FewShotStudy:
     """
     Args:
         settings, methods: a cell trains `metalearn train experiment=SETTING_METHOD`, where there is
-            one: some methods, such as maml_tuned, are of one setting only.
+            one: some methods, such as maml_tuned, are of one setting only. No methods: the
+            published ones.
         seeds: of weights and training tasks.
         steps, train_minutes: where each run ends (`Budget`). A larger budget goes on with the runs.
         words: further words of `metalearn train`, for every run.
@@ -52,18 +57,30 @@ class FewShotStudy:
     def __post_init__(self) -> None:
         Budget(self.steps, self.train_minutes)
         Protocol(tasks=self.test_tasks, inner_steps=self.inner_steps)
-        for name in ("settings", "methods", "seeds"):
+        for name in ("settings", "seeds"):
             if not getattr(self, name):
                 raise UsageError(f"{name}=[]; expected at least one")
         known = _experiments()
-        for asked in (
-            *([f"{setting}_{method}" for method in self.methods] for setting in self.settings),
-            *([f"{setting}_{method}" for setting in self.settings] for method in self.methods),
+        for name, given, choices in (
+            ("settings", self.settings, {setting for setting, _ in known}),
+            ("methods", self.methods, {method for _, method in known}),
         ):
-            if not known.intersection(asked):
+            for value in given:
+                if value not in choices:
+                    raise UsageError(f"{name} has {value!r}{config.nearest(value, choices)}")
+        for method in self.methods:
+            if not any((setting, method) in known for setting in self.settings):
+                its = ", ".join(sorted(setting for setting, of in known if of == method))
                 raise UsageError(
-                    f"settings and methods ask for experiment={asked[0]}, which is "
-                    f"unknown{config.nearest(asked[0], known)}"
+                    f"methods has {method!r}, which settings={','.join(self.settings)} have no "
+                    f"experiment for; expected a setting of {its}"
+                )
+        for setting in self.settings:
+            if not any(cell["setting"] == setting for cell in self.cells()):
+                its = ", ".join(sorted(method for of, method in known if of == setting))
+                raise UsageError(
+                    f"methods={','.join(self.methods)} has none that {setting} has an experiment "
+                    f"for; expected some of {its}"
                 )
         first, *others = [cell for cell in self.cells() if cell["seed"] == self.seeds[0]]
         budget = Budget(self.steps, self.train_minutes)
@@ -77,8 +94,8 @@ class FewShotStudy:
             {"setting": setting, "method": method, "seed": seed}
             for seed in self.seeds
             for setting in self.settings
-            for method in self.methods
-            if f"{setting}_{method}" in known
+            for method in self.methods or fewshot_report.PUBLISHED
+            if (setting, method) in known
         ]
 
     def run_of(self, cell: Any, device: torch.device) -> StudyRun:
@@ -105,8 +122,10 @@ class FewShotStudy:
         return fewshot_report.findings(rows)
 
 
-def _experiments() -> set[str]:
-    return {path.stem for path in (config.config_folder() / "experiment").glob("*.yaml")}
+def _experiments() -> set[tuple[str, str]]:
+    """(setting, method) of each experiment that is named by them."""
+    stems = [path.stem for path in (config.config_folder() / "experiment").glob("*.yaml")]
+    return {(found[1], found[2]) for stem in stems if (found := NAMED.fullmatch(stem))}
 
 
 def measured(

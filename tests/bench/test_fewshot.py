@@ -256,3 +256,11 @@ def test_a_method_of_one_setting_stands_in_a_table_of_several():
     study, _, _ = options.study("bench", "fewshot", words)
     asked = [(cell["setting"][-4:], cell["method"]) for cell in study.cells()]
     assert asked == [("5w1s", "maml"), ("5w1s", "maml_tuned"), ("5w5s", "maml")]
+
+
+def test_no_methods_are_the_published_ones_that_a_setting_has():
+    words = ["settings=[omniglot_5w1s,mini_imagenet_5w1s]"]
+    study, _, _ = options.study("bench", "fewshot", words)
+    published = ["maml", "fomaml", "reptile", "imaml", "imaml_hf", "imaml_authors_code"]
+    asked = [cell["method"] for cell in study.cells()]
+    assert asked == [*published, *published[:-1]]
