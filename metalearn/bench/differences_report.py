@@ -167,12 +167,10 @@ def _dots(rows: pd.DataFrame, base: str) -> Figure:
                 axes.axvspan(*reach, color=colour, alpha=0.12, linewidth=0)
     axes.set_yticks(range(len(every)), [label(group) for _, group in every])
     axes.set_ylim(-0.7, len(every) - 0.3)
-    several = (
-        " (several seeds: over them, else over tasks)"
-        if len({len(g) for _, g in every}) > 1
-        else ""
-    )
-    axes.set_xlabel(f"test accuracy, %, transductive, with 95 % intervals{several}")
+    said = ["test accuracy, %, transductive, with 95 % intervals"]
+    if len({len(group) for _, group in every}) > 1:
+        said += ["(several seeds: over them, else over tasks; shaded: one more unchanged run)"]
+    axes.set_xlabel("\n".join(said))
     axes.set_title(f"One change at a time from {STARTS[base]}")
     return figure
 
