@@ -131,7 +131,9 @@ def _changes(rows: pd.DataFrame, base: str) -> pd.DataFrame:
         row["best validation"] = f"{100 * curve.groupby('seed').accuracy.max().mean():.1f}"
         row["negative curvature"] = f"{100 * last.negative_curvature.mean():.0f} % of solves"
         row["s a meta-step"] = f"{step_seconds(curve):.3g}"
-        row["ended early"] = "; ".join(w for w in group.why.unique() if _given(w))
+        row["ended early"] = "; ".join(
+            str(why).split(";")[0] for why in group.why.unique() if _given(why)
+        )
         found.append(row)
     return pd.DataFrame(found)
 
@@ -167,9 +169,12 @@ def _dots(rows: pd.DataFrame, base: str) -> Figure:
                 axes.axvspan(*reach, color=colour, alpha=0.12, linewidth=0)
     axes.set_yticks(range(len(every)), [label(group) for _, group in every])
     axes.set_ylim(-0.7, len(every) - 0.3)
-    said = ["test accuracy, %, transductive, with 95 % intervals"]
+    said = ["test accuracy, %, transductive"]
     if len({len(group) for _, group in every}) > 1:
-        said += ["(several seeds: over them, else over tasks; shaded: one more unchanged run)"]
+        said += ["95 % intervals: over several seeds, else over tasks"]
+        said += ["shaded: where 95 % of unchanged runs would lie"]
+    else:
+        said += ["with 95 % intervals"]
     axes.set_xlabel("\n".join(said))
     axes.set_title(f"One change at a time from {STARTS[base]}")
     return figure
