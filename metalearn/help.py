@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 
 from metalearn.config import config_folder, groups
 
@@ -40,7 +41,7 @@ def study_page(verb: str, name: str) -> str:
     own = re.sub(r"^_target_:.*\n", "", own, flags=re.MULTILINE)
     presets = OmegaConf.load(config_folder() / verb / f"{name}.yaml").presets
     changes = (presets.get("quick") or {}).items()
-    quick = " ".join(f"{key}={str(value).replace(' ', '')}" for key, value in changes)
+    quick = " ".join(_word(key, value) for key, value in changes)
     return "\n".join(
         [
             f"metalearn {verb} {name} [key=value ...]      {purpose(f'{verb}/{name}')}",
@@ -54,6 +55,16 @@ def study_page(verb: str, name: str) -> str:
             f"preset=quick stands for {quick}",
         ]
     )
+
+
+def _word(key: Any, value: Any) -> str:
+    """As it is given on a command line."""
+    if not isinstance(value, ListConfig):
+        return f"{key}={value}"
+    plain = re.compile(r"[\w.-]+")
+    items = [f"{v}" if plain.fullmatch(f"{v}") else f"'{v}'" for v in value]
+    word = f"{key}=[{','.join(items)}]"
+    return f'"{word}"' if "'" in word else word
 
 
 def _text(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What decides between 98 and 99.5 %: one change at a time from the authors' settings."""
+"""What decides iMAML's accuracy: one change at a time from the authors' code and paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may decide between 98 and 99.5 %: one change at a time, from two starting points."""
+"""What may decide iMAML's accuracy: one change at a time, from two starting points."""
 
 from __future__ import annotations
 

@@ -15,13 +15,21 @@ from metalearn.bench.fewshot_report import (
     pooled,
     setting_title,
     shown,
-    step_seconds,
     test_rows,
 )
+from metalearn.bench.validation_curve import best_and_last, fall, span, step_seconds
 from metalearn.evaluation import Estimate
+from metalearn.provenance import short
 from metalearn.study.plot import COLOURS, canvas
 
 STARTS = {"authors": "the authors' code", "paper": "the paper's algorithm"}
+
+HOW = (
+    "The model with the best validation is judged. After ± stands the 95 % interval: of an "
+    "accuracy over the test tasks, with the standard deviation over seeds where there are several; "
+    "of a difference how far as many unchanged runs would lie from the base's mean, where the base "
+    "has more seeds than the change, and else over seeds or tasks."
+)
 
 
 def judged(rows: pd.DataFrame, mode: str = "transductive") -> pd.DataFrame:
@@ -117,7 +125,7 @@ def _changes(rows: pd.DataFrame, base: str) -> pd.DataFrame:
     found = []
     for change, group in groups(rows, base):
         first, curve = group.iloc[0], curves[curves.change == change]
-        last = curve[curve.step == curve.step.max()]
+        best, last = best_and_last(curve)
         row: dict[str, Any] = {
             "change": first.subject if _given(first.subject) else "none",
             "to": first.value if _given(first.subject) else "",
@@ -128,14 +136,23 @@ def _changes(rows: pd.DataFrame, base: str) -> pd.DataFrame:
             own = f"{gain.mean:+.2f} ± {gain.interval:.2f}" if change != base else ""
             row["difference"] = own
         row["inductive"] = shown(inductive[inductive.change == change])
-        row["best validation"] = f"{100 * curve.groupby('seed').accuracy.max().mean():.1f}"
-        row["negative curvature"] = f"{100 * last.negative_curvature.mean():.0f} % of solves"
+        row["best validation"] = f"{100 * best.accuracy.mean():.1f}"
+        row["at meta-step"] = span(best)
+        row["last"] = f"{100 * last.accuracy.mean():.1f}"
+        row["negative curvature until the best"] = _share(best.negative_curvature)
+        row["in all"] = _share(last.negative_curvature)
         row["s a meta-step"] = f"{step_seconds(curve):.3g}"
+        row["commit"] = ", ".join(dict.fromkeys(map(short, group.commit.dropna())))
         row["ended early"] = "; ".join(
-            str(why).split(";")[0] for why in group.why.unique() if _given(why)
+            dict.fromkeys(str(why).split(";")[0] for why in group.why if _given(why))
         )
         found.append(row)
     return pd.DataFrame(found)
+
+
+def _share(negative: pd.Series) -> str:
+    """Of the solves; empty where nothing was solved."""
+    return "" if negative.isna().all() else f"{100 * negative.mean():.0f} % of solves"
 
 
 def _at_test(rows: pd.DataFrame) -> pd.DataFrame:
@@ -181,7 +198,7 @@ def _dots(rows: pd.DataFrame, base: str) -> Figure:
 
 
 def findings(rows: pd.DataFrame) -> list[str]:
-    found = []
+    found = [] if judged(rows).empty else [HOW]
     for base in _bases(rows):
         every = dict(groups(rows, base))
         start = every.get(base)
@@ -196,19 +213,27 @@ def findings(rows: pd.DataFrame) -> list[str]:
                 order = sorted(part, key=lambda c: -abs(part[c].mean))
                 each = [f"{label(every[c])} ({_points(part[c])})" for c in order]
                 found.append(
-                    f"From {STARTS[base]}, changes that {what} it by more than the interval: "
+                    f"From {STARTS[base]}, changes that {what} it by more than chance does: "
                     f"{', '.join(each)}."
                 )
         within = len(gains) - len(better) - len(worse)
         if within:
             by_chance = f"{0.05 * len(gains):.1f}"
             found.append(
-                f"From {STARTS[base]}, {within} of {len(gains)} changes stay within the interval; "
-                f"had none an effect, chance alone would put at most {by_chance} outside."
+                f"From {STARTS[base]}, {within} of {len(gains)} changes stay within what chance "
+                f"does; had none an effect, {by_chance} would be beyond it, on average and at most."
+            )
+        curves = {c: rows[(rows.part == "curve") & (rows.change == c)] for c in every}
+        falls = {label(every[c]): fall(curve) for c, curve in curves.items()}
+        if any(falls.values()):
+            told = ", ".join(f"{change} (from {fell})" for change, fell in falls.items() if fell)
+            found.append(
+                f"From {STARTS[base]}, validation fell again after the model that was chosen and "
+                f"judged: {told}."
             )
         found += _modes(rows, base)
         found.append(
-            f"From {STARTS[base]}: so much after {int(start.steps.iloc[0]):,} meta-steps, at "
+            f"From {STARTS[base]}: so much within {int(start.steps.iloc[0]):,} meta-steps, at "
             f"{100 * start.accuracy.mean():.0f} %; what decides near the end of a long training "
             "may be something else."
         )

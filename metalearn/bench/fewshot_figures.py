@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from metalearn.bench.fewshot_report import (
+    PUBLISHED,
     curves,
     name,
     setting_title,
@@ -55,8 +56,8 @@ def _curves(rows: pd.DataFrame, x: str, label: str) -> Figure:
 
 
 def _style(method: str, methods: Iterable[str]) -> dict[str, Any]:
-    """A colour for each method; its tuned form has the same, and squares."""
-    bases = list(dict.fromkeys(m.removesuffix("_tuned") for m in methods))
+    """A colour for each method, everywhere alike; its tuned form has the same, and squares."""
+    bases = list(dict.fromkeys((*PUBLISHED, *(m.removesuffix("_tuned") for m in methods))))
     colour = COLOURS[bases.index(method.removesuffix("_tuned")) % len(COLOURS)]
     return {"color": colour, "marker": "s" if method.endswith("_tuned") else "o"}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
+from metalearn.bench.validation_curve import fall, step_seconds
 from metalearn.evaluation import Estimate
 from metalearn.provenance import short
 from metalearn.report.accuracy import TITLES, published
@@ -161,16 +161,6 @@ def shared_time(rows: pd.DataFrame, setting: Any) -> float:
     return float(min(found))
 
 
-def step_seconds(curve: pd.DataFrame) -> float:
-    """Of a meta-step: the median over the stretches between validations, so that what else the
-    machine did for a while does not count; the mean over seeds."""
-    medians = []
-    for _, one in curve.groupby("seed"):
-        seconds, steps = one.train_s.to_numpy(), one.step.to_numpy()
-        medians.append(np.median(np.diff(seconds, prepend=0) / np.diff(steps, prepend=0)))
-    return float(np.mean(medians))
-
-
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.3g} min"
 
@@ -261,7 +251,7 @@ def _best(part: pd.DataFrame) -> str:
     seeds = f"{group.seed.nunique()} seed" + ("s" if group.seed.nunique() > 1 else "")
     return (
         f"{setting_title(part)}: of {len(groups)} methods {name(best)} has the highest test "
-        f"accuracy, {shown(group)} % ({int(first.inner_steps)} inner steps, transductive, "
+        f"accuracy, {shown(group)} % (inner steps: {int(first.inner_steps)}; transductive, "
         f"{int(first.tasks)} tasks, {seeds}), after {int(first.steps):,} meta-steps of "
         f"{int(first.meta_batch)} tasks in {_duration(float(group.train_s.mean()))} on "
         f"{_text(first.machine)}{theirs}{ties}."
@@ -307,7 +297,8 @@ def _fastest(rows: pd.DataFrame, setting: str) -> list[str]:
 
 
 def _flat(rows: pd.DataFrame, setting: str, part: pd.DataFrame) -> list[str]:
-    """Whether the last quarter of the meta-steps still raised the best validation accuracy."""
+    """Whether the last quarter of the meta-steps still raised the best validation accuracy, and
+    what fell after it."""
     rising, unknown = [], []
     for method, curve in curves(rows, setting).items():
         gains: list[float] = []
@@ -333,6 +324,10 @@ def _flat(rows: pd.DataFrame, setting: str, part: pd.DataFrame) -> list[str]:
             f"{where}: no {'other ' if unknown else ''}method's best validation accuracy rose by "
             "more than its interval in the last quarter of its meta-steps."
         )
+    falls = {name(method): fall(curve) for method, curve in curves(rows, setting).items()}
+    if any(falls.values()):
+        each = ", ".join(f"{method} (from {fell})" for method, fell in falls.items() if fell)
+        found.append(f"{where}: validation fell again, after the model that was chosen: {each}.")
     return found
 
 

@@ -164,13 +164,14 @@ class StudyRun:
 
     def curve(self) -> list[dict[str, Any]]:
         """A row for each validation: meta-step, tasks and seconds of training so far, accuracy, and
-        the share of those tasks whose linear solve met negative curvature."""
+        the share of those tasks whose linear solve met negative curvature, None without solves."""
         rows: list[dict[str, Any]] = []
-        train_s, negative = 0.0, 0
+        train_s, negative, solves = 0.0, 0, False
         if not (self.folder / "metrics.jsonl").is_file():
             return rows
         for line in MetricsFile(self.folder / "metrics.jsonl").rows():
             train_s += line["step_s"]
+            solves |= "solve_negative_curvature" in line
             negative += line.get("solve_negative_curvature", 0)
             if "validation_accuracy" in line:
                 tasks = line["step"] * self.config.meta_batch
@@ -178,7 +179,7 @@ class StudyRun:
                     {
                         "step": line["step"],
                         "trained_tasks": tasks,
-                        "negative_curvature": negative / tasks,
+                        "negative_curvature": negative / tasks if solves else None,
                         "train_s": train_s,
                         "accuracy": line["validation_accuracy"],
                         "accuracy_interval": line["validation_accuracy_interval"],

@@ -81,6 +81,28 @@ def test_each_change_stands_beside_its_base(rows):
     assert set(at_test["inner steps at test"]) == {"2", "16"}
     assert set(differences_report.figures(rows)) == {"authors", "paper"}
     assert any("stay within" in s or "changes that" in s for s in differences_report.findings(rows))
+    assert set(authors["at meta-step"]) <= {"1", "2", "1 to 2"}
+
+
+def test_a_run_that_ended_early_says_why_in_short_and_a_fall_is_told(rows):
+    broken = rows.copy()
+    broken.loc[broken.change == "paper", "why"] = "stopped at meta-step 3; see runs/x"
+    later = (broken.change == "paper") & (broken.part == "curve") & (broken.step == 2)
+    broken.loc[broken.change == "paper", "accuracy_interval"] = 0.01
+    broken.loc[(broken.change == "paper") & (broken.part == "curve"), "accuracy"] = 0.5
+    broken.loc[later, "accuracy"] = 0.25
+    _, paper, _ = differences_report.tables(broken).values()
+    assert paper["ended early"][0] == "stopped at meta-step 3"
+    assert (paper["best validation"][0], paper["last"][0]) == ("50.0", "25.0")
+    said = " ".join(differences_report.findings(broken))
+    assert "the paper's algorithm (from 50.0 % at 1 to 25.0 %)" in said
+
+
+def test_what_solves_nothing_has_no_share_of_solves(study):
+    first_order = next(c for c in CHANGES if c.name == "authors: meta-gradient first-order")
+    other = dataclasses.replace(study, subjects=["meta-gradient"], steps=1)
+    (row, *_) = other.measure({"change": first_order.name, "seed": 0}, CPU)
+    assert row["part"] == "curve" and row["negative_curvature"] is None
 
 
 def test_a_study_that_guards_stopped_altogether_says_so():

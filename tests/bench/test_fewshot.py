@@ -12,6 +12,7 @@ import torch
 from metalearn.bench import fewshot_figures, fewshot_report
 from metalearn.bench.fewshot import FewShotStudy, measured
 from metalearn.bench.fewshot_runs import Budget, StudyRun
+from metalearn.bench.validation_curve import fall, step_seconds
 from metalearn.cli import main
 from metalearn.errors import UsageError
 from metalearn.held_out import Protocol
@@ -218,12 +219,13 @@ def test_a_study_that_guards_stopped_altogether_says_so():
 
 def test_seconds_of_a_meta_step_are_those_of_most_stretches():
     curve = pd.DataFrame({"seed": 0, "step": [10, 20, 30], "train_s": [1.0, 61.0, 62.0]})
-    assert fewshot_report.step_seconds(curve) == pytest.approx(0.1)
+    assert step_seconds(curve) == pytest.approx(0.1)
 
 
 def test_the_best_and_those_not_told_apart_from_it(rows):
     def said(maml: float, fomaml: float) -> list[str]:
         alone = rows[rows.seed == 0].assign(accuracy_interval=0.01)
+        alone["train_s"] = alone.step.fillna(alone.steps)  # as fast as each other
         alone.loc[alone.method == "maml", "accuracy"] = maml
         alone.loc[alone.method == "fomaml", "accuracy"] = fomaml
         return [s for s in fewshot_report.findings(alone) if "told apart" in s]
@@ -264,3 +266,21 @@ def test_no_methods_are_the_published_ones_that_a_setting_has():
     published = ["maml", "fomaml", "reptile", "imaml", "imaml_hf", "imaml_authors_code"]
     asked = [cell["method"] for cell in study.cells()]
     assert asked == [*published, *published[:-1]]
+
+
+def curve(*accuracies: float, seed: int = 0) -> pd.DataFrame:
+    steps = range(100, 100 * len(accuracies) + 100, 100)
+    columns = {"seed": seed, "step": steps, "accuracy": accuracies, "accuracy_interval": 0.03}
+    return pd.DataFrame(columns)
+
+
+def test_a_validation_that_falls_again_by_more_than_chance_is_told():
+    assert fall(curve(0.4, 0.604, 0.28)) == "60.4 % at 200 to 28.0 %"
+    assert fall(curve(0.4, 0.6, 0.57)) == fall(curve(0.4, 0.5, 0.6)) == ""
+    two = pd.concat([curve(0.5, 0.4, 0.3), curve(0.5, 0.7, 0.5, seed=1)], ignore_index=True)
+    assert fall(two) == "60.0 % at 100 to 200 to 40.0 %"
+
+
+def test_a_method_keeps_its_colour_whatever_stands_beside_it():
+    asked = [["imaml"], ["maml", "imaml"], ["imaml_tuned", "other", "imaml"]]
+    assert len({fewshot_figures._style("imaml", methods)["color"] for methods in asked}) == 1
