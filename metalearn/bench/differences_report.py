@@ -28,7 +28,8 @@ HOW = (
     "The model with the best validation is judged. After ± stands the 95 % interval: of an "
     "accuracy over the test tasks, with the standard deviation over seeds where there are several; "
     "of a difference how far as many unchanged runs would lie from the base's mean, where the base "
-    "has more seeds than the change, and else over seeds or tasks."
+    "has more seeds than the change, and else over seeds or tasks. Negative curvature is what CG "
+    "meets: GMRES and the normal equations don't look for it."
 )
 
 
