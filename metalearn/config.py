@@ -202,6 +202,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"
 
 
+def check_known(name: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises UsageError where the list option `name` has a value that is none of `known`."""
+    for value in given:
+        if value not in known:
+            raise UsageError(f"{name} has {value!r}{nearest(value, known)}")
+
+
 def _composed(verb: str, overrides: list[str]) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
@@ -351,9 +358,7 @@ def _check_type(word: str, key: str, value: Any, default: Any) -> None:
         str: ((str,), "text (a number in quotes: \"'1'\")"),
     }[wanted]
     if not isinstance(value, types) or (wanted is not bool and isinstance(value, bool)):
-        example = (
-            "" if default == "" else ", or null" if default is None else f", such as {default}"
-        )
+        example = {"": "", None: ", or null"}.get(default, f", such as {default}")
         raise UsageError(f"{word}; expected {described}{example}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{word}; expected a finite number")

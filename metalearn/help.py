@@ -61,8 +61,7 @@ def _word(key: Any, value: Any) -> str:
     """As it is given on a command line."""
     if not isinstance(value, ListConfig):
         return f"{key}={value}"
-    plain = re.compile(r"[\w.-]+")
-    items = [f"{v}" if plain.fullmatch(f"{v}") else f"'{v}'" for v in value]
+    items = [v if re.fullmatch(r"[\w.-]+", v) else f"'{v}'" for v in map(str, value)]
     word = f"{key}=[{','.join(items)}]"
     return f'"{word}"' if "'" in word else word
 

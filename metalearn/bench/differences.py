@@ -57,13 +57,8 @@ class DifferencesStudy:
         if not self.seeds or not self.bases:
             raise UsageError("seeds=[] or bases=[]; expected at least one of each")
         known = {change.subject for change in CHANGES if change.subject}
-        for name, given, choices in (
-            ("bases", self.bases, BASES),
-            ("subjects", self.subjects, known),
-        ):
-            for value in given:
-                if value not in choices:
-                    raise UsageError(f"{name} has {value!r}{config.nearest(value, choices)}")
+        config.check_known("bases", self.bases, BASES)
+        config.check_known("subjects", self.subjects, known)
         config.compose("train", self._words(CHANGES[0], self.seeds[0]))
 
     def changes(self) -> dict[str, Change]:

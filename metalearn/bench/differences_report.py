@@ -17,7 +17,7 @@ from metalearn.bench.fewshot_report import (
     shown,
     test_rows,
 )
-from metalearn.bench.validation_curve import best_and_last, fall, span, step_seconds
+from metalearn.bench.validation_curve import best_and_last, falls, span, step_seconds
 from metalearn.evaluation import Estimate
 from metalearn.provenance import short
 from metalearn.study.plot import COLOURS, canvas
@@ -44,6 +44,11 @@ def groups(rows: pd.DataFrame, base: str) -> Iterator[tuple[str, pd.DataFrame]]:
     part = judged(rows)
     for change, group in part[part.base == base].groupby("change", sort=False):
         yield str(change), group
+
+
+def _curve(rows: pd.DataFrame, change: str) -> pd.DataFrame:
+    """The validations of a change's seeds."""
+    return rows[(rows.part == "curve") & (rows.change == change)]
 
 
 def label(group: pd.DataFrame) -> str:
@@ -122,10 +127,9 @@ def _seeds(n: int) -> str:
 def _changes(rows: pd.DataFrame, base: str) -> pd.DataFrame:
     start = dict(groups(rows, base)).get(base)
     inductive = judged(rows, "inductive")
-    curves = rows[rows.part == "curve"]
     found = []
     for change, group in groups(rows, base):
-        first, curve = group.iloc[0], curves[curves.change == change]
+        first, curve = group.iloc[0], _curve(rows, change)
         best, last = best_and_last(curve)
         row: dict[str, Any] = {
             "change": first.subject if _given(first.subject) else "none",
@@ -224,13 +228,10 @@ def findings(rows: pd.DataFrame) -> list[str]:
                 f"From {STARTS[base]}, {within} of {len(gains)} changes stay within what chance "
                 f"does; had none an effect, {by_chance} would be beyond it, on average and at most."
             )
-        curves = {c: rows[(rows.part == "curve") & (rows.change == c)] for c in every}
-        falls = {label(every[c]): fall(curve) for c, curve in curves.items()}
-        if any(falls.values()):
-            told = ", ".join(f"{change} (from {fell})" for change, fell in falls.items() if fell)
+        if fell := falls({label(group): _curve(rows, c) for c, group in every.items()}):
             found.append(
                 f"From {STARTS[base]}, validation fell again after the model that was chosen and "
-                f"judged: {told}."
+                f"judged: {fell}."
             )
         found += _modes(rows, base)
         found.append(

@@ -61,28 +61,24 @@ class FewShotStudy:
             if not getattr(self, name):
                 raise UsageError(f"{name}=[]; expected at least one")
         known = _experiments()
-        for name, given, choices in (
-            ("settings", self.settings, {setting for setting, _ in known}),
-            ("methods", self.methods, {method for _, method in known}),
-        ):
-            for value in given:
-                if value not in choices:
-                    raise UsageError(f"{name} has {value!r}{config.nearest(value, choices)}")
+        config.check_known("settings", self.settings, {setting for setting, _ in known})
+        config.check_known("methods", self.methods, {method for _, method in known})
+        cells = self.cells()
         for method in self.methods:
-            if not any((setting, method) in known for setting in self.settings):
+            if method not in {cell["method"] for cell in cells}:
                 its = ", ".join(sorted(setting for setting, of in known if of == method))
                 raise UsageError(
                     f"methods has {method!r}, which settings={','.join(self.settings)} have no "
                     f"experiment for; expected a setting of {its}"
                 )
         for setting in self.settings:
-            if not any(cell["setting"] == setting for cell in self.cells()):
+            if setting not in {cell["setting"] for cell in cells}:
                 its = ", ".join(sorted(method for of, method in known if of == setting))
                 raise UsageError(
                     f"methods={','.join(self.methods)} has none that {setting} has an experiment "
                     f"for; expected some of {its}"
                 )
-        first, *others = [cell for cell in self.cells() if cell["seed"] == self.seeds[0]]
+        first, *others = [cell for cell in cells if cell["seed"] == self.seeds[0]]
         budget = Budget(self.steps, self.train_minutes)
         for cell in (first, *(others if budget.minutes else [])):
             budget.check(config.compose("train", self._words(cell)))

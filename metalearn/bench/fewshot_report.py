@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from metalearn.bench.validation_curve import fall, step_seconds
+from metalearn.bench.validation_curve import falls, step_seconds
 from metalearn.evaluation import Estimate
 from metalearn.provenance import short
 from metalearn.report.accuracy import TITLES, published
@@ -324,10 +324,8 @@ def _flat(rows: pd.DataFrame, setting: str, part: pd.DataFrame) -> list[str]:
             f"{where}: no {'other ' if unknown else ''}method's best validation accuracy rose by "
             "more than its interval in the last quarter of its meta-steps."
         )
-    falls = {name(method): fall(curve) for method, curve in curves(rows, setting).items()}
-    if any(falls.values()):
-        each = ", ".join(f"{method} (from {fell})" for method, fell in falls.items() if fell)
-        found.append(f"{where}: validation fell again, after the model that was chosen: {each}.")
+    if fell := falls({name(method): c for method, c in curves(rows, setting).items()}):
+        found.append(f"{where}: validation fell again, after the model that was chosen: {fell}.")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,12 @@ def span(validations: pd.DataFrame) -> str:
     """Their meta-step, or the least and the greatest."""
     low, high = int(validations.step.min()), int(validations.step.max())
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def falls(curves: Mapping[str, pd.DataFrame]) -> str:
+    """Those of the named curves that fall (`fall`), in words; empty where none does."""
+    fell = {name: fall(curve) for name, curve in curves.items()}
+    return ", ".join(f"{name} (from {said})" for name, said in fell.items() if said)
 
 
 def fall(curve: pd.DataFrame) -> str:

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from metalearn.config import nearest
+from metalearn.config import check_known
 from metalearn.errors import UsageError
 from metalearn.inner import GradientDescent
 from metalearn.linear_solve import CG, Neumann
@@ -85,10 +85,7 @@ class DistillStudy:
                 raise UsageError(f"{name}=[]; expected at least one")
         if min(self.judge_decays) <= 0:
             raise UsageError(f"judge_decays={list(self.judge_decays)}; expected numbers above 0")
-        known = self._meta_gradients()
-        for name in self.methods:
-            if name not in known:
-                raise UsageError(f"methods has {name!r}{nearest(name, known)}")
+        check_known("methods", self.methods, self._meta_gradients())
         self._data(self.seeds[0])  # an unfit dataset is refused before anything is measured
 
     def cells(self) -> list[Cell]:

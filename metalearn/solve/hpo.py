@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from metalearn.config import nearest
+from metalearn.config import check_known
 from metalearn.errors import UsageError
 from metalearn.inner import LBFGS, GradientDescent
 from metalearn.linear_solve import CG, Neumann
@@ -110,9 +110,7 @@ class HPOStudy:
         for name, known in (("problems", (*PENALTIES, *NETWORKS)), ("methods", METHODS)):
             if not getattr(self, name):
                 raise UsageError(f"{name}=[]; expected some of {', '.join(known)}")
-            for own in getattr(self, name):
-                if own not in known:
-                    raise UsageError(f"{name} has {own!r}{nearest(own, known)}")
+            check_known(name, getattr(self, name), known)
         for name in ("splits", "seeds"):
             seeds = list(getattr(self, name))
             if not seeds or not 0 <= min(seeds) <= max(seeds) < 2**32:

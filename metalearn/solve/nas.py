@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from metalearn.config import nearest
+from metalearn.config import check_known
 from metalearn.errors import UsageError
 from metalearn.inner import Adam, GradientDescent
 from metalearn.linear_solve import CG, Neumann
@@ -83,10 +83,7 @@ class NASStudy:
         for name in ("seeds", "methods"):
             if not getattr(self, name):
                 raise UsageError(f"{name}=[]; expected at least one")
-        known = self._meta_gradients()
-        for name in self.methods:
-            if name not in known:
-                raise UsageError(f"methods has {name!r}{nearest(name, known)}")
+        check_known("methods", self.methods, self._meta_gradients())
         if self.random > (most := len(OPERATIONS) ** len(edges(self.nodes))):
             raise UsageError(
                 f"random={self.random}; a cell of nodes={self.nodes} has no more than {most} "
