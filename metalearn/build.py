@@ -20,7 +20,14 @@ from metalearn.interpolation import check_resolved
 
 PACKAGES = (
     *("metalearn.nn", "metalearn.inner", "metalearn.linear_solve", "metalearn.metagrad"),
-    *("metalearn.tasks", "metalearn.bench", "metalearn.solve", "torch.nn", "torch.optim"),
+    *(
+        "metalearn.problems",
+        "metalearn.tasks",
+        "metalearn.bench",
+        "metalearn.solve",
+        "torch.nn",
+        "torch.optim",
+    ),
 )
 """Where the classes are that a config may name."""
 FUNCTIONS = (

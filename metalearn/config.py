@@ -25,12 +25,13 @@ PACKAGE = Path(__file__).resolve().parent
 # What an option takes whose default is null, by the last part of its name.
 _NULLABLE: dict[str, type] = {
     **dict.fromkeys(("threads", "queries", "steps", "truncate", "distinct"), int),
-    **dict.fromkeys(("clip_norm", "tol", "step_size"), float),
+    **dict.fromkeys(("clip_norm", "prox_head", "tol", "step_size"), float),
     **dict.fromkeys(("name", "run_dir", "resume", "source", "checkpoint", "results", "out"), str),
     "transductive": bool,
 }
 _ITEMS = {"inner_steps": 0}  # such as a list holds whose default is []; others hold texts
 _OF_SEVERAL_TYPES = ("metagrad.checkpoint", "checkpoint")  # their constructors check them
+_MAY_BE_NULL = ("experiment", "problem")  # groups that a run may have no choice of
 _HYDRAS = ("hydra.", "hydra/")
 _OF_HYDRA = ("launcher", "sweeper")  # what a sweep may choose
 _LONGEST_NAME = 100
@@ -154,7 +155,7 @@ def checked(config: Any, where: str, verb: str, whole: bool = True) -> DictConfi
     expected = OmegaConf.load(config_folder() / f"{verb}.yaml")
     assert isinstance(expected, DictConfig)
     for key in groups():
-        if key == "experiment":
+        if key in _MAY_BE_NULL and config.get(key) is None:
             continue
         if not isinstance(config.get(key), DictConfig):
             raise UsageError(f"{where} lacks {key}; {mend}")
@@ -281,7 +282,7 @@ def text_of(override: Override) -> str:
 def _check_choice(override: Override) -> None:
     group, value = override.key_or_group, override.value()
     known = [f.stem for f in (config_folder() / group).glob("*.yaml")]
-    if override.is_sweep_override() or (value is None and group == "experiment"):
+    if override.is_sweep_override() or (value is None and group in _MAY_BE_NULL):
         return
     if override.is_add() or value not in known:
         shown = "null" if value is None else _shown(value)

@@ -19,9 +19,15 @@ from metalearn.machine import find_device, use_threads
 from metalearn.magnitude import LARGEST
 from metalearn.memory import keep_freed_memory
 from metalearn.metagrad import MetaGradient
+from metalearn.nn import body_and_head
 from metalearn.problem import BilevelProblem, FewShot, Meta
+from metalearn.problems import ConvexHead, WithBody
 from metalearn.tasks import TaskBatch, Tasks
-from metalearn.tree import live, named_leaves
+from metalearn.tree import fixed, live, named_leaves
+
+STATISTICS_IMAGES = 1000
+STATISTICS_SEED = 4000
+"""The training images that a body's "population" statistics are measured on."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,20 @@ class Experiment:
             for name, value in given.items():
                 own[name].copy_(value)
 
+    def settled(self, problem: BilevelProblem, meta: Meta) -> BilevelProblem:
+        """The problem as evaluation uses it: a body's "population" statistics are those of about
+        `STATISTICS_IMAGES` training images, the same ones whenever they are asked for."""
+        if not hasattr(problem, "settled"):
+            return problem
+        sampler = self.tasks.sampler("train", STATISTICS_SEED, self.device)
+        images, drawn = [], 0
+        while drawn < STATISTICS_IMAGES:
+            task = sampler.sample(1)
+            images += [task.support_x[0], task.query_x[0]]
+            drawn += len(images[-1]) + len(images[-2])
+        found: BilevelProblem = problem.settled(meta, torch.cat(images))
+        return found
+
     @torch.no_grad()
     def check(self, task: TaskBatch) -> None:
         """Tries the model on a task.
@@ -87,10 +107,10 @@ class Experiment:
             UsageError: it cannot take the inputs, or its outputs are none for the targets.
         """
         x, y = task.support_x, task.support_y
-        plain = FewShot(self.model)
-        params = plain.init(dict(self.model.named_parameters()), task)
+        plain, meta = FewShot(self.model), fixed(dict(self.model.named_parameters()))
         try:
-            shape = tuple(plain.model(params, x).shape[2:])
+            params = plain.init(meta, task)
+            shape = tuple(plain.query_predictions(params, meta, task).shape[2:])
         except (RuntimeError, ValueError) as error:
             values = x[0, 0].numel()
             raise UsageError(
@@ -122,20 +142,34 @@ def few_shot_problem(model: nn.Module, config: DictConfig) -> tuple[BilevelProbl
             f"prox={config.prox}; learn_prox=true starts from it, so that it must be above 0, up "
             f"to {LARGEST:.1e}"
         )
-    few_shot = FewShot(
-        model, 0.0 if learned else config.prox, config.transductive, config.get("adapt", "all")
-    )
+    problem: BilevelProblem
+    if config.get("problem") is not None:
+        body, _ = body_and_head(model)
+        convex = build(config.problem, ConvexHead)
+        problem = WithBody(body, convex, config.transductive, config.get("statistics", "task"))
+        start = {name: p.to(next(body.parameters())).detach() for name, p in convex.meta().items()}
+        return problem, {**dict(body.named_parameters()), **live(start)}
+    adapt, rates = config.get("adapt", "all"), config.get("learn_rates", False)
+    prox, prox_head = (0.0, None) if learned else (config.prox, config.get("prox_head"))
     theta = dict(model.named_parameters())
-    problem: BilevelProblem = few_shot
+    if adapt == "head" and not (learned or rates):
+        body, head = body_and_head(model)
+        few_shot = FewShot(head, prox, prox_head=prox_head)
+        statistics = config.get("statistics", "task")
+        return WithBody(body, few_shot, config.transductive, statistics), theta
+    few_shot = FewShot(model, prox, config.transductive, adapt, prox_head)
+    problem = few_shot
     meta: Meta = theta
     like = next(model.parameters()).detach()
     if learned:
         problem = LearnedProx(few_shot)
         log_prox = like.new_tensor(math.log(config.prox)).requires_grad_()
         meta = {"theta": meta, "log_prox": log_prox}
-    if config.get("learn_rates", False):
+    if rates:
         problem = LearnedRates(problem)
-        log_rates = {name: torch.zeros_like(theta[name]) for name in few_shot.adapted}
+        # A symmetric head's vectors share their rates, as they share their start.
+        shapes = theta | dict(model.named_buffers())
+        log_rates = {name: torch.zeros_like(shapes[name]) for name in few_shot.adapted}
         meta = {"theta": meta, "log_rates": live(log_rates)}
     return problem, meta
 

@@ -100,7 +100,8 @@ class Protocol:
         problems: dict[str, BilevelProblem] = {}
         for mode in self.modes:
             run.transductive = MODES[mode]
-            problems[mode], _ = few_shot_problem(experiment.model, run)
+            problem, _ = few_shot_problem(experiment.model, run)
+            problems[mode] = experiment.settled(problem, experiment.meta)
         judged = self._held_out if self.benchmark == "held_out" else self._official
         make_sampler, tasks, about = judged(path, run, experiment)
         experiment.check(make_sampler().sample(1))

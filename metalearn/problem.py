@@ -6,6 +6,7 @@ where               params*(meta) minimises inner(params, meta), or K steps from
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from metalearn.errors import UsageError
 from metalearn.magnitude import LARGEST
 from metalearn.nn import TaskBatched
+from metalearn.nn.head import SymmetricHead, class_means
 from metalearn.tasks.batch import TaskBatch
-from metalearn.tree import half_squared_distance
+from metalearn.tree import half_squared_distance, leaves_of
 
 Params = dict[str, Tensor]
 """Adapted parameters by name, each tensor (T, ...)."""
@@ -61,6 +63,24 @@ class CompositeProblem(BilevelProblem, Protocol):
         ...
 
 
+class FeatureProblem(BilevelProblem, Protocol):
+    """A problem whose params act on features that meta alone decides, so that one pass has them.
+
+    `on_features` is the same problem with meta {"features": (T, n, F), "rest": ...}. A
+    meta-gradient differentiates that one, and then goes back through the features once.
+    """
+
+    on_features: BilevelProblem
+
+    def features(self, meta: Meta, task: Any) -> Tensor:
+        """(T, n, F), differentiable in meta."""
+        ...
+
+    def rest(self, meta: Meta) -> Meta:
+        """The leaves of meta that act beside the features, themselves and not copies."""
+        ...
+
+
 class FewShot:
     """Few-shot learning: meta is the initialisation theta of the task's parameters phi.
 
@@ -78,8 +98,12 @@ class FewShot:
         adapt: the parameters that the inner loop moves: "all"; "head", those of the model's last
             layer, which is ANIL's problem (Raghu et al. 2020); or names. The others are the body,
             shared by all tasks and a part of meta alone; the proximal term does not hold them.
+        prox_head: the proximal strength of the last layer's parameters; None: `prox`. The paper's
+            lambda may differ between parameters: a strong pull keeps the body's curvature small
+            where a weak one leaves the head free.
 
-    `meta` is `dict(model.named_parameters())`, `adapted` the names of phi's tensors.
+    `meta` is `dict(model.named_parameters())`, `adapted` the names of phi's tensors. The class
+    vectors of a `SymmetricHead` are always adapted, (T, ways, features), the ways being the task's.
     """
 
     def __init__(
@@ -88,18 +112,39 @@ class FewShot:
         prox: float = 0.0,
         transductive: bool = True,
         adapt: Literal["all", "head"] | Sequence[str] = "all",
+        prox_head: float | None = None,
     ) -> None:
-        if not 0 <= prox <= LARGEST:
-            raise UsageError(
-                f"prox={prox}; the proximal strength must be at least 0, and up to {LARGEST:.1e}"
-            )
+        for name, value in (("prox", prox), ("prox_head", prox_head)):
+            if value is not None and not 0 <= value <= LARGEST:
+                raise UsageError(
+                    f"{name}={value}; the proximal strength must be at least 0, and up to "
+                    f"{LARGEST:.1e}"
+                )
         self.model = TaskBatched(model)
-        self.prox = prox
+        self.prox, self.prox_head = prox, prox if prox_head is None else prox_head
         self.transductive = transductive
-        self.adapted = _adapted([name for name, _ in model.named_parameters()], adapt)
+        self._head = _ClassVectors.of(model)
+        own = [name for name, _ in model.named_parameters()]
+        vectors: list[str] = []
+        if self._head is not None:
+            vectors = self._head.names
+            own = [name for name in own if not name.startswith(self._head.prefix)]
+        layer = (vectors or own)[-1].rpartition(".")[0]
+        self.last_layer = [n for n in own + vectors if n.rpartition(".")[0] == layer]
+        self.adapted = _adapted(own + vectors, self.last_layer, adapt)
+        self.adapted += [name for name in vectors if name not in self.adapted]
 
     def init(self, meta: Params, task: TaskBatch) -> Params:
-        return {name: meta[name].expand(len(task), *meta[name].shape) for name in self.adapted}
+        per_task = self._head.names if self._head is not None and self._head.per_task else ()
+        return {
+            name: p if name in per_task else p.expand(len(task), *p.shape)
+            for name, p in self._start(meta, task).items()
+        }
+
+    def _start(self, meta: Params, task: TaskBatch) -> Params:
+        """phi at the start of the inner loop: one tensor for all tasks, or (T, ...) each."""
+        vectors = {} if self._head is None else self._head.start(meta, task)
+        return {name: vectors[name] if name in vectors else meta[name] for name in self.adapted}
 
     def inner_objective(self, params: Params, meta: Params, task: TaskBatch) -> Tensor:
         return self.inner_loss(self.inner_outputs(params, meta, task), meta, task)
@@ -107,27 +152,35 @@ class FewShot:
     def inner_outputs(self, params: Params, meta: Params, task: TaskBatch) -> dict[str, Any]:
         predictions = self._predict(params, meta, task.support_x)
         # The proximal term is quadratic in the parameters, which are therefore outputs too.
-        return {"predictions": predictions} | ({"params": params} if self.prox else {})
+        held = self.prox or self.prox_head
+        return {"predictions": predictions} | ({"params": params} if held else {})
 
     def inner_loss(self, outputs: dict[str, Any], meta: Params, task: TaskBatch) -> Tensor:
         loss = prediction_loss(outputs["predictions"], task.support_y)
-        if not self.prox:
+        if "params" not in outputs:
             return loss
-        moved = outputs["params"]
-        distance = half_squared_distance(list(moved.values()), [meta[name] for name in moved])
-        return loss + self.prox * distance
+        phi, start = outputs["params"], self._start(meta, task)
+        if self.prox == self.prox_head:
+            return loss + self.prox * half_squared_distance([*phi.values()], [*start.values()])
+        for strength, head in ((self.prox, False), (self.prox_head, True)):
+            names = [name for name in phi if (name in self.last_layer) == head]
+            if strength and names:
+                away = half_squared_distance([phi[n] for n in names], [start[n] for n in names])
+                loss = loss + strength * away
+        return loss
 
     def outer_objective(
         self, params: Params, meta: Params, task: TaskBatch
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        predictions = self._query_predictions(params, meta, task)
+        predictions = self.query_predictions(params, meta, task)
         loss = prediction_loss(predictions, task.query_y)
         if task.query_y.is_floating_point():
             return loss, {}
         correct = predictions.detach().argmax(dim=-1) == task.query_y
         return loss, {"accuracy": correct.to(loss.dtype).mean(dim=1)}
 
-    def _query_predictions(self, params: Params, meta: Params, task: TaskBatch) -> Tensor:
+    def query_predictions(self, params: Params, meta: Params, task: TaskBatch) -> Tensor:
+        """(T, m, outputs): the logits, or a regression's values, of the queries."""
         if self.transductive:
             return self._predict(params, meta, task.query_x)
         shown = task.support_x.shape[1]
@@ -137,17 +190,63 @@ class FewShot:
     def _predict(
         self, params: Params, meta: Params, x: Tensor, statistics_from: int | None = None
     ) -> Tensor:
-        body = {name: p.expand(len(x), *p.shape) for name, p in meta.items() if name not in params}
-        return self.model({**body, **params}, x, statistics_from)
+        shared = {name: p[None] for name, p in meta.items() if name not in params}
+        return self.model({**shared, **params}, x, statistics_from)
 
 
-def _adapted(names: list[str], adapt: str | Sequence[str]) -> list[str]:
+class _ClassVectors:
+    """The tensors of a model's `SymmetricHead` that have a row for each class of a task."""
+
+    def __init__(self, prefix: str, head: SymmetricHead, body: TaskBatched | None) -> None:
+        self.prefix, self._head, self._body = prefix, head, body
+        self.names = [prefix + name for name in head.adapted]
+        self.per_task = head.start == "prototypes"
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _ClassVectors | None:
+        """Those of the model's last layer; None where it is no such head.
+
+        Raises:
+            UsageError: a head is anywhere else in the model.
+        """
+        heads = [n for n, m in model.named_modules() if isinstance(m, SymmetricHead)]
+        if not heads:
+            return None
+        last = list(model.named_children())[-1:] if isinstance(model, nn.Sequential) else []
+        if len(heads) > 1 or not last or heads[0] != last[0][0]:
+            raise UsageError(
+                f"{type(model).__name__} has a SymmetricHead at {heads[0] or 'its top'}: expected "
+                "it as the last layer of an nn.Sequential. Move it there."
+            )
+        name, head = last[0]
+        assert isinstance(head, SymmetricHead)
+        body = nn.Sequential(OrderedDict(list(model.named_children())[:-1]))
+        return cls(f"{name}.", head, TaskBatched(body) if len(body) else None)
+
+    def start(self, meta: Params, task: TaskBatch) -> Params:
+        """By name: (ways, ...) for all tasks, or (T, ways, ...) of each task's own."""
+        weight, bias = f"{self.prefix}weight", f"{self.prefix}bias"
+        ways, features = task.ways, self._head.features
+        if self._head.start == "tied":
+            return {weight: meta[weight].expand(ways, -1)}
+        if self._head.start == "zero":
+            # A head alone has no parameters, and its inputs are features; tokens have no gradient.
+            like = next(iter(leaves_of(meta)), task.support_x)
+            return {weight: like.new_zeros(ways, features)}
+        x = task.support_x
+        if self._body is not None:
+            own = {name: meta[name][None] for name in self._body.names}
+            x = self._body(own, x)
+        means = class_means(x, task.support_y, ways)
+        return {weight: 2 * means / features, bias: -means.square().sum(-1) / features}
+
+
+def _adapted(names: list[str], last_layer: list[str], adapt: str | Sequence[str]) -> list[str]:
     """The names that `FewShot(adapt=...)` means."""
     if adapt == "all":
-        return names
+        return list(names)
     if adapt == "head":
-        layer = names[-1].rpartition(".")[0]
-        return [name for name in names if name.rpartition(".")[0] == layer]
+        return list(last_layer)
     if isinstance(adapt, str):
         raise UsageError(f"adapt={adapt!r}; expected 'all', 'head' or a list of parameters' names")
     if odd := sorted(set(adapt).difference(names)):

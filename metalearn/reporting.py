@@ -30,6 +30,10 @@ def figures(result: MetaGradientResult) -> dict[str, Any]:
         known = low.isfinite()
         if known.any():
             row |= {"ritz_low": low[known].min().item(), "ritz_high": high[known].max().item()}
+    stability = certificate.inner_stability
+    if stability is not None and (known := stability.isfinite()).any():
+        row["inner_stability"] = stability[known].mean().item()
+        row["inner_unstable"] = int((stability[known] > 1).sum())
     return row
 
 
@@ -61,6 +65,20 @@ def solve_warning(result: MetaGradientResult) -> str | None:
         f"warning: the linear solve of {sum(counts.values())} of {tasks} tasks broke off "
         f"({how}); metagrad=imaml_gn (Gauss-Newton curvature), a larger prox or a larger "
         "metagrad.damping makes its system definite"
+    )
+
+
+def stability_warning(result: MetaGradientResult) -> str | None:
+    """What to do where the inner loop of most tasks is over its edge of stability."""
+    certificate = result.certificate
+    stability = None if certificate is None else certificate.inner_stability
+    if stability is None or not 2 * int((stability > 1).sum()) > len(stability):
+        return None
+    assert certificate is not None and certificate.inner_rate is not None
+    return (
+        f"warning: the inner loop of {int((stability > 1).sum())} of {len(stability)} tasks is "
+        f"unstable: its rate {certificate.inner_rate:g} is above 2 / curvature. Use "
+        "metagrad=imaml_stable, or a smaller metagrad.inner.lr."
     )
 
 

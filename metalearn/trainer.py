@@ -27,6 +27,7 @@ from metalearn.reporting import (
     named,
     progress_line,
     solve_warning,
+    stability_warning,
     validation_line,
 )
 from metalearn.run_folder import RunFolder
@@ -67,7 +68,8 @@ def train(
 
     def validate() -> dict[str, Estimate]:
         held_out.load_state_dict(episodes)
-        problem, metagrad, meta = experiment.problem, experiment.metagrad, experiment.meta
+        metagrad, meta = experiment.metagrad, experiment.meta
+        problem = experiment.settled(experiment.problem, meta)
         tasks = config.validation.tasks
         return evaluate(problem, metagrad, meta, held_out, tasks, ranks=ranks, say=progress.say)
 
@@ -169,9 +171,10 @@ def _meta_step(
         norm = state.guards.check(result)
         state.update(result, norm)
         row["grad_norm"] = state.guards.accept(norm)
-        if not state.warned and (warning := solve_warning(result)):
-            say(f"meta-step {number}: {warning}")
-            state.warned = True
+        for warn in (solve_warning, stability_warning):
+            if warn not in state.warned and (warning := warn(result)):
+                say(f"meta-step {number}: {warning}")
+                state.warned.add(warn)
     except (*REFUSALS, OutOfMemory) as error:
         policy = "stop" if isinstance(error, OutOfMemory) else state.guards.refuse(error)
         if policy == "stop":
@@ -238,7 +241,7 @@ def _summary(
     assert state.chosen is not None  # the last meta-step is validated, and finite
     sampler = experiment.tasks.sampler("test", config.test.seed, experiment.device)
     scores = evaluate(
-        experiment.problem,
+        experiment.settled(experiment.problem, state.chosen.meta),
         experiment.metagrad,
         state.chosen.meta,
         sampler,

@@ -68,7 +68,7 @@ class TrainingState:
         self.halvings = 0  # of the outer rate, by the guards
         self.chosen: Chosen | None = None
         self.peak = 0
-        self.warned = False  # of linear solves that break off: once a session
+        self.warned: set[Any] = set()  # the warnings that were given, each once a session
         self._initial_rates = [group["lr"] for group in self.optimiser.param_groups]
 
     def meta_gradient(self, task: TaskBatch, say: Callable[[str], None]) -> MetaGradientResult:

@@ -5,6 +5,7 @@ to (T,) values, task by task. Where a tolerance is given, each task stops on its
 norm of its gradient is at most that.
 """
 
+from metalearn.inner.backtracking import BacktrackingDescent
 from metalearn.inner.first_order import Adam, GradientDescent, GradientMethod, LoopState
 from metalearn.inner.lbfgs import LBFGS
 from metalearn.inner.newton import NewtonCG
@@ -13,6 +14,7 @@ from metalearn.inner.solver import InnerSolution, InnerSolver, Objective, value_
 __all__ = [
     "LBFGS",
     "Adam",
+    "BacktrackingDescent",
     "GradientDescent",
     "GradientMethod",
     "InnerSolution",

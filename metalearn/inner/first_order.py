@@ -146,6 +146,14 @@ class GradientDescent(GradientMethod):
         if not 0 <= self.momentum < 1:
             raise UsageError(f"momentum={self.momentum}; expected a number in [0, 1)")
 
+    @property
+    def stable_rate(self) -> float:
+        """The rate in units of the edge: steps diverge along a curvature above 2 / stable_rate.
+
+        Heavy-ball momentum moves the edge from 2 / lr to 2 (1 + momentum) / lr (Polyak 1964).
+        """
+        return self.lr / (1 + self.momentum)
+
     def stopping(self) -> float | None:
         return self.tol
 

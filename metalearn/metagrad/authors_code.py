@@ -66,7 +66,7 @@ class IMAMLAuthorsCode(MetaGradient):
                     f"{name}={getattr(self, name)}; expected a number up to {LARGEST:.1e}"
                 )
 
-    def __call__(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
+    def differentiate(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
         if getattr(problem, "prox", 0.0):
             raise UsageError(
                 f"the problem has prox={problem.prox} of its own; the authors' code takes its "  # type: ignore[attr-defined]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -62,16 +62,43 @@ class MetaGradient(ABC):
     """A way to differentiate a bilevel problem: `meta_gradient(problem, meta, task)`.
 
     It keeps no state: one that goes on from the meta-step before takes `**previous.carry` too.
+
+    The features of a `FeatureProblem` are computed once, and gone back through once.
     """
 
     inner: InnerSolver
 
+    def __call__(
+        self, problem: BilevelProblem, meta: Meta, task: Any, **carry: Any
+    ) -> MetaGradientResult:
+        differentiate: Callable[..., MetaGradientResult] = self.differentiate
+        if self.one_by_one or not hasattr(problem, "on_features"):
+            return differentiate(problem, meta, task, **carry)
+        shared: Any = problem
+        meta = live(meta)
+        with torch.enable_grad():
+            inputs = {"features": shared.features(meta, task), "rest": shared.rest(meta)}
+        result = differentiate(shared.on_features, fixed(inputs), task, **carry)
+        grads = partials(leaves_of(inputs), leaves_of(meta), leaves_of(result.grads))
+        return replace(result, grads=mean_over_tasks(meta, grads, 1))
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether it takes the tasks apart, so that it cannot be given what they share."""
+        return False
+
     @abstractmethod
-    def __call__(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult: ...
+    def differentiate(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
+        """The meta-gradient of a problem as it stands."""
 
     def adapt(self, problem: BilevelProblem, meta: Meta, task: Any) -> InnerSolution:
         """The inner loop alone, as evaluation runs it."""
         meta = fixed(meta)
+        if hasattr(problem, "on_features"):
+            shared: Any = problem
+            with torch.no_grad():
+                meta = {"features": shared.features(meta, task), "rest": shared.rest(meta)}
+            problem = shared.on_features
         return self.inner(
             lambda params: problem.inner_objective(params, meta, task), problem.init(meta, task)
         )

@@ -45,6 +45,12 @@ class Certificate:
         solution_norm: |x|.
         damping: what was added to the curvature's diagonal.
         exact_curvature: whether the system was the inner Hessian's (not Gauss-Newton's).
+        inner_rate: the rate of the inner gradient descent; None for a solver without one.
+
+    `inner_stability` is inner_rate times the largest Ritz value over 2, (T,). Gradient descent
+    diverges along a direction where it is above 1, and a Ritz value is never above the largest
+    eigenvalue: a task above 1 is over the edge, and one below may be. The implicit gradient does
+    not depend on the inner solver and holds nothing below this edge. NaN where nothing was solved.
     """
 
     inner_grad_norm: Tensor
@@ -57,6 +63,7 @@ class Certificate:
     solution_norm: Tensor | None = None
     damping: float = 0.0
     exact_curvature: bool = True
+    inner_rate: float | None = None
 
     @classmethod
     def of(
@@ -65,6 +72,7 @@ class Certificate:
         solution: Solution,
         damping: float = 0.0,
         exact_curvature: bool = True,
+        inner_rate: float | None = None,
     ) -> Certificate:
         """Of a gradient whose linear solve, on a list of (T, ...) tensors, ended in `solution`."""
         return cls(
@@ -78,7 +86,18 @@ class Certificate:
             task_norm(solution.value),
             damping,
             exact_curvature,
+            inner_rate,
         )
+
+    @property
+    def inner_stability(self) -> Tensor | None:
+        """The inner rate times the largest Ritz value over 2, (T,); None where either is unknown.
+
+        Damping is taken off, since the inner objective does not have it.
+        """
+        if self.inner_rate is None or self.eigenvalue_bounds is None:
+            return None
+        return self.inner_rate * (self.eigenvalue_bounds[1] - self.damping) / 2
 
     def bound(self, constants: Smoothness) -> Tensor:
         """The bound on |g - g*| derived above, each task's own, (T,).

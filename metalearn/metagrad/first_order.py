@@ -27,7 +27,7 @@ class FirstOrder(MetaGradient):
 
     inner: InnerSolver
 
-    def __call__(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
+    def differentiate(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
         return first_order_at(self.adapt(problem, meta, task), problem, meta, task)
 
 

@@ -92,7 +92,11 @@ class Implicit(MetaGradient):
                 f"damping={self.damping}; expected a number of at least 0, up to {LARGEST:.1e}"
             )
 
-    def __call__(
+    @property
+    def one_by_one(self) -> bool:
+        return self.linearisation == "recomputed"
+
+    def differentiate(
         self, problem: BilevelProblem, meta: Meta, task: Any, x0: Params | None = None
     ) -> MetaGradientResult:
         if self.linear_solver is None:
@@ -133,7 +137,11 @@ class Implicit(MetaGradient):
             metrics,
             InnerSolution(fixed(params), curvature.objective, grad_norm, steps),
             Certificate.of(
-                grad_norm, solution, self.damping, exact_curvature=self.curvature == "hessian"
+                grad_norm,
+                solution,
+                self.damping,
+                exact_curvature=self.curvature == "hessian",
+                inner_rate=getattr(self.inner, "stable_rate", None),
             ),
             x,
             carry,

@@ -36,7 +36,7 @@ class Reptile(MetaGradient):
 
     inner: InnerSolver
 
-    def __call__(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
+    def differentiate(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
         constant = fixed(meta)
         solution = self.adapt(problem, meta, task)
         start = problem.init(constant, task)

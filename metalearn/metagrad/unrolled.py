@@ -78,7 +78,11 @@ class Unrolled(MetaGradient):
                     "keeps the graph of every step"
                 )
 
-    def __call__(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
+    @property
+    def one_by_one(self) -> bool:
+        return self.backend == "higher"
+
+    def differentiate(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
         if not isinstance(self.inner, GradientMethod):
             raise UsageError(
                 f"{type(self.inner).__name__} has no unrolled derivative; use an implicit or "

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from metalearn.errors import UsageError
+from metalearn.nn.head import make_head
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 
@@ -16,7 +17,7 @@ class Conv4(nn.Sequential):
     """Four blocks of 3x3 convolution, batch norm and ReLU, then a linear layer.
 
     Args:
-        ways: classes of a task.
+        ways: classes of a task; a symmetric head takes their number from each task instead.
         channels: of every block; 32 or 64 in the papers.
         in_channels: 1 for Omniglot, 3 for colour.
         strided: halve the size by a stride of 2 (Omniglot in MAML and iMAML); else by 2x2 max
@@ -25,6 +26,10 @@ class Conv4(nn.Sequential):
         norm: "batch" (the statistics of the batch at hand), "group" (8 groups) or "none".
         activation: "relu", or "silu", which is smooth: an inner problem with ReLU has its minima at
             kinks, where the gradient is not 0 and the implicit function theorem says nothing.
+        head: "free" (`ways` learned class vectors), "zero", "tied" or "prototypes"
+            (`SymmetricHead`).
+        learn_scale: learn the scale of a symmetric head's outputs.
+        feature_norm: a further batch norm between the last block and the head.
 
     A convolution before batch norm has no bias, which the norm would take out again.
     Weights are Xavier uniform with gain sqrt(3), biases zero. Maps (n, in_channels, image_size,
@@ -40,6 +45,9 @@ class Conv4(nn.Sequential):
         image_size: int = 28,
         norm: str = "batch",
         activation: str = "relu",
+        head: str = "free",
+        learn_scale: bool = False,
+        feature_norm: bool = False,
     ) -> None:
         if ways < 1 or channels < 1 or in_channels < 1:
             raise UsageError(
@@ -66,7 +74,9 @@ class Conv4(nn.Sequential):
                 f"images of {image_size}x{image_size} are too small for Conv4(strided={strided}); "
                 "expected at least 16x16"
             )
-        layers += [nn.Flatten(), nn.Linear(channels * side * side, ways)]
+        if feature_norm:
+            layers.append(nn.BatchNorm2d(channels, track_running_stats=False))
+        layers += [nn.Flatten(), make_head(head, channels * side * side, ways, learn_scale)]
         super().__init__(*layers)
         for module in self:
             if isinstance(module, nn.Conv2d | nn.Linear):

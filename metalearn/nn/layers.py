@@ -3,7 +3,8 @@
 Inside a task-batched network activations are (n, T, ...): examples first, then tasks. A convolution
 over T tasks is then one grouped convolution on (n, T * channels, ...), and folding the two axes is
 a view, never a copy. Every layer below maps (n, T, ...) to (n, T, ...) and holds parameters
-(T, ...) put there by `torch.func.functional_call`.
+(T, ...) put there by `torch.func.functional_call`. Parameters of (1, ...) serve all tasks: their
+convolutions and products are dense.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from metalearn.errors import UsageError
 from metalearn.nn.activation import leaky_relu
 from metalearn.nn.convolution import Geometry, grouped_conv2d
+from metalearn.nn.head import SymmetricHead
 from metalearn.nn.normalisation import batch_norm, statistics
 from metalearn.nn.pooling import Window, max_pool2d
 from metalearn.tree import inverse, memory_order
@@ -55,6 +57,12 @@ class TaskConv2d(TaskLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         tasks = x.shape[1]
+        if len(self.weight) < tasks:
+            geometry = Geometry(self.stride, self.padding, self.dilation, self.groups)
+            y = grouped_conv2d(x.flatten(0, 1), self.weight[0], geometry)
+            if self.bias is not None:
+                y = y + self.bias.reshape(-1, 1, 1)
+            return y.unflatten(0, (-1, tasks))
         geometry = Geometry(self.stride, self.padding, self.dilation, tasks * self.groups)
         y = grouped_conv2d(x.flatten(1, 2), _folded(self.weight), geometry)
         if self.bias is not None:
@@ -72,11 +80,31 @@ def _folded(weight: Tensor) -> Tensor:
 class TaskLinear(TaskLayer):
     def forward(self, x: Tensor) -> Tensor:
         shape = x.shape
+        if len(self.weight) < shape[1]:
+            return F.linear(x, self.weight[0], None if self.bias is None else self.bias[0])
         rows = x.transpose(0, 1).flatten(1, -2)
         y = torch.bmm(rows, self.weight.mT)
         if self.bias is not None:
             y = y + self.bias[:, None]
         return y.unflatten(1, (shape[0], *shape[2:-1])).transpose(0, 1)
+
+
+class TaskSymmetricHead(TaskLinear):
+    """A linear layer of as many classes as its weight has rows, (T, ways, features)."""
+
+    log_scale: Tensor | None
+
+    def __init__(self, module: SymmetricHead) -> None:
+        super().__init__(module)
+        for name in module.adapted:
+            slot = nn.Parameter(getattr(module, name).detach(), requires_grad=False)
+            self.register_parameter(name, slot)
+        if module.log_scale is None:
+            self.log_scale = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if self.log_scale is None else y * self.log_scale.exp()[:, None]
 
 
 class TaskBatchNorm(TaskLayer):
@@ -106,8 +134,8 @@ class TaskBatchNorm(TaskLayer):
                 "normalise it to zero; expected at least 2 (more examples, or larger images)"
             )
         channels = folded.shape[1]
-        gain = x.new_ones(channels) if self.weight is None else self.weight.flatten()
-        shift = x.new_zeros(channels) if self.bias is None else self.bias.flatten()
+        gain = x.new_ones(channels) if self.weight is None else _per_channel(self.weight, x)
+        shift = x.new_zeros(channels) if self.bias is None else _per_channel(self.bias, x)
         if self.statistics_from is None:
             y = batch_norm(folded, gain, shift, self.eps)
         else:
@@ -117,14 +145,19 @@ class TaskBatchNorm(TaskLayer):
         return y.unflatten(1, x.shape[1:3])
 
 
+def _per_channel(parameter: Tensor, x: Tensor) -> Tensor:
+    """(T, C), or (1, C) for all tasks, as the (T C,) channels of x, which is (n, T, C, ...)."""
+    return parameter.expand(x.shape[1], -1).flatten()
+
+
 class TaskGroupNorm(TaskLayer):
     def __init__(self, module: nn.GroupNorm) -> None:
         super().__init__(module)
         self.groups, self.eps = module.num_groups, module.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = None if self.weight is None else self.weight.flatten()
-        bias = None if self.bias is None else self.bias.flatten()
+        weight = None if self.weight is None else _per_channel(self.weight, x)
+        bias = None if self.bias is None else _per_channel(self.bias, x)
         y = F.group_norm(x.flatten(1, 2), x.shape[1] * self.groups, weight, bias, self.eps)
         return y.unflatten(1, x.shape[1:3])
 
@@ -213,14 +246,16 @@ class TaskVmap(nn.Module):
         def one_task(params: dict[str, Tensor], x: Tensor) -> Tensor:
             return torch.func.functional_call(module, params, (x,))
 
+        params = {name: p.expand(x.shape[1], *p.shape[1:]) for name, p in self.named_parameters()}
         return torch.func.vmap(one_task, in_dims=(0, 1), out_dims=1, randomness="different")(
-            dict(self.named_parameters()), x
+            params, x
         )
 
 
 TWINS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.Conv2d: TaskConv2d,
     nn.Linear: TaskLinear,
+    SymmetricHead: TaskSymmetricHead,
     nn.BatchNorm1d: TaskBatchNorm,
     nn.BatchNorm2d: TaskBatchNorm,
     nn.GroupNorm: TaskGroupNorm,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.errors import UsageError
+from metalearn.nn.head import make_head
 
 
 class ResidualBlock(nn.Module):
@@ -42,17 +43,22 @@ class ResNet12(nn.Sequential):
     """Four residual blocks, global average pooling and a linear layer: (n, c, h, w) to (n, ways).
 
     Args:
-        ways: classes of a task.
+        ways: classes of a task; a symmetric head takes their number from each task instead.
         in_channels: 3 for colour.
         widths: channels of the blocks, of which the published network has four; (64, 160, 320,
             640) in Lee et al., (64, 128, 256, 512) in Oreshkin et al.
+        head: "free", "zero", "tied" or "prototypes" (`SymmetricHead`).
 
     Raises:
         UsageError: no block, or a number below 1.
     """
 
     def __init__(
-        self, ways: int, in_channels: int = 3, widths: Sequence[int] = (64, 160, 320, 640)
+        self,
+        ways: int,
+        in_channels: int = 3,
+        widths: Sequence[int] = (64, 160, 320, 640),
+        head: str = "free",
     ) -> None:
         if not widths or min(ways, in_channels, *widths) < 1:
             raise UsageError(
@@ -64,7 +70,7 @@ class ResNet12(nn.Sequential):
             for inputs, outputs in zip((in_channels, *widths[:-1]), widths, strict=True)
         ]
         super().__init__(
-            *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], ways)
+            *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), make_head(head, widths[-1], ways)
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

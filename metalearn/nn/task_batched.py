@@ -31,9 +31,10 @@ class TaskBatched:
     module goes through `torch.func.vmap`. Batch norm uses the statistics of the batch at hand, for
     each task its own.
 
-    `TaskBatched(module)(params, x)`: params maps the names of `module.named_parameters()` to
-    tensors (T, ...); x is (T, n, ...); the result is (T, n, ...). `statistics_from=k` normalises by
-    the first k examples of each task alone.
+    `TaskBatched(module)(params, x)`: params maps `names`, those of `module.named_parameters()` and
+    the class vectors of a `SymmetricHead`, to tensors (T, ...), or (1, ...) for one that serves all
+    tasks; x is (T, n, ...); the result is (T, n, ...). `statistics_from=k` normalises by the first
+    k examples of each task alone.
 
     Raises:
         UsageError: a layer cannot be task-batched, for example a batch norm with running averages,
@@ -41,14 +42,15 @@ class TaskBatched:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.names = frozenset(name for name, _ in module.named_parameters())
-        shared = {name for name, _ in module.named_parameters(remove_duplicate=False)} - self.names
+        own = {name for name, _ in module.named_parameters()}
+        shared = {name for name, _ in module.named_parameters(remove_duplicate=False)} - own
         if shared:
             raise UsageError(
                 f"parameters {sorted(shared)} are other names of parameters that the module has "
                 "already; a task-batched module holds each parameter in one place"
             )
         self._twin = _twin(module)
+        self.names = frozenset(name for name, _ in self._twin.named_parameters())
         self._norms = [m for m in self._twin.modules() if isinstance(m, TaskBatchNorm)]
 
     def __call__(

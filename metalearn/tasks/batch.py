@@ -28,6 +28,11 @@ class TaskBatch:
     def __len__(self) -> int:
         return len(self.support_x)
 
+    @property
+    def ways(self) -> int:
+        """The number of classes, of tasks whose labels are integers."""
+        return int(self.support_y.max()) + 1
+
     def __getitem__(self, tasks: slice) -> TaskBatch:
         return TaskBatch(*(getattr(self, f.name)[tasks] for f in fields(self)))
 

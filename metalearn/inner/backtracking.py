@@ -1,0 +1,102 @@
+"""Gradient descent that cannot diverge: each task finds the rate that its curvature allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metalearn.errors import UsageError
+from metalearn.inner.solver import (
+    InnerSolver,
+    Objective,
+    Params,
+    broadcast,
+    check_tol,
+    value_and_grad,
+)
+from metalearn.magnitude import LARGEST
+from metalearn.tree import task_dot
+
+
+@dataclass(frozen=True)
+class BacktrackingDescent(InnerSolver):
+    """Gradient descent whose rate each task halves until the objective falls.
+
+    At the rate a, gradient descent is unstable along a direction of curvature h once a h > 2. A
+    step x - a g is taken where
+
+        f(x - a g) <= f(x) - decrease a |g|^2,
+
+    which on a quadratic says a g'Hg / |g|^2 <= 2 (1 - decrease); else it is undone and the task's
+    rate halved (Armijo; Nocedal & Wright 2006, section 3.1). The gradient at the point tried is the
+    next step's, so that a test costs nothing and a refused step one gradient. No task's objective
+    ever rises above rounding. A rate grows again by `growth` with each step taken, up to `lr`.
+
+    Args:
+        steps: gradients of a task, those of refused steps included.
+        lr: the rate to begin with, and the largest.
+        growth: at least 1.
+        decrease: in (0, 1).
+        tol: gradient norm at which a task stops; None: never.
+    """
+
+    steps: int
+    lr: float
+    growth: float = 1.25
+    decrease: float = 0.1
+    tol: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or not 0 < self.lr <= LARGEST:
+            raise UsageError(
+                f"BacktrackingDescent(steps={self.steps}, lr={self.lr}): expected steps of at "
+                f"least 0 and a rate above 0, up to {LARGEST:.1e}. Change them."
+            )
+        if not 1 <= self.growth <= LARGEST or not 0 < self.decrease < 1:
+            raise UsageError(
+                f"BacktrackingDescent(growth={self.growth}, decrease={self.decrease}): expected a "
+                "growth of at least 1 and a decrease between 0 and 1. Change them."
+            )
+        check_tol(self.tol)
+
+    def minimise(self, objective: Objective, params: Params) -> tuple[Params, Tensor]:
+        x = {name: p.detach() for name, p in params.items()}
+        first = next(iter(x.values()))
+        taken = torch.zeros(len(first), dtype=torch.int64, device=first.device)
+        if not self.steps:
+            return x, taken
+        value, g = value_and_grad(objective, x)
+        value = value.detach()
+        rate = torch.full_like(value, self.lr)
+        moving = torch.ones_like(taken, dtype=torch.bool)
+        for step in range(self.steps):
+            slope = task_dot(g, g)
+            if self.tol is not None:
+                moving = moving & (slope.sqrt() > self.tol)
+            if not moving.any():
+                break
+            trial = {
+                name: torch.addcmul(p, broadcast(rate, d), d, value=-1)
+                for (name, p), d in zip(x.items(), g, strict=True)
+            }
+            if step + 1 < self.steps:
+                reached, gradient = value_and_grad(objective, trial)
+                reached = reached.detach()
+            else:  # nothing is asked of the gradient after the last step
+                with torch.no_grad():
+                    reached, gradient = objective(trial), g
+            rounding = 4 * torch.finfo(value.dtype).eps * value.abs()
+            falls = moving & (reached <= value - self.decrease * rate * slope + rounding)
+            if falls.all():
+                x, value, g = trial, reached, gradient
+            else:
+                x = {n: torch.where(broadcast(falls, p), trial[n], p) for n, p in x.items()}
+                value = torch.where(falls, reached, value)
+                g = [
+                    torch.where(broadcast(falls, b), a, b) for a, b in zip(gradient, g, strict=True)
+                ]
+            rate = torch.where(falls, (self.growth * rate).clamp_max(self.lr), rate / 2)
+            taken = taken + falls
+        return x, taken

@@ -1,0 +1,97 @@
+"""The last layer of a classifier, and where it starts.
+
+A task's classes have no order, so that N learned class vectors say nothing of the N classes that a
+task will bring: training must unlearn their differences (Ye & Chao 2022). A symmetric head starts
+every class alike. The number of classes then belongs to the task and not to the model: one
+initialisation serves 5-way and 20-way tasks.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.errors import UsageError
+
+HEADS = ("free", "zero", "tied", "prototypes")
+
+
+class SymmetricHead(nn.Module):
+    """The linear layer s (W f + b) whose class vectors, the rows of W, start alike.
+
+    As a plain module it is the score of one class, (n, features) to (n, 1). `FewShot` gives W a row
+    for each class of the task, so that its params hold "weight" of (T, ways, features).
+
+    Args:
+        features: the size of f.
+        start: "zero": W = 0, not learned. "tied": one learned vector for all classes; softmax
+            ignores what all classes share, so that with cross-entropy it equals "zero" and is of
+            use with other losses alone. "prototypes": W = 2 c / features and
+            b = -|c|^2 / features, where c is the mean feature of a class's support images
+            (Proto-MAML, Triantafillou et al. 2020); W f + b then ranks the classes by distance.
+        learn_scale: learn s, shared by all tasks; else s = 1. For gradient descent from zero, s
+            scales the head's inner rate by its square.
+
+    Raises:
+        UsageError: `start` is not one of these.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        start: Literal["zero", "tied", "prototypes"] = "zero",
+        learn_scale: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.bias: Tensor | None
+        self.log_scale: Tensor | None
+        if start not in HEADS[1:]:
+            raise UsageError(
+                f"start={start!r}: expected one of {', '.join(HEADS[1:])}. Choose one."
+            )
+        self.features, self.start = features, start
+        if start == "tied":
+            self.weight = nn.Parameter(torch.zeros(1, features))
+        else:
+            self.register_buffer("weight", torch.zeros(1, features), persistent=False)
+        if start == "prototypes":
+            self.register_buffer("bias", torch.zeros(1), persistent=False)
+        else:
+            self.register_buffer("bias", None)
+        self.register_parameter("log_scale", nn.Parameter(torch.zeros(())) if learn_scale else None)
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """The names of the tensors that have a row for each class and that the inner loop moves."""
+        return ("weight",) if self.bias is None else ("weight", "bias")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.linear(x, self.weight, self.bias)
+        return y if self.log_scale is None else y * self.log_scale.exp()
+
+
+def make_head(kind: str, features: int, ways: int, learn_scale: bool = False) -> nn.Module:
+    """The head of that kind: "free" is a linear layer of `ways` learned class vectors and biases.
+
+    Raises:
+        UsageError: `kind` is unknown, or a scale is asked for a free head.
+    """
+    if kind not in HEADS:
+        raise UsageError(f"head={kind!r}: expected one of {', '.join(HEADS)}. Choose one of them.")
+    if kind != "free":
+        return SymmetricHead(features, kind, learn_scale)  # type: ignore[arg-type]
+    if learn_scale:
+        raise UsageError(
+            "learn_scale=True: a free head learns its vectors' scale already. "
+            "Set head=zero, tied or prototypes."
+        )
+    return nn.Linear(features, ways)
+
+
+def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
+    """The mean feature of each class: (T, n, F) and (T, n) labels to (T, ways, F)."""
+    members = nn.functional.one_hot(labels, ways).to(features.dtype)
+    return members.mT @ features / members.sum(1)[..., None]

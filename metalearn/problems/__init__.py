@@ -1,0 +1,6 @@
+"""Bilevel problems beside `FewShot`: a shared body under a head, and heads whose task is convex."""
+
+from metalearn.problems.convex_head import ConvexHead
+from metalearn.problems.with_body import WithBody
+
+__all__ = ["ConvexHead", "WithBody"]

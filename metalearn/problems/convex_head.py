@@ -1,0 +1,110 @@
+"""Heads whose inner problem is strongly convex: ridge and logistic regression on features.
+
+The implicit function theorem's assumptions hold for them: one solution, which is found, and a
+Hessian that is at least `penalty` times the identity.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metalearn.errors import UsageError
+from metalearn.problem import Params, prediction_loss
+from metalearn.tasks.batch import TaskBatch
+from metalearn.tree import task_half_square
+
+
+class ConvexHead:
+    """Linear classification of features, regularised: the tasks' inputs are (T, n, features).
+
+    inner(W) = mean over the support set of loss(W f, y) + penalty / 2 |W|^2, and the outer
+    objective is the cross-entropy of scale W f on the queries. With the squared loss that is R2-D2
+    (Bertinetto et al. 2019): loss = |W f - onehot(y)|^2 / 2. Penalty and scale are learned; meta is
+    {"log_penalty": 0-d, "log_scale": 0-d}. The ways are the task's.
+
+    With the squared loss `init` is the minimiser itself, in closed form, differentiable: an inner
+    solver of 0 steps is right, for unrolled and implicit gradients alike. With the cross-entropy
+    `init` is W = 0, and the inner solver is to go on to a small gradient, such as `NewtonCG`.
+
+    Args:
+        loss: "squared" or "cross_entropy".
+        penalty: where the learned penalty starts, above 0.
+        scale: where the learned scale starts, above 0.
+
+    Raises:
+        UsageError: an option is none of these.
+    """
+
+    def __init__(
+        self,
+        loss: Literal["squared", "cross_entropy"] = "squared",
+        penalty: float = 1.0,
+        scale: float = 10.0,
+    ) -> None:
+        if loss not in ("squared", "cross_entropy"):
+            raise UsageError(f"loss={loss!r}: expected 'squared' or 'cross_entropy'. Choose one.")
+        for name, value in (("penalty", penalty), ("scale", scale)):
+            if not 0 < value < math.inf:
+                raise UsageError(f"{name}={value}: expected a number above 0. Give one.")
+        self.loss, self.penalty, self.scale = loss, penalty, scale
+
+    def meta(self) -> dict[str, Tensor]:
+        """The meta-parameters at the start of training, leaves of autograd."""
+        starts = {"log_penalty": self.penalty, "log_scale": self.scale}
+        return {n: torch.tensor(math.log(v), requires_grad=True) for n, v in starts.items()}
+
+    def init(self, meta: Params, task: TaskBatch) -> Params:
+        f, ways = task.support_x, task.ways
+        if self.loss == "cross_entropy":
+            return {"weight": f.new_zeros(len(task), ways, f.shape[-1])}
+        return {
+            "weight": ridge(f, F.one_hot(task.support_y, ways).to(f), meta["log_penalty"].exp())
+        }
+
+    def inner_objective(self, params: Params, meta: Params, task: TaskBatch) -> Tensor:
+        return self.inner_loss(self.inner_outputs(params, meta, task), meta, task)
+
+    def inner_outputs(self, params: Params, meta: Params, task: TaskBatch) -> dict[str, Tensor]:
+        return {"predictions": task.support_x @ params["weight"].mT, **params}
+
+    def inner_loss(self, outputs: dict[str, Tensor], meta: Params, task: TaskBatch) -> Tensor:
+        scores, weight = outputs["predictions"], outputs["weight"]
+        held = meta["log_penalty"].exp() * task_half_square(weight)
+        if self.loss == "cross_entropy":
+            return prediction_loss(scores, task.support_y) + held
+        wanted = F.one_hot(task.support_y, scores.shape[-1]).to(scores)
+        return (scores - wanted).square().sum(-1).mean(1) / 2 + held
+
+    def outer_objective(
+        self, params: Params, meta: Params, task: TaskBatch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        scores = self.query_predictions(params, meta, task)
+        correct = scores.detach().argmax(-1) == task.query_y
+        figures = {"accuracy": correct.to(scores.dtype).mean(1)}
+        for name in ("penalty", "scale"):
+            figures[name] = meta[f"log_{name}"].detach().exp().expand(len(task))
+        return prediction_loss(scores, task.query_y), figures
+
+    def query_predictions(self, params: Params, meta: Params, task: TaskBatch) -> Tensor:
+        """(T, m, ways) logits of the queries."""
+        return meta["log_scale"].exp() * (task.query_x @ params["weight"].mT)
+
+
+def ridge(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
+    """The minimiser W of mean |W x - y|^2 / 2 + penalty / 2 |W|^2: (T, outputs, features).
+
+    x: (T, n, features); y: (T, n, outputs); penalty: above 0. By the system of the smaller size:
+    Woodbury's identity where examples are fewer than features. Differentiable.
+    """
+    n, features = x.shape[1:]
+    strength = n * penalty
+    small = x @ x.mT if n < features else x.mT @ x
+    system = small + strength * torch.eye(len(small[0]), dtype=x.dtype, device=x.device)
+    if n < features:
+        return torch.linalg.solve(system, y).mT @ x
+    return torch.linalg.solve(system, x.mT @ y).mT

@@ -1,0 +1,127 @@
+"""A problem on the features of a body that all tasks share."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.nn.body import Body, Statistics
+from metalearn.problem import CompositeProblem, Params
+from metalearn.tasks.batch import TaskBatch
+
+
+class WithBody:
+    """`head`, a problem whose inputs are features, under a body whose features are had once.
+
+    meta is one dict: the body's parameters by name, and the head's own meta, a dict too. The inner
+    loop moves the head's params alone: ANIL's problem (Raghu et al. 2020) where the head is
+    `FewShot`, a convex one where it is `ConvexHead`. A meta-gradient runs the body once for all
+    images of a meta-batch, and once back (`FeatureProblem`).
+
+    Args:
+        body: maps (n, ...) to (n, features).
+        head: a problem on tasks whose inputs are (T, n, features).
+        transductive: with "task" statistics, as in `FewShot`.
+        statistics: of the body's batch norms, see `Body`.
+
+    Raises:
+        UsageError: the body cannot be task-batched, or `statistics` is unknown.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        head: CompositeProblem,
+        transductive: bool = True,
+        statistics: Statistics = "task",
+    ) -> None:
+        self.head, self.transductive = head, transductive
+        self._body, self._names = Body(body, statistics), [n for n, _ in body.named_parameters()]
+        self.on_features = OnFeatures(head)
+
+    def features(self, meta: Params, task: TaskBatch) -> Tensor:
+        """(T, n + m, F): those of the n support images first, then of the m queries."""
+        own = {name: meta[name] for name in self._names}
+        return self._body(own, task.support_x, task.query_x, self.transductive)
+
+    def rest(self, meta: Params) -> Params:
+        """The head's meta."""
+        return {name: p for name, p in meta.items() if name not in self._names}
+
+    @torch.no_grad()
+    def settled(self, meta: Params, images: Tensor) -> WithBody:
+        """The problem as evaluation uses it: a body with "population" statistics takes those of
+        (n, ...) training images; in transductive mode, each set's own."""
+        if self._body.statistics == "task":
+            return self
+        problem = copy.copy(self)
+        own = {name: meta[name] for name in self._names}
+        body = self._body
+        problem._body = body.by_task() if self.transductive else body.settled(own, images)
+        return problem
+
+    def init(self, meta: Params, task: TaskBatch) -> Params:
+        return self.on_features.init(self._at_features(meta, task), task)
+
+    def inner_objective(self, params: Params, meta: Params, task: TaskBatch) -> Tensor:
+        return self.on_features.inner_objective(params, self._at_features(meta, task), task)
+
+    def inner_outputs(self, params: Params, meta: Params, task: TaskBatch) -> Any:
+        return self.on_features.inner_outputs(params, self._at_features(meta, task), task)
+
+    def inner_loss(self, outputs: Any, meta: Params, task: TaskBatch) -> Tensor:
+        return self.on_features.inner_loss(outputs, self._at_features(meta, task), task)
+
+    def outer_objective(
+        self, params: Params, meta: Params, task: TaskBatch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.on_features.outer_objective(params, self._at_features(meta, task), task)
+
+    def query_predictions(self, params: Params, meta: Params, task: TaskBatch) -> Tensor:
+        """(T, m, ways) logits of the queries."""
+        return self.on_features.query_predictions(params, self._at_features(meta, task), task)
+
+    def _at_features(self, meta: Params, task: TaskBatch) -> dict[str, Any]:
+        return {"features": self.features(meta, task), "rest": self.rest(meta)}
+
+
+class OnFeatures:
+    """`problem` with the images' features in the images' place.
+
+    meta is {"features": (T, n + m, F), "rest": the problem's own}, support features first.
+    """
+
+    def __init__(self, problem: CompositeProblem) -> None:
+        self.problem = problem
+
+    def init(self, meta: Any, task: TaskBatch) -> Params:
+        return self.problem.init(meta["rest"], _with_features(meta, task))
+
+    def inner_objective(self, params: Params, meta: Any, task: TaskBatch) -> Tensor:
+        return self.problem.inner_objective(params, meta["rest"], _with_features(meta, task))
+
+    def inner_outputs(self, params: Params, meta: Any, task: TaskBatch) -> Any:
+        return self.problem.inner_outputs(params, meta["rest"], _with_features(meta, task))
+
+    def inner_loss(self, outputs: Any, meta: Any, task: TaskBatch) -> Tensor:
+        return self.problem.inner_loss(outputs, meta["rest"], _with_features(meta, task))
+
+    def outer_objective(
+        self, params: Params, meta: Any, task: TaskBatch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.problem.outer_objective(params, meta["rest"], _with_features(meta, task))
+
+    def query_predictions(self, params: Params, meta: Any, task: TaskBatch) -> Tensor:
+        found: Tensor = self.problem.query_predictions(  # type: ignore[attr-defined]
+            params, meta["rest"], _with_features(meta, task)
+        )
+        return found
+
+
+def _with_features(meta: Any, task: TaskBatch) -> TaskBatch:
+    sizes = [task.support_y.shape[1], task.query_y.shape[1]]
+    support, query = meta["features"].split(sizes, dim=1)
+    return TaskBatch(support, task.support_y, query, task.query_y)
