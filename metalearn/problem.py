@@ -14,12 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metalearn import implicit
 from metalearn.errors import UsageError
+from metalearn.inner import NewtonCG
+from metalearn.linear_solve import CG
 from metalearn.magnitude import LARGEST
 from metalearn.nn import TaskBatched
 from metalearn.nn.head import SymmetricHead, class_means
 from metalearn.tasks.batch import TaskBatch
-from metalearn.tree import half_squared_distance, leaves_of
+from metalearn.tree import half_squared_distance, leaves_of, task_half_square
 
 Params = dict[str, Tensor]
 """Adapted parameters by name, each tensor (T, ...)."""
@@ -136,14 +139,18 @@ class FewShot:
 
     def init(self, meta: Params, task: TaskBatch) -> Params:
         per_task = self._head.names if self._head is not None and self._head.per_task else ()
-        return {
+        start = {
             name: p if name in per_task else p.expand(len(task), *p.shape)
-            for name, p in self._start(meta, task).items()
+            for name, p in self._centre(meta, task).items()
         }
+        if self._head is not None and self._head.solved:
+            start |= self._head.solution(meta, task, self.prox_head)
+        return start
 
-    def _start(self, meta: Params, task: TaskBatch) -> Params:
-        """phi at the start of the inner loop: one tensor for all tasks, or (T, ...) each."""
-        vectors = {} if self._head is None else self._head.start(meta, task)
+    def _centre(self, meta: Params, task: TaskBatch) -> Params:
+        """The parameters that the proximal term holds phi to: one tensor for all tasks, or (T, ...)
+        each."""
+        vectors = {} if self._head is None else self._head.centre(meta, task)
         return {name: vectors[name] if name in vectors else meta[name] for name in self.adapted}
 
     def inner_objective(self, params: Params, meta: Params, task: TaskBatch) -> Tensor:
@@ -159,7 +166,7 @@ class FewShot:
         loss = prediction_loss(outputs["predictions"], task.support_y)
         if "params" not in outputs:
             return loss
-        phi, start = outputs["params"], self._start(meta, task)
+        phi, start = outputs["params"], self._centre(meta, task)
         if self.prox == self.prox_head:
             return loss + self.prox * half_squared_distance([*phi.values()], [*start.values()])
         for strength, head in ((self.prox, False), (self.prox_head, True)):
@@ -194,13 +201,17 @@ class FewShot:
         return self.model({**shared, **params}, x, statistics_from)
 
 
+HEAD_SOLVER = NewtonCG(steps=10, cg_iters=10, tol=1e-4)
+"""Solves the class vectors of a "solved" head: a convex problem of as many rows as classes."""
+
+
 class _ClassVectors:
     """The tensors of a model's `SymmetricHead` that have a row for each class of a task."""
 
     def __init__(self, prefix: str, head: SymmetricHead, body: TaskBatched | None) -> None:
         self.prefix, self._head, self._body = prefix, head, body
         self.names = [prefix + name for name in head.adapted]
-        self.per_task = head.start == "prototypes"
+        self.per_task, self.solved = head.start == "prototypes", head.start == "solved"
 
     @classmethod
     def of(cls, model: nn.Module) -> _ClassVectors | None:
@@ -223,22 +234,43 @@ class _ClassVectors:
         body = nn.Sequential(OrderedDict(list(model.named_children())[:-1]))
         return cls(f"{name}.", head, TaskBatched(body) if len(body) else None)
 
-    def start(self, meta: Params, task: TaskBatch) -> Params:
+    def centre(self, meta: Params, task: TaskBatch) -> Params:
         """By name: (ways, ...) for all tasks, or (T, ways, ...) of each task's own."""
         weight, bias = f"{self.prefix}weight", f"{self.prefix}bias"
         ways, features = task.ways, self._head.features
         if self._head.start == "tied":
             return {weight: meta[weight].expand(ways, -1)}
-        if self._head.start == "zero":
+        if self._head.start != "prototypes":
             # A head alone has no parameters, and its inputs are features; tokens have no gradient.
             like = next(iter(leaves_of(meta)), task.support_x)
             return {weight: like.new_zeros(ways, features)}
-        x = task.support_x
-        if self._body is not None:
-            own = {name: meta[name][None] for name in self._body.names}
-            x = self._body(own, x)
-        means = class_means(x, task.support_y, ways)
+        means = class_means(self._features(meta, task), task.support_y, ways)
         return {weight: 2 * means / features, bias: -means.square().sum(-1) / features}
+
+    def solution(self, meta: Params, task: TaskBatch, prox: float) -> Params:
+        """The class vectors (T, ways, F) that minimise the support loss + prox / 2 |W|^2 on the
+        features at meta, which are computed once; differentiable in meta by `implicit.argmin`."""
+        features = self._features(meta, task)
+        scale = meta.get(f"{self.prefix}log_scale", features.new_zeros(()))
+
+        def objective(weight: Tensor, features: Tensor, scale: Tensor) -> Tensor:
+            scores = scale.exp() * (features @ weight.mT)
+            return prediction_loss(scores, task.support_y) + prox * task_half_square(weight)
+
+        known = features.detach(), scale.detach()
+        weight = HEAD_SOLVER(
+            lambda params: objective(params["weight"], *known),
+            {"weight": features.new_zeros(len(task), task.ways, features.shape[-1])},
+        ).params["weight"]
+        attached = implicit.argmin(
+            objective, weight, features, scale, linear_solver=CG(50, rtol=1e-4), batched=True
+        )
+        return {f"{self.prefix}weight": attached}
+
+    def _features(self, meta: Params, task: TaskBatch) -> Tensor:
+        if self._body is None:
+            return task.support_x
+        return self._body({name: meta[name][None] for name in self._body.names}, task.support_x)
 
 
 def _adapted(names: list[str], last_layer: list[str], adapt: str | Sequence[str]) -> list[str]:

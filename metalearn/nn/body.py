@@ -95,8 +95,8 @@ class Body:
         for norm in module.modules():
             if isinstance(norm, nn.modules.batchnorm._BatchNorm):
                 norm.track_running_stats, norm.momentum = True, None
-                norm.running_mean = torch.zeros(norm.num_features, device=images.device)
-                norm.running_var = torch.ones(norm.num_features, device=images.device)
+                norm.running_mean = images.new_zeros(norm.num_features)
+                norm.running_var = images.new_ones(norm.num_features)
                 norm.num_batches_tracked = torch.tensor(0, device=images.device)
         torch.func.functional_call(module.train(), dict(params), (images,))
         body = copy.copy(self)

@@ -26,8 +26,8 @@ class Conv4(nn.Sequential):
         norm: "batch" (the statistics of the batch at hand), "group" (8 groups) or "none".
         activation: "relu", or "silu", which is smooth: an inner problem with ReLU has its minima at
             kinks, where the gradient is not 0 and the implicit function theorem says nothing.
-        head: "free" (`ways` learned class vectors), "zero", "tied" or "prototypes"
-            (`SymmetricHead`).
+        head: "free" (`ways` learned class vectors), "zero", "tied", "prototypes" or
+            "solved" (`SymmetricHead`).
         learn_scale: learn the scale of a symmetric head's outputs.
         feature_norm: a further batch norm between the last block and the head.
 

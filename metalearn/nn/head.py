@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from metalearn.errors import UsageError
 
-HEADS = ("free", "zero", "tied", "prototypes")
+HEADS = ("free", "zero", "tied", "prototypes", "solved")
 
 
 class SymmetricHead(nn.Module):
@@ -31,6 +31,8 @@ class SymmetricHead(nn.Module):
             use with other losses alone. "prototypes": W = 2 c / features and
             b = -|c|^2 / features, where c is the mean feature of a class's support images
             (Proto-MAML, Triantafillou et al. 2020); W f + b then ranks the classes by distance.
+            "solved": the W that solves the task for the body as meta has it, held to 0 by the
+            proximal term; the inner loop then begins with a small gradient.
         learn_scale: learn s, shared by all tasks; else s = 1. For gradient descent from zero, s
             scales the head's inner rate by its square.
 
@@ -41,7 +43,7 @@ class SymmetricHead(nn.Module):
     def __init__(
         self,
         features: int,
-        start: Literal["zero", "tied", "prototypes"] = "zero",
+        start: Literal["zero", "tied", "prototypes", "solved"] = "zero",
         learn_scale: bool = False,
     ) -> None:
         super().__init__()

@@ -47,7 +47,8 @@ class ResNet12(nn.Sequential):
         in_channels: 3 for colour.
         widths: channels of the blocks, of which the published network has four; (64, 160, 320,
             640) in Lee et al., (64, 128, 256, 512) in Oreshkin et al.
-        head: "free", "zero", "tied" or "prototypes" (`SymmetricHead`).
+        head: "free", "zero", "tied", "prototypes" or "solved"
+            (`SymmetricHead`).
 
     Raises:
         UsageError: no block, or a number below 1.
