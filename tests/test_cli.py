@@ -132,6 +132,7 @@ from metalearn.cli import main
         (["train", "tasks.distinct=0"], "at least 1 task"),
         (["train", "tasks.ways=1"], "ways=1 leaves nothing to tell apart"),
         (["train", "tasks.distinct=x"], "a whole number"),
+        (["train", "tasks.affine=-1"], "from 0 to 5"),
         (["train", "tasks.train_shots=9"], "images a class"),
         (["train", "tasks.train_shots=0"], "at least 1"),
         (["evaluate", "checkpoint=/x.pt", "tasks=1,2"], "one value at a time"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from metalearn.errors import UsageError
@@ -28,8 +30,12 @@ class ImageTaskSampler:
     With `distinct` there are so many different tasks, which recur: each is named by a number, from
     which it is drawn anew, so that none is kept.
 
+    With `affine` above 0 each image gets a small random affine map of its own (`AffineMaps`), anew
+    whenever it is drawn; the maps come from a generator of their own, also seeded by `seed`.
+
     Raises:
-        UsageError: fewer classes than ways, fewer than two ways, or a class with too few images.
+        UsageError: fewer classes than ways, fewer than two ways, a class with too few images, or
+            a value of `affine` outside of 0 .. `AffineMaps.STRONGEST`.
     """
 
     def __init__(
@@ -41,6 +47,7 @@ class ImageTaskSampler:
         seed: int = 0,
         device: torch.device | str = "cpu",
         distinct: int | None = None,
+        affine: float = 0.0,
     ) -> None:
         if min(ways, shots, queries) < 1:
             raise UsageError(
@@ -66,6 +73,7 @@ class ImageTaskSampler:
         self._tasks = _task_dataset(self._labels, ways, shots + queries)
         self._state = random.Random(seed).getstate()
         self._seed, self._distinct = seed, distinct
+        self._maps = AffineMaps(affine, seed) if affine else None
 
     def sample(self, num_tasks: int) -> TaskBatch:
         """A batch of `num_tasks` tasks, (num_tasks, ways * shots, C, H, W) and so on."""
@@ -82,6 +90,8 @@ class ImageTaskSampler:
         index = torch.tensor(rows, device=device).view(num_tasks, ways, each)
         index = torch.cat([index[:, :, :shots].flatten(1), index[:, :, shots:].flatten(1)], dim=1)
         pixels = self._images[index].float() / 255
+        if self._maps is not None:
+            pixels = self._maps.apply(pixels.flatten(0, 1)).view_as(pixels)
         labels = torch.arange(ways, device=device)
 
         def repeated(k: int) -> Tensor:
@@ -116,11 +126,56 @@ class ImageTaskSampler:
 
     def state_dict(self) -> dict[str, Any]:
         version, words, gauss = self._state
-        return {"random": [version, list(words), gauss]}
+        maps = {} if self._maps is None else {"affine": self._maps.generator.get_state()}
+        return {"random": [version, list(words), gauss], **maps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state; one of before the affine maps leaves their generator as it is."""
         version, words, gauss = state["random"]
         self._state = (version, tuple(words), gauss)
+        if self._maps is not None and "affine" in state:
+            self._maps.generator.set_state(state["affine"])
+
+
+class AffineMaps:
+    """Random affine maps of images, all drawn uniformly and independently.
+
+    At strength 1 an image is shifted by up to 1/14 of its side along each axis (2 pixels of 28),
+    sheared by up to 0.1, scaled by 0.9 to 1.1, and turned by up to 10 degrees, in this order. The
+    ranges are proportional to the strength. Pixels are interpolated bilinearly, the background is
+    0.
+
+    Args:
+        strength: above 0, up to `STRONGEST`.
+        seed: of the generator, which stays on the CPU: the maps are the same on every device.
+
+    Raises:
+        UsageError: the strength is another.
+    """
+
+    STRONGEST = 5.0
+
+    def __init__(self, strength: float, seed: int) -> None:
+        if not 0 < strength <= self.STRONGEST:
+            raise UsageError(
+                f"affine={strength}: expected a strength from 0 to {self.STRONGEST:g}. Give 0 for "
+                "images as they are, 1 for small changes"
+            )
+        self.strength = strength
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Map each of (N, channels, height, width) images by the next map of the stream."""
+        drawn = torch.rand(len(images), 5, generator=self.generator) * 2 - 1
+        angle, size, shear, right, down = (self.strength * drawn).unbind(1)
+        angle, scale, shear = math.radians(10) * angle, 1 + 0.1 * size, 0.1 * shear
+        # grid_sample wants the map from new places to old ones, which is the inverse. Its unit is
+        # half a side: a shift of 1/14 of the side is 1/7.
+        cos, sin = angle.cos() / scale, angle.sin() / scale
+        rows = [cos + shear * sin, sin - shear * cos, -right / 7, -sin, cos, -down / 7]
+        inverse = torch.stack(rows, dim=1).view(-1, 2, 3).to(images.device)
+        grid = F.affine_grid(inverse, list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, align_corners=False)
 
 
 class _Labels(torch.utils.data.Dataset[int]):

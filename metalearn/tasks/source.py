@@ -48,6 +48,8 @@ class ImageTasks:
         channels, image_size: what the images must be, for the model that is built beside.
         train_shots: of a training task; None: `shots`.
         distinct: how many different training tasks there are, drawn over and over; None: no limit.
+        affine: the strength of random affine maps of each training image, support and query alike
+            (`AffineMaps`: at 1 up to 10 degrees, 10 %, and 2 pixels of 28); 0: none.
     """
 
     dataset: Callable[[], Mapping[str, LabelledImages]]
@@ -60,6 +62,7 @@ class ImageTasks:
     image_size: int
     train_shots: int | None = None
     distinct: int | None = None
+    affine: float = 0.0
     _splits: Mapping[str, LabelledImages] | None = None
 
     def sampler(self, split: str, seed: int, device: torch.device | str) -> ImageTaskSampler:
@@ -69,7 +72,9 @@ class ImageTasks:
         if self.rotations:
             data = data.with_rotations()
         shots = self.shots if self.train_shots is None else self.train_shots
-        return ImageTaskSampler(data, self.ways, shots, self.queries, seed, device, self.distinct)
+        return ImageTaskSampler(
+            data, self.ways, shots, self.queries, seed, device, self.distinct, self.affine
+        )
 
     def classes(self, split: str) -> tuple[str, ...]:
         return self.split(split).classes

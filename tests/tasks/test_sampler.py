@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from metalearn.errors import UsageError
 from metalearn.tasks import ImageTasks, ImageTaskSampler, LabelledImages, SinusoidTasks
+from metalearn.tasks.sampler import AffineMaps
 
 
 def numbered(classes: int, drawings: int) -> LabelledImages:
@@ -166,3 +167,80 @@ def test_only_training_has_its_own_shots_and_distinct_tasks():
     train, test = (tasks.sampler(split, 0, "cpu") for split in ("train", "test"))
     assert train.sample(1).support_x.shape[1] == 12 and test.sample(1).support_x.shape[1] == 3
     assert len(set(drawn(train, 40))) == 2 and len(set(drawn(test, 40))) > 2
+
+
+def squares() -> dict[str, LabelledImages]:
+    """Three splits of 9 classes of 8 noisy drawings of 28 x 28 pixels, the border empty."""
+    images = torch.zeros(72, 1, 28, 28, dtype=torch.uint8)
+    noise = torch.randint(256, (72, 1, 14, 14), generator=torch.Generator().manual_seed(0))
+    images[:, :, 7:21, 7:21] = noise.byte()
+    data = LabelledImages(images, torch.arange(9).repeat_interleave(8), tuple("abcdefghi"))
+    return dict.fromkeys(("train", "validation", "test"), data)
+
+
+def augmented(affine: float, seed: int = 0, split: str = "train") -> ImageTaskSampler:
+    tasks = ImageTasks(squares, 3, 1, 2, 2, False, 1, 28, affine=affine)
+    return tasks.sampler(split, seed, "cpu")
+
+
+def test_affine_maps_change_training_images_alone_and_no_choice_of_images():
+    plain, moved = augmented(0.0).sample(4), augmented(1.0).sample(4)
+    assert not torch.equal(plain.support_x, moved.support_x)
+    assert not torch.equal(plain.query_x, moved.query_x)
+    slight = augmented(1e-6).sample(4)  # the same images, hardly moved
+    assert (slight.support_x - plain.support_x).abs().max() < 1e-4
+    assert (slight.query_x - plain.query_x).abs().max() < 1e-4
+    tests = [augmented(affine, split="test").sample(4).query_x for affine in (0.0, 1.0)]
+    assert torch.equal(*tests)
+    assert moved.support_x.min() >= 0 and moved.support_x.max() <= 1 + 1e-6
+
+
+def test_affine_maps_follow_the_seed_and_go_on_from_a_state():
+    sampler = augmented(1.0)
+    first = sampler.sample(4).query_x
+    assert torch.equal(first, augmented(1.0).sample(4).query_x)
+    state, outside = sampler.state_dict(), torch.get_rng_state()
+    ahead = [sampler.sample(4).query_x for _ in range(2)]
+    resumed = augmented(1.0, seed=9)
+    resumed.load_state_dict(state)
+    assert all(torch.equal(x, resumed.sample(4).query_x) for x in ahead)
+    assert torch.equal(torch.get_rng_state(), outside)
+    # A state of before the option says which images come next, and loads.
+    assert augmented(0.0).state_dict().keys() == {"random"}
+    resumed.load_state_dict(augmented(0.0).state_dict())
+    resumed.sample(1)
+
+
+def moments(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The centre of (H, W) ink and its second moments about it, in pixels, x first."""
+    y, x = torch.meshgrid(*(torch.arange(float(n)) for n in image.shape), indexing="ij")
+    places, ink = torch.stack([x, y], dim=-1).flatten(0, 1), image.flatten() / image.sum()
+    centre = ink @ places
+    return centre, (places - centre).T @ ((places - centre) * ink[:, None])
+
+
+@pytest.mark.parametrize("strength", [0.5, 2.0])
+def test_an_affine_map_is_what_its_numbers_say(strength):
+    """An ellipse's centre and second moments go as the map in closed form says."""
+    y, x = torch.meshgrid(torch.arange(56.0), torch.arange(56.0), indexing="ij")
+    blob = torch.exp(-((x - 27.5) ** 2) / 60 - (y - 27.5) ** 2 / 20)[None, None]
+    centre, spread = moments(blob[0, 0])
+    maps = AffineMaps(strength, seed=3)
+    numbers = torch.rand(8, 5, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    for image, (angle, size, shear, right, down) in zip(
+        maps.apply(blob.expand(8, -1, -1, -1)), strength * numbers, strict=True
+    ):
+        turn = torch.deg2rad(10 * angle)
+        rotation = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()]).view(2, 2)
+        shearing = torch.tensor([[1.0, 0.1 * float(shear)], [0.0, 1.0]])
+        linear = (1 + 0.1 * size) * rotation @ shearing
+        moved_centre, moved_spread = moments(image[0])
+        shift = linear @ torch.stack([right, down]) * 56 / 14
+        assert torch.allclose(moved_centre - centre, shift, atol=0.05)
+        assert torch.allclose(moved_spread, linear @ spread @ linear.T, rtol=0.03, atol=0.3)
+
+
+@pytest.mark.parametrize("strength", [-1.0, 6.0, float("nan"), float("inf")])
+def test_an_affine_strength_that_is_none_is_refused(strength):
+    with pytest.raises(UsageError, match=r"affine=.*from 0 to 5"):
+        augmented(strength)
