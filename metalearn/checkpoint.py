@@ -10,6 +10,7 @@ import hashlib
 import io
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,28 @@ def save_newest(folder: Path, state: dict[str, Any], keep: int) -> None:
     sync_folder(folder)
 
 
+def save_best(folder: Path, states: Sequence[dict[str, Any]], first: int = 0) -> None:
+    """Make `states` the folder's best.pt, best.1.pt and so on, the best first; others go.
+
+    The last one is written first, each by a rename: a kill leaves whole files only, and loses none
+    of those that were there but the one that falls out.
+
+    Args:
+        first: the place of the first state that differs from what is there.
+    """
+    for place in reversed(range(first, len(states))):
+        save(best(folder, place), states[place])
+    for path in folder.glob("best*.pt"):
+        if (match := _BEST.fullmatch(path.name)) and int(match[1] or 0) >= len(states):
+            path.unlink()
+
+
+def select_meta(state: dict[str, Any]) -> Any:
+    """The meta-parameters that a run is judged by: their average, where the state holds one."""
+    average = state.get("average")
+    return average["meta"] if average else state["meta"]
+
+
 def drop_unfinished(folder: Path) -> None:
     """Removes what a killed process left of checkpoints; no other may be writing one there."""
     for part in folder.glob(".*.pt-*.part"):
@@ -144,6 +167,11 @@ def generation(folder: Path, n: int) -> Path:
     return folder / ("last.pt" if n == 0 else f"last.{n}.pt")
 
 
+def best(folder: Path, place: int) -> Path:
+    """best.pt for place 0, and best.N.pt for place N after it."""
+    return folder / ("best.pt" if place == 0 else f"best.{place}.pt")
+
+
 def generations(folder: Path) -> list[Path]:
     """Those that are there, the newest first."""
     if not folder.is_dir():
@@ -153,6 +181,7 @@ def generations(folder: Path) -> list[Path]:
 
 
 _NAME = re.compile(r"last(?:\.(\d+))?\.pt")
+_BEST = re.compile(r"best(?:\.(\d+))?\.pt")
 
 
 def _sealed(state: dict[str, Any]) -> bytes:

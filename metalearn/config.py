@@ -29,6 +29,8 @@ _NULLABLE: dict[str, type] = {
     **dict.fromkeys(("name", "run_dir", "resume", "source", "checkpoint", "results", "out"), str),
     "transductive": bool,
 }
+_LATER = ("average", "keep_best")
+"""Options of training that earlier runs lack, which go on with the defaults."""
 _ITEMS = {"inner_steps": 0}  # such as a list holds whose default is []; others hold texts
 _OF_SEVERAL_TYPES = ("metagrad.checkpoint", "checkpoint")  # their constructors check them
 _MAY_BE_NULL = ("experiment", "problem")  # groups that a run may have no choice of
@@ -133,7 +135,8 @@ def checked(config: Any, where: str, verb: str, whole: bool = True) -> DictConfi
 
     Args:
         where: what holds it, for the sentence.
-        whole: no option may be absent; else those that are have the verb's own defaults.
+        whole: no option may be absent but a later one; else those that are have the verb's own
+            defaults.
 
     Raises:
         UsageError: an option of the verb is absent or of another type, or a value calls a resolver.
@@ -162,12 +165,13 @@ def checked(config: Any, where: str, verb: str, whole: bool = True) -> DictConfi
     for key, default in _flatten(expected).items():
         if key == "defaults" or default is ...:
             continue
+        strict = whole and key not in _LATER
         try:
-            value = OmegaConf.select(config, key, default=None if whole else default)
+            value = OmegaConf.select(config, key, default=None if strict else default)
             _check_type(f"{key}={value}", key, value, default)
         except (UsageError, OmegaConfBaseException) as error:
             raise UsageError(f"{where}: {' '.join(str(error).split())}; {mend}") from error
-        if not whole:
+        if not strict:
             OmegaConf.update(config, key, value, force_add=True)
     return config
 

@@ -96,7 +96,7 @@ class Protocol:
             run.tasks.test_queries = self.queries
         experiment = Experiment.of(run)
         own = run.metagrad.inner.steps
-        experiment.load(state["meta"])
+        experiment.load(checkpoint.select_meta(state))
         problems: dict[str, BilevelProblem] = {}
         for mode in self.modes:
             run.transductive = MODES[mode]

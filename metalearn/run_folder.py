@@ -133,9 +133,15 @@ class RunFolder:
         self._saved = state["step"]
 
     @led
-    def save_best(self, state: dict[str, Any]) -> None:
+    def save_best(self, states: list[dict[str, Any]], first: int = 0) -> None:
+        """Make `states` the folder's best.pt, best.1.pt and so on; raises as `save` does.
+
+        Args:
+            states: the best first.
+            first: the place of the first one that differs from what is there.
+        """
         with self._writing():
-            checkpoint.save(self.folder / "best.pt", state)
+            checkpoint.save_best(self.folder, states, first)
 
     @led
     def finish(self, summary: dict[str, Any]) -> None:

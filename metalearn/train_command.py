@@ -18,7 +18,7 @@ from metalearn.run_folder import check_unused
 
 WITH_RESUME = (
     *("resume", "steps", "device", "threads", "wandb", "checkpoint_every", "keep_checkpoints"),
-    *("on_nonfinite", "on_failed_solve", "on_explosion", "explosion_factor"),
+    *("on_nonfinite", "on_failed_solve", "on_explosion", "explosion_factor", "keep_best"),
 )
 """What may be given beside resume=: how long a run goes on, where, who is told, what guards it."""
 

@@ -42,6 +42,10 @@ def train(
 ) -> dict[str, Any]:
     """One run into `run_dir`: config.yaml, metrics.jsonl, best.pt, last.pt and summary.json.
 
+    With `average` above 0 the exponential moving average of the meta-parameters is what is
+    validated, chosen from and tested (`MovingAverage`). With `keep_best` above 1 the runners-up of
+    best.pt are kept too, best.1.pt, best.2.pt and so on.
+
     Returns the summary. A run that ended anywhere, by a signal, a kill or a fault, and is resumed
     equals one that did not, bit for bit on a CPU with as many threads and ranks. Several ranks draw
     the same tasks and share them out; the run is that of one rank but for rounding.
@@ -68,7 +72,7 @@ def train(
 
     def validate() -> dict[str, Estimate]:
         held_out.load_state_dict(episodes)
-        metagrad, meta = experiment.metagrad, experiment.meta
+        metagrad, meta = experiment.metagrad, state.judged
         problem = experiment.settled(experiment.problem, meta)
         tasks = config.validation.tasks
         return evaluate(problem, metagrad, meta, held_out, tasks, ranks=ranks, say=progress.say)
@@ -86,8 +90,8 @@ def train(
             run.start(progress.say, state.step, saved.get("wandb_id"))
             if not resume:
                 run.save(state.state_dict())
-            elif state.chosen:
-                run.save_best(state.chosen_state())  # what is there may be of a later meta-step
+            else:
+                run.save_best(state.best_states())  # what is there may be of a later meta-step
 
             def asked_to_leave() -> int | None:
                 """The signal that any rank has got by now."""
@@ -125,9 +129,8 @@ def train(
                         scores["accuracy"].mean if "accuracy" in scores else -scores["loss"].mean
                     )
                     if math.isfinite(score):
-                        if state.chosen is None or score > state.chosen.score:
-                            state.choose(score)
-                            run.save_best(state.chosen_state())
+                        if (place := state.choose(score)) is not None:
+                            run.save_best(state.best_states(), place)
                     elif config.on_nonfinite == "stop" or (last and state.chosen is None):
                         stop(
                             row,
@@ -195,7 +198,7 @@ def _meta_step(
 
 def _check(config: DictConfig) -> None:
     least = {"steps": 1, "meta_batch": 1, "validation.every": 1}
-    least |= {"checkpoint_every": 1, "keep_checkpoints": 1}
+    least |= {"checkpoint_every": 1, "keep_checkpoints": 1, "keep_best": 1}
     least |= {"validation.tasks": 2, "test.tasks": 2}  # one has no interval
     for name, fewest in least.items():
         value = OmegaConf.select(config, name)
@@ -216,6 +219,11 @@ def _check(config: DictConfig) -> None:
         raise UsageError(f"schedule={config.schedule}; expected 'constant' or 'cosine'")
     if config.wandb not in ("offline", "online", "disabled"):
         raise UsageError(f"wandb={config.wandb}; expected 'offline', 'online' or 'disabled'")
+    if not 0 <= config.average < 1:
+        raise UsageError(
+            f"average={config.average}: expected a decay from 0 up to 1, 1 excluded. Give 0 for no "
+            "average, or such as 0.99 for one over about the last 100 meta-steps"
+        )
     clip = config.clip_norm
     if clip is not None and not (isinstance(clip, int | float) and clip > 0):
         raise UsageError(f"clip_norm={config.clip_norm}; expected a number above 0, or null")

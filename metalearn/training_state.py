@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils._pytree import tree_map_only
 
 from metalearn import randomness
+from metalearn.averaging import MovingAverage
 from metalearn.batch_split import OutOfMemory, SplitGradient
 from metalearn.calibration import fastest_parts
 from metalearn.errors import TrainingStopped, UsageError
@@ -29,7 +30,7 @@ from metalearn.tree import fixed, leaves_of, like_tree
 
 @dataclass(frozen=True)
 class Chosen:
-    """The meta-parameters that validated best."""
+    """Meta-parameters that are among those that validated best."""
 
     step: int
     score: float
@@ -66,7 +67,8 @@ class TrainingState:
         self.step = 0
         self.carry: dict[str, Any] = {}  # what a meta-gradient hands on to the next meta-step's
         self.halvings = 0  # of the outer rate, by the guards
-        self.chosen: Chosen | None = None
+        self._average = self._new_average()
+        self.best: list[Chosen] = []  # at most keep_best, the best first, of equal ones the earlier
         self.peak = 0
         self.warned: set[Any] = set()  # the warnings that were given, each once a session
         self._initial_rates = [group["lr"] for group in self.optimiser.param_groups]
@@ -101,6 +103,21 @@ class TrainingState:
                         lambda: self.meta_gradient(task, print), experiment.device
                     )
         self.peak = ranks.largest(self.peak)
+
+    @property
+    def judged(self) -> Meta:
+        """The meta-parameters that are validated and tested: the average, where there is one."""
+        return self._experiment.meta if self._average is None else self._average.meta
+
+    @property
+    def chosen(self) -> Chosen | None:
+        """The meta-parameters that validated best."""
+        return self.best[0] if self.best else None
+
+    def _new_average(self) -> MovingAverage | None:
+        """The average that begins with the meta-parameters at hand."""
+        decay = self._config.average
+        return MovingAverage(decay, self._experiment.meta) if decay else None
 
     @property
     def rate(self) -> float:
@@ -139,15 +156,24 @@ class TrainingState:
                 "a smaller optimiser.lr is the usual cure"
             )
         self.carry = result.carry
+        if self._average is not None:
+            self._average.update(self._experiment.meta)
 
-    def choose(self, score: float) -> None:
-        """Takes the meta-parameters at hand for the best."""
-        meta = like_tree(self._experiment.meta, [p.detach().clone() for p in self._leaves])
-        self.chosen = Chosen(self.step, score, meta)
+    def choose(self, score: float) -> int | None:
+        """Keep the judged meta-parameters if they are among the `keep_best` best; return their
+        place, 0 for the best, or None."""
+        place = sum(other.score >= score for other in self.best)
+        if place >= self._config.keep_best:
+            return None
+        meta = like_tree(self.judged, [p.detach().clone() for p in leaves_of(self.judged)])
+        self.best.insert(place, Chosen(self.step, score, meta))
+        del self.best[self._config.keep_best :]
+        return place
 
     def check_ranks(self) -> None:
         """Raises TrainingStopped where the ranks' meta-parameters differ by a bit."""
-        bits = [p.detach().reshape(-1).view(torch.uint8) for p in self._leaves]
+        leaves = self._leaves + ([] if self._average is None else leaves_of(self._average.meta))
+        bits = [p.detach().reshape(-1).view(torch.uint8) for p in leaves]
         sums = self._ranks.gather([int(b.sum(dtype=torch.int64)) for b in bits])
         if any(s != sums[0] for s in sums):
             raise TrainingStopped(
@@ -171,6 +197,11 @@ class TrainingState:
             "best": chosen.score if chosen else -math.inf,
             "meta": fixed(self._experiment.meta),
             "chosen": {"step": chosen.step, "meta": chosen.meta} if chosen else None,
+            "runners_up": [
+                {"step": other.step, "score": other.score, "meta": other.meta}
+                for other in self.best[1:]
+            ],
+            "average": None if self._average is None else self._average.state_dict(),
             "carry": self.carry,
             "optimiser": self.optimiser.state_dict(),
             "halvings": self.halvings,
@@ -182,21 +213,28 @@ class TrainingState:
             **self.streams(),
         }
 
-    def chosen_state(self) -> dict[str, Any]:
-        """What evaluation needs of the meta-parameters that validated best."""
-        assert self.chosen is not None
+    def best_states(self) -> list[dict[str, Any]]:
+        """What evaluation needs of each of the meta-parameters that validated best."""
         config = OmegaConf.to_container(self._config, resolve=True)
-        chosen = self.chosen
-        return {"step": chosen.step, "best": chosen.score, "meta": chosen.meta, "config": config}
+        return [
+            {"step": one.step, "best": one.score, "meta": one.meta, "config": config}
+            for one in self.best
+        ]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises UsageError where the meta-parameters are another model's."""
+        """Go on from a state. One of before averages and runners-up has none: an average begins
+        there. Raises UsageError where the meta-parameters are another model's."""
         self._experiment.load(state["meta"])
+        self._average = self._new_average()
+        if self._average is not None and state.get("average"):
+            self._average.load_state_dict(state["average"])
         self.step, self.halvings, self.peak = state["step"], state["halvings"], state["peak"]
         self.carry = self._on_device(state["carry"])
-        if chosen := state["chosen"]:
-            meta = self._on_device(chosen["meta"])
-            self.chosen = Chosen(chosen["step"], state["best"], meta)
+        kept = [{**state["chosen"], "score": state["best"]}] if state["chosen"] else []
+        self.best = [
+            Chosen(one["step"], one["score"], self._on_device(one["meta"]))
+            for one in (*kept, *state.get("runners_up", []))
+        ][: self._config.keep_best]
         self.optimiser.load_state_dict(state["optimiser"])
         self.guards.load_state_dict(state["guards"])
         parts, here = state["parts"], self._ranks

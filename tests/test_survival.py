@@ -21,6 +21,7 @@ from metalearn.run_folder import RunFolder
 WORDS = ["tasks=sinusoid", "model=mlp_sinusoid", "model.sizes=[1,8,1]", "metagrad=maml_batched"]
 WORDS += ["metagrad.inner.steps=2", "meta_batch=2", "validation.every=50", "validation.tasks=4"]
 WORDS += ["test.tasks=4", "threads=1", "schedule=cosine"]
+KEPT = ["average=0.9", "keep_best=3"]
 GLYPHS = ["tasks=glyphs", "tasks.dataset.drawings=4", "model=mlp", "model.sizes=[784,8,5]"]
 GLYPHS += ["metagrad=imaml_warm", "metagrad.curvature=gauss_newton", "metagrad.inner.steps=2"]
 GLYPHS += ["meta_batch=2", "validation.every=50"]
@@ -36,7 +37,9 @@ def runs(tmp_path_factory):
 def same(one: Path, other: Path) -> None:
     """All that a run leaves, but for timings and W&B's id; bit for bit."""
     assert timeless(one) == timeless(other)
-    for name in ("last.pt", "best.pt"):
+    best = {path.name for path in other.glob("best*.pt")}
+    assert {path.name for path in one.glob("best*.pt")} == best
+    for name in ("last.pt", *best):
         found, expected = (checkpoint.load(folder / name) for folder in (one, other))
         for state in (found, expected):
             del state["config"]["run_dir"]
@@ -60,6 +63,7 @@ def steps_of(times: int) -> str:
     ("words", "times"),
     [
         pytest.param(WORDS, 4, id="sinusoid"),
+        pytest.param([*WORDS, *KEPT], 4, id="sinusoid, averaged, the best three kept"),
         pytest.param(WORDS, 20, id="sinusoid, 20 times", marks=pytest.mark.slow),
         pytest.param(GLYPHS, 20, id="glyphs, 20 times", marks=pytest.mark.slow),
     ],

@@ -21,7 +21,7 @@ from metalearn.trainer import train
 
 NOT_ITS_OWN = (
     *("name", "steps", "device", "threads", "wandb", "test", "run_dir", "resume"),
-    *("checkpoint_every", "keep_checkpoints"),
+    *("checkpoint_every", "keep_checkpoints", "keep_best"),
 )
 """What a run may change in its life, or does not train by."""
 
