@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 from scipy import stats
 
 from metalearn.batch_split import OutOfMemory, in_parts
+from metalearn.errors import UsageError
 from metalearn.metagrad import MetaGradient
-from metalearn.problem import BilevelProblem, Meta, Params
+from metalearn.problem import BilevelProblem, Meta, Params, query_predictions
 from metalearn.ranks import ALONE, Ranks
 from metalearn.tasks import Sampler, TaskBatch
 
@@ -82,6 +83,84 @@ def evaluate_each(
         params = metagrad.adapt(inner, meta, task).params
         return [{key: _judged(p, params, meta, task) for key, p in problems.items()}]
 
+    return _over_batches(judged, sampler, tasks, batch, progress, ranks, say)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of an ensemble: `problems` of one inner objective, by name, and how it adapts."""
+
+    problems: Mapping[str, BilevelProblem]
+    metagrad: MetaGradient
+    meta: Meta
+
+
+def evaluate_ensemble(
+    members: Sequence[Member],
+    sampler: Sampler,
+    tasks: int,
+    batch: int = 32,
+    say: Callable[[str], Any] = print,
+) -> dict[str, dict[str, Estimate]]:
+    """Loss and accuracy of the mean of the members' class probabilities on the queries.
+
+    Each member adapts to the same tasks, `batch` at a time; of the others only a batch's
+    predictions are in memory. The loss is the cross-entropy of the mean probabilities. The result
+    has an entry for each name of `problems`, which is the same for all members.
+
+    Raises:
+        OutOfMemory: memory does not hold one task.
+        UsageError: a problem predicts no classes, or the members differ in the number of outputs.
+    """
+
+    def judged(task: TaskBatch) -> _Parts:
+        total: dict[str, torch.Tensor] = {}
+        for member in members:
+            inner = next(iter(member.problems.values()))
+            params = member.metagrad.adapt(inner, member.meta, task).params
+            for name, problem in member.problems.items():
+                own = _log_probabilities(problem, params, member.meta, task)
+                if name in total and total[name].shape != own.shape:
+                    raise UsageError(
+                        f"the members have {total[name].shape[-1]} and {own.shape[-1]} outputs: "
+                        "expected as many of each. Give checkpoints of models with the same ways"
+                    )
+                total[name] = torch.logaddexp(total[name], own) if name in total else own
+        shift = math.log(len(members))
+        return [{name: _class_figures(x - shift, task.query_y) for name, x in total.items()}]
+
+    return _over_batches(judged, sampler, tasks, batch, lambda done: None, ALONE, say)
+
+
+@torch.no_grad()
+def _log_probabilities(
+    problem: BilevelProblem, params: Params, meta: Meta, task: TaskBatch
+) -> torch.Tensor:
+    """In float64, (T, queries, ways)."""
+    if task.query_y.is_floating_point():
+        raise UsageError(
+            "ensemble=true: expected tasks of classes, and these are a regression's. Judge the "
+            "checkpoints one by one"
+        )
+    return query_predictions(problem, params, meta, task).double().log_softmax(dim=-1)
+
+
+def _class_figures(log_probabilities: torch.Tensor, labels: torch.Tensor) -> _Figures:
+    losses = -log_probabilities.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    correct = (log_probabilities.argmax(dim=-1) == labels).double()
+    return {"loss": losses.mean(dim=1).cpu(), "accuracy": correct.mean(dim=1).cpu()}
+
+
+def _over_batches(
+    judged: Callable[[TaskBatch], _Parts],
+    sampler: Sampler,
+    tasks: int,
+    batch: int,
+    progress: Callable[[int], Any],
+    ranks: Ranks,
+    say: Callable[[str], Any],
+) -> dict[str, dict[str, Estimate]]:
+    """The estimates of what `judged` finds in each batch; see `evaluate`."""
     own: list[_Parts] = []
     failure: OutOfMemory | None = None
     done = batches = 0
@@ -104,11 +183,14 @@ def evaluate_each(
             name: Estimate.of(torch.cat([values[key][name] for values in found]))
             for name in found[0][key]
         }
-        for key in problems
+        for key in found[0]
     }
 
 
-_Parts = list[dict[str, dict[str, torch.Tensor]]]
+_Figures = dict[str, torch.Tensor]
+"""The loss and the metrics, (T,) each, on the CPU."""
+
+_Parts = list[dict[str, _Figures]]
 """Of consecutive parts of a batch: the values of each figure of each problem."""
 
 
@@ -117,8 +199,6 @@ def _chained(parts: list[_Parts]) -> _Parts:
 
 
 @torch.no_grad()
-def _judged(
-    problem: BilevelProblem, params: Params, meta: Meta, task: TaskBatch
-) -> dict[str, torch.Tensor]:
+def _judged(problem: BilevelProblem, params: Params, meta: Meta, task: TaskBatch) -> _Figures:
     loss, metrics = problem.outer_objective(params, meta, task)
     return {name: v.detach().cpu() for name, v in {"loss": loss, **metrics}.items()}

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from metalearn.problem import BilevelProblem, CompositeProblem, Meta, Params
+from metalearn.problem import BilevelProblem, CompositeProblem, Meta, Params, query_predictions
 from metalearn.tree import half_squared_distance
 
 
@@ -47,6 +47,11 @@ class LearnedRates:
         self, params: Params, meta: Meta, task: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         return self.problem.outer_objective(self._phi(params, meta, task), meta["theta"], task)
+
+    def query_predictions(self, params: Params, meta: Meta, task: Any) -> Tensor:
+        """The predictions of `problem`; raises as `metalearn.problem.query_predictions` does."""
+        phi = self._phi(params, meta, task)
+        return query_predictions(self.problem, phi, meta["theta"], task)
 
     def _phi(self, params: Params, meta: Meta, task: Any) -> Params:
         start, log_rates = self.problem.init(meta["theta"], task), meta["log_rates"]
@@ -87,3 +92,7 @@ class LearnedProx:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = self.problem.outer_objective(params, meta["theta"], task)
         return loss, {**metrics, "prox": meta["log_prox"].detach().exp().expand(len(loss))}
+
+    def query_predictions(self, params: Params, meta: Meta, task: Any) -> Tensor:
+        """The predictions of `problem`; raises as `metalearn.problem.query_predictions` does."""
+        return query_predictions(self.problem, params, meta["theta"], task)

@@ -84,6 +84,29 @@ class FeatureProblem(BilevelProblem, Protocol):
         ...
 
 
+@runtime_checkable
+class PredictingProblem(BilevelProblem, Protocol):
+    """A problem of classes that says what adapted params predict for a task's queries."""
+
+    def query_predictions(self, params: Params, meta: Meta, task: Any) -> Tensor:
+        """The logits of the queries, (T, queries, ways)."""
+        ...
+
+
+def query_predictions(problem: BilevelProblem, params: Params, meta: Meta, task: Any) -> Tensor:
+    """The logits that `problem` predicts for a task's queries, (T, queries, ways).
+
+    Raises:
+        UsageError: the problem has no method of this name, which is optional.
+    """
+    if not isinstance(problem, PredictingProblem):
+        raise UsageError(
+            f"{type(problem).__name__} has no query_predictions: expected a problem that predicts "
+            "classes. Judge its checkpoints one by one"
+        )
+    return problem.query_predictions(params, meta, task)
+
+
 class FewShot:
     """Few-shot learning: meta is the initialisation theta of the task's parameters phi.
 
@@ -187,7 +210,8 @@ class FewShot:
         return loss, {"accuracy": correct.to(loss.dtype).mean(dim=1)}
 
     def query_predictions(self, params: Params, meta: Params, task: TaskBatch) -> Tensor:
-        """(T, m, outputs): the logits, or a regression's values, of the queries."""
+        """The model's outputs for the queries, (T, queries, ...), by the statistics that
+        `transductive` names."""
         if self.transductive:
             return self._predict(params, meta, task.query_x)
         shown = task.support_x.shape[1]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.nn.body import Body, Statistics
-from metalearn.problem import CompositeProblem, Params
+from metalearn.problem import CompositeProblem, Params, query_predictions
 from metalearn.tasks.batch import TaskBatch
 
 
@@ -115,10 +115,12 @@ class OnFeatures:
         return self.problem.outer_objective(params, meta["rest"], _with_features(meta, task))
 
     def query_predictions(self, params: Params, meta: Any, task: TaskBatch) -> Tensor:
-        found: Tensor = self.problem.query_predictions(  # type: ignore[attr-defined]
-            params, meta["rest"], _with_features(meta, task)
-        )
-        return found
+        """(T, m, ways) logits of the queries.
+
+        Raises:
+            UsageError: the problem does not predict classes.
+        """
+        return query_predictions(self.problem, params, meta["rest"], _with_features(meta, task))
 
 
 def _with_features(meta: Any, task: TaskBatch) -> TaskBatch:
