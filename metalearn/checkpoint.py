@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from metalearn.config import PACKAGE, nearest
 from metalearn.errors import UsageError
 from metalearn.files import replace_bytes, sync_folder, written_beside
 
@@ -32,6 +33,35 @@ _DIGITS = 64
 
 class DamagedCheckpoint(UsageError):
     """The file is there, and not what was written."""
+
+
+def find(word: str) -> Path:
+    """The file that a user's `checkpoint=` means.
+
+    A word with neither "/" nor ".pt" is the name of a kept initialisation, results/**/NAME.pt below
+    the current directory, else in the checkout that holds this package. Any other is a path, and so
+    is the name of a file that is there.
+
+    Raises:
+        UsageError: no initialisation has the name, or several have it.
+    """
+    path = Path(word)
+    if "/" in word or ".pt" in word or path.is_file():
+        return path
+    names: set[str] = set()
+    for folder in (Path("results"), PACKAGE.parent / "results"):
+        kept = sorted(folder.rglob("*.pt"))
+        named = [path for path in kept if path.stem == word]
+        if len(named) > 1:
+            raise UsageError(
+                f"checkpoint={word}: expected the name of one file. Give one of the paths "
+                f"{', '.join(map(str, named))}"
+            )
+        if named:
+            return named[0]
+        names.update(path.stem for path in kept)
+    known = nearest(word, names) if names else "; give the path of a best.pt or last.pt"
+    raise UsageError(f"there is no checkpoint {word} in results/{known}")
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
