@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -101,6 +102,8 @@ def _evaluate(words: list[str]) -> int:
     if "-h" in words or "--help" in words:
         print(help.verb_page("evaluate", "accuracy of a checkpoint on held-out classes"))
         return 0
+    # `tasks` is a number here, and its two parts have options of their own.
+    words = [re.sub(r"^tasks\.(ways|shots)=", r"\1=", word) for word in words]
     cfg = config.plain("evaluate", words)
 
     from omegaconf import OmegaConf
@@ -109,11 +112,11 @@ def _evaluate(words: list[str]) -> int:
     given = list(asked) if OmegaConf.is_list(asked) else [asked]
     if not given or not all(isinstance(word, str) and word for word in given):
         raise UsageError(
-            "evaluate needs checkpoint=PATH, the best.pt or last.pt of a run, or [PATH,PATH]"
+            "evaluate needs checkpoint=PATH, the best.pt or last.pt of a run, or [PATH,PATH], or "
+            "the name of an initialisation in results/"
         )
-    paths = [Path(word) for word in given]
 
-    from metalearn import held_out
+    from metalearn import checkpoint, held_out
     from metalearn.machine import find_device
     from metalearn.provenance import provenance
 
@@ -121,18 +124,29 @@ def _evaluate(words: list[str]) -> int:
     protocol = held_out.Protocol(
         *(cfg.benchmark, cfg.source, cfg.split, cfg.tasks, cfg.seed, modes, cfg.queries),
         inner_steps=list(cfg.inner_steps),
+        ways=cfg.ways,
+        shots=cfg.shots,
     )
-    out = Path(cfg.out) if cfg.out else paths[0].parent / "evaluation.json"
+    paths = [checkpoint.find(word) for word in given]
+    out = Path(cfg.out) if cfg.out else held_out.default_out(given[0], paths[0])
     if cfg.out or os.path.isfile(paths[0]):  # else that there is no checkpoint is said below
-        held_out.check_out(out)
-    rows = []
-    for path in paths:
-        print(f"{path}: {protocol.described()}")
-        found = protocol.rows(path, cfg.device, cfg.threads, lambda line: print(f"  {line}"))
-        rows += [{"checkpoint": f"{path.parent.name}/{path.name}", **row} for row in found]
+        held_out.check_out(out, make_folder=not cfg.out)
+    rows: list[dict[str, Any]] = []
+
+    def show(line: str) -> None:
+        print(f"  {line}")
+
+    for group in [paths] if cfg.ensemble else [[path] for path in paths]:
+        print(f"{', '.join(map(str, group))}: {protocol.described()}")
+        if cfg.ensemble:
+            found = protocol.ensemble_rows(group, cfg.device, cfg.threads, show)
+        else:
+            found = protocol.rows(group[0], cfg.device, cfg.threads, show)
+            found = [{"checkpoint": held_out.label(group[0]), **row} for row in found]
+        rows += found
         if note := protocol.note(found[0]):
-            print(f"  {note}")
-    spread = held_out.over_seeds(rows)
+            show(note)
+    spread = [] if cfg.ensemble else held_out.over_seeds(rows)
     if spread:
         print(f"{len(paths)} checkpoints: mean, its 95 % interval and the standard deviation")
     for row in spread:

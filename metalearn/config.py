@@ -25,6 +25,7 @@ PACKAGE = Path(__file__).resolve().parent
 # What an option takes whose default is null, by the last part of its name.
 _NULLABLE: dict[str, type] = {
     **dict.fromkeys(("threads", "queries", "steps", "truncate", "distinct"), int),
+    **dict.fromkeys(("ways", "shots"), int),
     **dict.fromkeys(("clip_norm", "prox_head", "tol", "step_size"), float),
     **dict.fromkeys(("name", "run_dir", "resume", "source", "checkpoint", "results", "out"), str),
     "transductive": bool,

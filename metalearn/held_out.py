@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from metalearn import checkpoint, config
 from metalearn.build import build
 from metalearn.errors import UsageError
-from metalearn.evaluation import Estimate, evaluate_each
+from metalearn.evaluation import Estimate, Member, evaluate_each, evaluate_ensemble
 from metalearn.experiment import Experiment, few_shot_problem
 from metalearn.files import replace_text, written_beside
 from metalearn.metagrad import MetaGradient
@@ -42,6 +42,7 @@ class Protocol:
         tasks, seed: the same for every checkpoint, mode and number of steps.
         modes: of `MODES`.
         queries: images a class; None: the run's own.
+        ways, shots: of a task; None: the run's own.
         inner_steps: a row for each number of them; empty: the run's own.
 
     Raises:
@@ -56,6 +57,8 @@ class Protocol:
     modes: Sequence[str] = tuple(MODES)
     queries: int | None = None
     inner_steps: Sequence[int] = ()
+    ways: int | None = None
+    shots: int | None = None
 
     def __post_init__(self) -> None:
         if self.benchmark not in BENCHMARKS:
@@ -89,36 +92,92 @@ class Protocol:
         Raises:
             UsageError: the checkpoint cannot be used, or not for this benchmark.
         """
+        one = self._open(path, device, threads)
+        make_sampler, tasks, about = self._tasks([one])
+        rows = []
+        for steps in self.inner_steps or (one.inner_steps,):
+            member = one.member(steps)
+            found = evaluate_each(
+                member.problems, member.metagrad, member.meta, make_sampler(), tasks
+            )
+            for mode, scores in found.items():
+                rows.append(
+                    {"mode": mode, "inner_steps": steps, "trained_inner_steps": one.inner_steps}
+                    | _figures(scores)
+                    | one.origin
+                    | about
+                )
+                say(described(rows[-1]))
+        return rows
+
+    def ensemble_rows(
+        self,
+        paths: Sequence[Path],
+        device: str = "cpu",
+        threads: int | None = None,
+        say: Callable[[str], Any] = lambda text: None,
+    ) -> list[dict[str, Any]]:
+        """`rows` of the checkpoints as one: the mean of the class probabilities that each predicts
+        after adapting in its own way, with its own number of inner steps where none is asked for.
+
+        Raises:
+            UsageError: as `rows` does, and where the checkpoints' tasks differ, or their problems
+                predict no classes.
+        """
+        members = [self._open(path, device, threads) for path in paths]
+        make_sampler, tasks, about = self._tasks(members)
+        about |= {"ensemble": len(members)}
+        about |= {"members": [{"checkpoint": label(one.path), **one.origin} for one in members]}
+        trained = _common([one.inner_steps for one in members])
+        rows = []
+        for steps in self.inner_steps or (None,):
+            found = evaluate_ensemble([m.member(steps) for m in members], make_sampler(), tasks)
+            taken = trained if steps is None else steps
+            for mode, scores in found.items():
+                rows.append(
+                    {"mode": mode, "inner_steps": taken, "trained_inner_steps": trained}
+                    | _figures(scores)
+                    | about
+                )
+                say(described(rows[-1]))
+        return rows
+
+    def _open(self, path: Path, device: str, threads: int | None) -> _Opened:
+        """A checkpoint with what the protocol asks for in its config."""
         state = checkpoint.load(path)
         run = config.checked(state["config"], str(path), "train", whole=False)
         run.device, run.threads, run.transductive = device, threads, True
         if self.queries is not None:
             run.tasks.test_queries = self.queries
+        for name, value in (("ways", self.ways), ("shots", self.shots)):
+            if value is not None and name not in run.tasks:
+                raise UsageError(
+                    f"{name}={value}: expected a checkpoint whose tasks have {name}, which those "
+                    f"of {path} have not. Leave {name}= out"
+                )
+            if value is not None:
+                run.tasks[name] = value
         experiment = Experiment.of(run)
-        own = run.metagrad.inner.steps
         experiment.load(checkpoint.select_meta(state))
         problems: dict[str, BilevelProblem] = {}
         for mode in self.modes:
             run.transductive = MODES[mode]
             problem, _ = few_shot_problem(experiment.model, run)
             problems[mode] = experiment.settled(problem, experiment.meta)
+        return _Opened(path, state["step"], run, experiment, problems, run.metagrad.inner.steps)
+
+    def _tasks(
+        self, opened: Sequence[_Opened]
+    ) -> tuple[Callable[[], Sampler], int, dict[str, Any]]:
+        """What makes a sampler of the tasks, their number, and what a row says of them."""
+        first, *others = opened
+        for other in others:
+            first.check_same_tasks(other)
         judged = self._held_out if self.benchmark == "held_out" else self._official
-        make_sampler, tasks, about = judged(path, run, experiment)
-        experiment.check(make_sampler().sample(1))
-        origin = {"name": run.get("name"), "seed": run.seed, "chosen_step": state["step"], **about}
-        rows = []
-        for steps in self.inner_steps or (own,):
-            run.metagrad.inner.steps = steps
-            metagrad = build(run.metagrad, MetaGradient)
-            found = evaluate_each(problems, metagrad, experiment.meta, make_sampler(), tasks)
-            for mode, scores in found.items():
-                rows.append(
-                    {"mode": mode, "inner_steps": steps, "trained_inner_steps": own}
-                    | _figures(scores)
-                    | origin
-                )
-                say(described(rows[-1]))
-        return rows
+        make_sampler, tasks, about = judged(first.path, first.run, first.experiment)
+        for one in opened:
+            one.experiment.check(make_sampler().sample(1))
+        return make_sampler, tasks, about
 
     def described(self) -> str:
         if self.benchmark == "omniglot_official":
@@ -152,6 +211,7 @@ class Protocol:
             {
                 **{"benchmark": self.benchmark, "split": split, "tasks": self.tasks},
                 **{"tasks_seed": self.seed, "queries": run.tasks.get("test_queries")},
+                **{"ways": run.tasks.get("ways"), "shots": run.tasks.get("shots")},
                 **{"classes": len(classes), "classes_sha256": digest(classes)},
             },
         )
@@ -177,6 +237,58 @@ class Protocol:
         return lambda: fixed, RUNS, about
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A checkpoint, ready to be judged."""
+
+    path: Path
+    step: int
+    run: DictConfig
+    experiment: Experiment
+    problems: Mapping[str, BilevelProblem]
+    inner_steps: int
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        return {"name": self.run.get("name"), "seed": self.run.seed, "chosen_step": self.step}
+
+    def member(self, steps: int | None) -> Member:
+        """How it adapts, with so many inner steps; None: with its own number."""
+        self.run.metagrad.inner.steps = self.inner_steps if steps is None else steps
+        metagrad = build(self.run.metagrad, MetaGradient)
+        return Member(self.problems, metagrad, self.experiment.meta)
+
+    def check_same_tasks(self, other: _Opened) -> None:
+        """Raises UsageError where an option of their test tasks differs."""
+        own, others = self._task_options(), other._task_options()
+        for name in own | others:
+            if own.get(name) != others.get(name):
+                raise UsageError(
+                    f"{other.path} has tasks.{name}={others.get(name)} and {self.path} "
+                    f"{own.get(name)}: expected members with the same tasks. Choose others, or "
+                    "give ways=, shots= and queries= for all"
+                )
+
+    def _task_options(self) -> dict[str, Any]:
+        """Without the folder that holds a dataset, which says nothing of what is in it."""
+        tasks = self.run.tasks
+        names = ("_target_", "ways", "shots", "test_queries", "channels", "image_size")
+        data = tasks.get("dataset", {})
+        return {name: tasks.get(name) for name in names} | {
+            f"dataset.{name}": value for name, value in data.items() if name != "source"
+        }
+
+
+def _common(values: Sequence[int]) -> int | None:
+    """The value that all are; None where they differ."""
+    return values[0] if len(set(values)) == 1 else None
+
+
+def label(path: Path) -> str:
+    """A checkpoint's name in a row: the run's folder and the file."""
+    return f"{path.parent.name}/{path.name}"
+
+
 def digest(classes: Sequence[str]) -> str:
     """SHA-256 of the names, a line each."""
     return hashlib.sha256("\n".join(classes).encode()).hexdigest()
@@ -185,7 +297,8 @@ def digest(classes: Sequence[str]) -> str:
 def described(row: Mapping[str, Any]) -> str:
     """A row as a line for the screen."""
     steps = "step" if row["inner_steps"] == 1 else "steps"
-    shown = [f"{row['mode']}, {row['inner_steps']} inner {steps}:"]
+    number = "each its own" if row["inner_steps"] is None else row["inner_steps"]
+    shown = [f"{row['mode']}, {number} inner {steps}:"]
     for name in [key for key in row if f"{key}_interval" in row]:
         value, interval = row[name], row[f"{name}_interval"]
         if value is None:
@@ -219,9 +332,23 @@ def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def check_out(path: Path) -> None:
-    """Raises UsageError where `write` would, before the work is done; leaves nothing."""
+def default_out(word: str, path: Path) -> Path:
+    """Where the rows of a checkpoint go, `word` being what the user calls it.
+
+    A path has them beside it, in evaluation.json. A name has them in runs/NAME-evaluation.json, for
+    nothing but studies writes into results/.
+    """
+    if path == Path(word):
+        return path.parent / "evaluation.json"
+    return Path("runs") / f"{word}-evaluation.json"
+
+
+def check_out(path: Path, make_folder: bool = False) -> None:
+    """Raises UsageError where `write` would, before the work is done; leaves nothing, or the folder
+    alone that `make_folder` makes."""
     try:
+        if make_folder:
+            path.parent.mkdir(exist_ok=True)
         if path.is_dir():
             raise UsageError(
                 f"out={path} is a folder; give the file to write, such as "

@@ -49,6 +49,7 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunFolder, "start", sound)
         patch.setattr("metalearn.held_out.evaluate_each", sound)
+        patch.setattr("metalearn.held_out.evaluate_ensemble", sound)
         patch.setattr("metalearn.study.run.run_study", cells)
         yield folder / "best.pt"
 
