@@ -37,7 +37,7 @@ from metalearn.tree import leaves_of
 WORDS = ["tasks=glyphs", "tasks.dataset.drawings=4", "model=mlp", "model.sizes=[784,8,5]"]
 WORDS += ["metagrad=imaml_warm", "metagrad.curvature=gauss_newton", "metagrad.inner.steps=2"]
 WORDS += ["meta_batch=4", "validation.every=5", "validation.tasks=5", "test.tasks=7", "threads=1"]
-WORDS += ["wandb=disabled", "checkpoint_every=2"]
+WORDS += ["wandb=disabled", "checkpoint_every=2", "average=0.9", "keep_best=2"]
 
 
 @given(st.integers(0, 200), st.integers(1, 40))
@@ -241,8 +241,9 @@ def close(one: Path, other: Path) -> None:
         assert row == pytest.approx(expected, rel=1e-4, abs=1e-6)
     a, b = (checkpoint.load(folder / "last.pt") for folder in (one, other))
     assert a["sampler"] == b["sampler"]  # the same tasks
-    for x, y in zip(leaves_of(a["meta"]), leaves_of(b["meta"]), strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
+    for own, expected in ((a, b), (a["average"], b["average"])):
+        for x, y in zip(leaves_of(own["meta"]), leaves_of(expected["meta"]), strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [2, 4])
