@@ -1,7 +1,7 @@
 """Problems that learn a part of their own inner loop: its rates, its proximal strength.
 
 Each wraps a problem and is one, whose meta is {"theta": the problem's own meta, ...: what is
-learned beside it}. Nothing else knows of it: every meta-gradient differentiates it as any other.
+learned beside it}. A meta-gradient that has no derivative in it refuses it.
 """
 
 from __future__ import annotations
@@ -15,47 +15,45 @@ from metalearn.tree import half_squared_distance
 
 
 class LearnedRates:
-    """`problem` with inner rates that are learned, Meta-SGD (Li et al. 2017).
+    """`problem` with learned inner rates: Meta-SGD's (Li et al. 2017), or MAML++'s.
 
-    meta = {"theta": ..., "log_rates": {name: tensor}}, an entry for each of the problem's params,
-    of any shape that broadcasts against one task's: the parameter's own for a rate a number, () for
-    a rate a tensor. exp(log_rates) multiplies the inner solver's `lr`; begin with zeros.
+    meta = {"theta": ..., "log_rates": {name: tensor}} has an entry for each of the problem's
+    params. exp(log_rates) multiplies the inner solver's `lr`; begin with zeros. Rates stay
+    positive, unlike Meta-SGD's.
 
-    The params that the inner loop sees are w = 0 at the start, with
+    Only `Unrolled` has a gradient in the rates. With `truncate` the gradient leaves out the steps
+    before the last ones, so that the rates of those steps stay as they are.
 
-        phi = init + s w,   s = exp(log_rates / 2),
-
-    so that w <- w - lr d inner / d w is phi <- phi - lr s^2 d inner / d phi: gradient descent, with
-    momentum or without, steps along each number at the rate lr exp(log_rate). (Adam's steps do not
-    depend on the gradient's scale, and go with s.) Unlike the paper's, rates cannot turn negative.
-
-    An implicit gradient in log_rates is zero but for rounding: what the inner loop converges to
-    does not depend on its rates. Gauss-Newton curvature is not offered.
+    Args:
+        problem: the problem whose inner loop takes the rates.
+        by_step: False: one rate for all steps, of any shape that broadcasts against one task's
+            tensor: the tensor's own shape for a rate a number, () for a rate a tensor. True: a
+            leading axis (K, ...) has a rate for each inner step, and steps after the K-th take the
+            last one; (K,) is the rate a layer and step of Antoniou et al. 2019.
     """
 
-    def __init__(self, problem: BilevelProblem) -> None:
+    def __init__(self, problem: BilevelProblem, by_step: bool = False) -> None:
         self.problem = problem
+        self.by_step = by_step
 
     def init(self, meta: Meta, task: Any) -> Params:
-        start = self.problem.init(meta["theta"], task)
-        return {name: p.new_zeros(p.shape) for name, p in start.items()}
+        return self.problem.init(meta["theta"], task)
 
     def inner_objective(self, params: Params, meta: Meta, task: Any) -> Tensor:
-        return self.problem.inner_objective(self._phi(params, meta, task), meta["theta"], task)
+        return self.problem.inner_objective(params, meta["theta"], task)
 
     def outer_objective(
         self, params: Params, meta: Meta, task: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.problem.outer_objective(self._phi(params, meta, task), meta["theta"], task)
+        return self.problem.outer_objective(params, meta["theta"], task)
 
     def query_predictions(self, params: Params, meta: Meta, task: Any) -> Tensor:
         """The predictions of `problem`; raises as `metalearn.problem.query_predictions` does."""
-        phi = self._phi(params, meta, task)
-        return query_predictions(self.problem, phi, meta["theta"], task)
+        return query_predictions(self.problem, params, meta["theta"], task)
 
-    def _phi(self, params: Params, meta: Meta, task: Any) -> Params:
-        start, log_rates = self.problem.init(meta["theta"], task), meta["log_rates"]
-        return {name: start[name] + (log_rates[name] / 2).exp() * w for name, w in params.items()}
+    def step_rates(self, meta: Meta) -> dict[str, Tensor]:
+        rates = {name: log_rate.exp() for name, log_rate in meta["log_rates"].items()}
+        return rates if self.by_step else {name: rate[None] for name, rate in rates.items()}
 
 
 class LearnedProx:

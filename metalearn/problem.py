@@ -107,6 +107,19 @@ def query_predictions(problem: BilevelProblem, params: Params, meta: Meta, task:
     return problem.query_predictions(params, meta, task)
 
 
+@runtime_checkable
+class RatedProblem(BilevelProblem, Protocol):
+    """A problem that learns the rates of its inner steps, a part of meta."""
+
+    def step_rates(self, meta: Meta) -> dict[str, Tensor]:
+        """The factors of the inner solver's `lr` by the names of the params, each (K, ...).
+
+        Row k is that of inner step k and broadcasts against one task's tensor. Steps after the
+        K-th take the last row.
+        """
+        ...
+
+
 class FewShot:
     """Few-shot learning: meta is the initialisation theta of the task's parameters phi.
 

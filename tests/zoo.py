@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from metalearn.inner import InnerSolver
 from metalearn.inner.solver import Objective, value_and_grad
 from metalearn.learned import LearnedProx, LearnedRates
+from metalearn.metagrad.base import at_learned_rates
 from metalearn.nn import MLP
 from metalearn.problem import FewShot, Meta, Params
 from metalearn.tasks import TaskBatch
@@ -131,6 +132,16 @@ def learned_rates(prox: float) -> tuple[LearnedRates, Meta, TaskBatch]:
     return LearnedRates(problem), {"theta": theta, "log_rates": log_rates}, task
 
 
+def learned_step_rates(prox: float) -> tuple[LearnedRates, Meta, TaskBatch]:
+    """Few-shot classification with a rate for each tensor and each of 3 steps, 0.6 to 2 lr."""
+    problem, theta, task = few_shot(regression=False, prox=prox)
+    log_rates = {
+        name: torch.linspace(-0.5, 0.4, 3, dtype=p.dtype) + 0.1 * i
+        for i, (name, p) in enumerate(theta.items())
+    }
+    return LearnedRates(problem, by_step=True), {"theta": theta, "log_rates": log_rates}, task
+
+
 def learned_prox(prox: float) -> tuple[LearnedProx, Meta, TaskBatch]:
     problem, theta, task = few_shot(regression=False, prox=0.0)
     log_prox = torch.tensor(prox, dtype=torch.float64).log()
@@ -154,12 +165,20 @@ def problems() -> dict[str, tuple[Any, Meta, Any]]:
         "classification": few_shot(regression=False, prox=0.5),
         "regression": few_shot(regression=True, prox=0.5),
         "head": few_shot(regression=False, prox=0.5, adapt="head"),
-        "learned_rates": learned_rates(prox=0.5),
         "learned_prox": learned_prox(prox=0.5),
     }
 
 
+def unrolled_problems() -> dict[str, tuple[Any, Meta, Any]]:
+    """All of them, and those whose rates only an unrolled gradient reaches."""
+    return problems() | {
+        "learned_rates": learned_rates(prox=0.5),
+        "learned_step_rates": learned_step_rates(prox=0.5),
+    }
+
+
 NAMES = list(problems())
+UNROLLED = list(unrolled_problems())
 # The proximal strength is in neither init nor the outer objective, which is what these go through.
 FIRST_ORDER = [name for name in NAMES if name != "learned_prox"]
 
@@ -183,7 +202,7 @@ def finite_differences(
 
     def value() -> Tensor:
         at = like_tree(meta, leaves)
-        solution = inner(
+        solution = at_learned_rates(inner, problem, at)(
             lambda params: problem.inner_objective(params, at, task),
             start or problem.init(at, task),
         )

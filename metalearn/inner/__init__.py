@@ -6,7 +6,14 @@ norm of its gradient is at most that.
 """
 
 from metalearn.inner.backtracking import BacktrackingDescent
-from metalearn.inner.first_order import Adam, GradientDescent, GradientMethod, LoopState
+from metalearn.inner.first_order import (
+    Adam,
+    AtRates,
+    GradientDescent,
+    GradientMethod,
+    LoopState,
+    StepRates,
+)
 from metalearn.inner.lbfgs import LBFGS
 from metalearn.inner.newton import NewtonCG
 from metalearn.inner.solver import InnerSolution, InnerSolver, Objective, value_and_grad
@@ -14,6 +21,7 @@ from metalearn.inner.solver import InnerSolution, InnerSolver, Objective, value_
 __all__ = [
     "LBFGS",
     "Adam",
+    "AtRates",
     "BacktrackingDescent",
     "GradientDescent",
     "GradientMethod",
@@ -22,5 +30,6 @@ __all__ = [
     "LoopState",
     "NewtonCG",
     "Objective",
+    "StepRates",
     "value_and_grad",
 ]

@@ -24,6 +24,12 @@ from metalearn.tree import fixed, leaves_of, live, task_norm
 Memory = tuple[list[Tensor], ...]
 """What a method remembers of earlier gradients: lists of tensors like the params."""
 
+StepRates = dict[str, Tensor]
+"""Factors of `lr` by the names of the params, each (K, ...): row k is that of inner step k.
+
+A row broadcasts against one task's tensor. Steps after the K-th take the last row.
+"""
+
 
 @dataclass(frozen=True)
 class LoopState:
@@ -94,13 +100,21 @@ class GradientMethod(InnerSolver):
         return LoopState(params, memory, 0, torch.ones_like(taken, dtype=torch.bool), taken)
 
     def advance(
-        self, objective: Objective, state: LoopState, steps: int, create_graph: bool = False
+        self,
+        objective: Objective,
+        state: LoopState,
+        steps: int,
+        create_graph: bool = False,
+        rates: StepRates | None = None,
     ) -> LoopState:
         """The state after `steps` more steps.
 
-        With `create_graph` it is differentiable in what `objective` depends on and in the state's
-        own params and memory, the params having a graph or being leaves of one; else it carries no
-        graph.
+        With `create_graph` it is differentiable in what `objective` depends on, in `rates` and in
+        the state's own params and memory, the params having a graph or being leaves of one; else it
+        carries no graph.
+
+        Args:
+            rates: factors of `lr`, an entry for each of the params; None: 1.
         """
         tol, moving, taken = self.stopping(), state.moving, state.taken
         params, memory = state.params, state.memory
@@ -116,15 +130,34 @@ class GradientMethod(InnerSolver):
                         break
                     moves = [torch.where(broadcast(moving, m), m, 0.0) for m in moves]
                 params = {
-                    name: torch.sub(p, move, alpha=self.lr)
+                    name: self._moved(p, move, count, rates[name] if rates else None)
                     for (name, p), move in zip(params.items(), moves, strict=True)
                 }
             taken = taken + moving
         return LoopState(params, memory, state.count + steps, moving, taken)
 
-    def minimise(self, objective: Objective, params: Params) -> tuple[Params, Tensor]:
-        end = self.advance(objective, self.start(params), self.steps)
+    def _moved(self, p: Tensor, move: Tensor, count: int, factors: Tensor | None) -> Tensor:
+        if factors is None:
+            return torch.sub(p, move, alpha=self.lr)
+        row = factors[min(count, len(factors)) - 1]
+        return torch.addcmul(p, row, move, value=-self.lr)
+
+    def minimise(
+        self, objective: Objective, params: Params, rates: StepRates | None = None
+    ) -> tuple[Params, Tensor]:
+        end = self.advance(objective, self.start(params), self.steps, rates=rates)
         return end.params, end.taken
+
+
+@dataclass(frozen=True)
+class AtRates(InnerSolver):
+    """The solver `method`, each step of which takes `lr` times its factor in `rates`."""
+
+    method: GradientMethod
+    rates: StepRates
+
+    def minimise(self, objective: Objective, params: Params) -> tuple[Params, Tensor]:
+        return self.method.minimise(objective, params, self.rates)
 
 
 @dataclass(frozen=True)

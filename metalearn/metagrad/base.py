@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import UsageError
-from metalearn.inner import InnerSolution, InnerSolver
+from metalearn.inner import AtRates, GradientMethod, InnerSolution, InnerSolver, StepRates
 from metalearn.metagrad.certificate import Certificate
-from metalearn.problem import BilevelProblem, Meta, Params
+from metalearn.problem import BilevelProblem, Meta, Params, RatedProblem
 from metalearn.tree import fixed, leaves_of, like_tree, live, named_leaves, partials
 
 
@@ -99,8 +99,40 @@ class MetaGradient(ABC):
             with torch.no_grad():
                 meta = {"features": shared.features(meta, task), "rest": shared.rest(meta)}
             problem = shared.on_features
-        return self.inner(
+        solver = at_learned_rates(self.inner, problem, meta)
+        return solver(
             lambda params: problem.inner_objective(params, meta, task), problem.init(meta, task)
+        )
+
+
+def step_rates(problem: BilevelProblem, meta: Meta) -> StepRates | None:
+    """The factors of the inner rates that the problem learns, differentiable in meta, or None."""
+    return problem.step_rates(meta) if isinstance(problem, RatedProblem) else None
+
+
+def at_learned_rates(inner: InnerSolver, problem: BilevelProblem, meta: Meta) -> InnerSolver:
+    """The inner solver at the rates that the problem learns, or as it is where there are none.
+
+    Raises:
+        UsageError: the problem learns rates, and the solver's steps have none.
+    """
+    rates = step_rates(problem, meta)
+    if rates is None:
+        return inner
+    if not isinstance(inner, GradientMethod):
+        raise UsageError(
+            f"inner={type(inner).__name__}: expected a solver whose steps have a rate to learn. "
+            "Choose GradientDescent or Adam, or learn_rates=false."
+        )
+    return AtRates(inner, rates)
+
+
+def refuse_learned_rates(problem: BilevelProblem) -> None:
+    """Raises UsageError where the problem learns rates: for methods without a gradient in them."""
+    if isinstance(problem, RatedProblem):
+        raise UsageError(
+            "learn_rates: expected a meta-gradient that goes back through the inner steps. "
+            "Choose metagrad=maml_batched, meta_sgd or maml_plus_plus, or learn_rates=false."
         )
 
 
@@ -109,7 +141,12 @@ def outer_gradient(
 ) -> tuple[Tensor, dict[str, Tensor], list[Tensor], list[Tensor | None]]:
     """The outer loss (T,), metrics, d outer / d params (each task's own) and the direct
     d outer / d meta (summed over tasks, None where there is none), at params and meta that are
-    leaves."""
+    leaves.
+
+    Raises:
+        UsageError: the problem learns its inner rates, in which these derivatives say nothing.
+    """
+    refuse_learned_rates(problem)
     with torch.enable_grad():
         loss, metrics = problem.outer_objective(params, meta, task)
         leaves = list(params.values())

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.errors import UsageError
-from metalearn.inner import Adam, GradientDescent, GradientMethod, LoopState
+from metalearn.inner import Adam, GradientDescent, GradientMethod, LoopState, StepRates
+from metalearn.metagrad.base import step_rates
 from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.tree import add, fixed, gradients, leaves_of, live, partials
 
@@ -50,12 +51,14 @@ def _one_task(
     import higher
 
     constant, meta = fixed(meta), live(meta)
+    rates = step_rates(problem, meta)
     with torch.enable_grad():
         start = problem.init(meta, task)
         reached = inner.advance(
             lambda params: problem.inner_objective(params, constant, task),
             inner.start(start),
             inner.steps - kept,
+            rates=step_rates(problem, constant),
         )
         holder = _Holder(reached.params)
         optimiser = _torch_optimiser(inner, holder, reached)
@@ -66,8 +69,11 @@ def _one_task(
             def current() -> Params:
                 return dict(zip(start, patched.parameters(), strict=True))
 
-            for _ in range(kept):
-                differentiable.step(problem.inner_objective(current(), meta, task).sum())
+            for count in range(inner.steps - kept, inner.steps):
+                differentiable.step(
+                    problem.inner_objective(current(), meta, task).sum(),
+                    override=None if rates is None else _rates_of_step(inner, rates, start, count),
+                )
             adapted = current()
             loss, metrics = problem.outer_objective(adapted, meta, task)
             leaves = leaves_of(meta)
@@ -82,19 +88,25 @@ def _one_task(
     )
 
 
+def _rates_of_step(
+    inner: GradientMethod, rates: StepRates, params: Params, count: int
+) -> dict[str, list[Tensor]]:
+    """What `higher` is to take for the rate of each parameter's group after `count` steps."""
+    return {"lr": [inner.lr * rates[name][min(count, len(rates[name]) - 1)] for name in params]}
+
+
 def _torch_optimiser(
     inner: GradientMethod, holder: nn.Module, reached: LoopState
 ) -> torch.optim.Optimizer:
     """The torch optimiser that `higher` makes differentiable, as it stands after earlier steps."""
     optimiser: torch.optim.Optimizer
+    groups = [{"params": [p]} for p in holder.parameters()]  # each has a rate of its own
     names: tuple[str, ...]
     if isinstance(inner, GradientDescent) and inner.tol is None:
-        optimiser = torch.optim.SGD(holder.parameters(), lr=inner.lr, momentum=inner.momentum)
+        optimiser = torch.optim.SGD(groups, lr=inner.lr, momentum=inner.momentum)
         names = ("momentum_buffer",) if inner.momentum else ()
     elif isinstance(inner, Adam) and inner.tol is None:
-        optimiser = torch.optim.Adam(
-            holder.parameters(), lr=inner.lr, betas=inner.betas, eps=inner.eps
-        )
+        optimiser = torch.optim.Adam(groups, lr=inner.lr, betas=inner.betas, eps=inner.eps)
         names = ("exp_avg", "exp_avg_sq")
     else:
         raise UsageError(

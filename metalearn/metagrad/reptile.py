@@ -12,6 +12,7 @@ from metalearn.metagrad.base import (
     MetaGradient,
     MetaGradientResult,
     mean_over_tasks,
+    refuse_learned_rates,
     through_init,
 )
 from metalearn.problem import BilevelProblem, Meta
@@ -37,6 +38,7 @@ class Reptile(MetaGradient):
     inner: InnerSolver
 
     def differentiate(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
+        refuse_learned_rates(problem)
         constant = fixed(meta)
         solution = self.adapt(problem, meta, task)
         start = problem.init(constant, task)

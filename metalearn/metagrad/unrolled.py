@@ -15,6 +15,7 @@ from metalearn.metagrad.base import (
     MetaGradient,
     MetaGradientResult,
     mean_over_tasks,
+    step_rates,
     through_init,
 )
 from metalearn.metagrad.higher_backend import unroll_with_higher
@@ -137,12 +138,21 @@ def back_through(
     constant, meta = fixed(meta), live(meta)
 
     def forward(state: LoopState, steps: int) -> LoopState:
-        return inner.advance(lambda p: problem.inner_objective(p, constant, task), state, steps)
+        return inner.advance(
+            lambda p: problem.inner_objective(p, constant, task),
+            state,
+            steps,
+            rates=step_rates(problem, constant),
+        )
 
     def with_graph(state: LoopState, steps: int) -> tuple[LoopState, LoopState]:
         begin = state.live()
         return begin, inner.advance(
-            lambda p: problem.inner_objective(p, meta, task), begin, steps, create_graph=True
+            lambda p: problem.inner_objective(p, meta, task),
+            begin,
+            steps,
+            create_graph=True,
+            rates=step_rates(problem, meta),
         )
 
     def pulled_back(

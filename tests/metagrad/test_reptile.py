@@ -57,7 +57,7 @@ def test_with_a_proximal_term_it_descends_the_moreau_envelope():
     assert relative_difference(result.grads, scaled) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["ridge", "head", "learned_rates"])
+@pytest.mark.parametrize("name", ["ridge", "head"])
 def test_meta_that_does_not_move_init_is_refused(name):
     problem, meta, task = problems()[name]
     with pytest.raises(UsageError, match="no gradient reaches meta"):

@@ -5,11 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 from test_backends import batch
-from zoo import FIRST_ORDER, NAMES, finite_differences, problems, relative_difference
+from zoo import (
+    FIRST_ORDER,
+    UNROLLED,
+    finite_differences,
+    problems,
+    relative_difference,
+    unrolled_problems,
+)
 
 from metalearn.errors import UsageError
 from metalearn.exact import meta_gradient_error
 from metalearn.inner import Adam, GradientDescent, NewtonCG
+from metalearn.learned import LearnedRates
 from metalearn.metagrad import FirstOrder, Unrolled
 from metalearn.nn import Conv4
 from metalearn.problem import FewShot
@@ -21,11 +29,17 @@ INNER = [GradientDescent(7, 0.1), GradientDescent(7, 0.1, 0.9), Adam(7, 0.05)]
 class Cut:
     """A problem whose inner loop has been at `params` when meta was `at`, and goes on from there.
 
-    It starts from params + init(meta) - init(at): the first-order carry over what came before.
+    It starts from params + init(meta) - init(at): the first-order carry over what came before. The
+    rates, where they are learned, are those of the steps after `steps`.
     """
 
-    def __init__(self, problem, at, params):
+    def __init__(self, problem, at, params, steps):
         self.problem, self.at, self.params = problem, fixed(at), params
+        if isinstance(problem, LearnedRates):
+            self.step_rates = lambda meta: {
+                name: rates[min(steps, len(rates) - 1) :]
+                for name, rates in problem.step_rates(meta).items()
+            }
         self.inner_objective = problem.inner_objective
         self.outer_objective = problem.outer_objective
 
@@ -34,14 +48,14 @@ class Cut:
         return {name: p + now[name] - then[name] for name, p in self.params.items()}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", UNROLLED)
 @pytest.mark.parametrize("backend", ["higher", "batched"])
 def test_truncated_is_the_derivative_of_the_last_steps(name, backend):
-    problem, meta, task = problems()[name]
+    problem, meta, task = unrolled_problems()[name]
     result = Unrolled(GradientDescent(7, 0.1), backend, truncate=3)(problem, meta, task)
     before = FirstOrder(GradientDescent(4, 0.1)).adapt(problem, meta, task).params
     exact = finite_differences(
-        Cut(problem, meta, before), meta, task, GradientDescent(3, 0.1), step=1e-4
+        Cut(problem, meta, before, 4), meta, task, GradientDescent(3, 0.1), step=1e-4
     )
     assert relative_difference(result.grads, exact) < 1e-6
     assert result.inner.steps.tolist() == [7] * len(task)
@@ -96,9 +110,9 @@ def test_both_back_ends_truncate_alike(inner, truncate):
 
 
 @pytest.mark.parametrize("inner", INNER, ids=repr)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", UNROLLED)
 def test_checkpoints_leave_the_gradient_as_it_is(name, inner):
-    problem, meta, task = problems()[name]
+    problem, meta, task = unrolled_problems()[name]
     for truncate in (None, 5):
         whole = Unrolled(inner, "batched", truncate)(problem, meta, task)
         for checkpoint in (1, 3, 7, 100, "sqrt"):
