@@ -33,7 +33,8 @@ _NULLABLE: dict[str, type] = {
 _LATER = ("average", "keep_best")
 """Options of training that earlier runs lack, which go on with the defaults."""
 _ITEMS = {"inner_steps": 0}  # such as a list holds whose default is []; others hold texts
-_OF_SEVERAL_TYPES = ("metagrad.checkpoint", "checkpoint")  # their constructors check them
+# What takes them checks them.
+_OF_SEVERAL_TYPES = ("metagrad.checkpoint", "checkpoint", "learn_rates")
 _MAY_BE_NULL = ("experiment", "problem")  # groups that a run may have no choice of
 _HYDRAS = ("hydra.", "hydra/")
 _OF_HYDRA = ("launcher", "sweeper")  # what a sweep may choose

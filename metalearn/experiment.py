@@ -66,8 +66,9 @@ class Experiment:
                 f"model._target_={config.model._target_} has no parameters to learn; choose model= "
                 "for one that has, such as model=mlp"
             )
+        metagrad = build(config.metagrad, MetaGradient)
         problem, meta = few_shot_problem(model, config)
-        metagrad, tasks = build(config.metagrad, MetaGradient), build(config.tasks, Tasks)
+        tasks = build(config.tasks, Tasks)
         return cls(model, problem, meta, metagrad, tasks, device)
 
     def load(self, meta: Meta) -> None:
@@ -165,11 +166,21 @@ def few_shot_problem(model: nn.Module, config: DictConfig) -> tuple[BilevelProbl
         problem = LearnedProx(few_shot)
         log_prox = like.new_tensor(math.log(config.prox)).requires_grad_()
         meta = {"theta": meta, "log_prox": log_prox}
+    if not isinstance(rates, bool) and rates != "layers":
+        raise UsageError(
+            f"learn_rates={rates}: expected true or false, or layers. "
+            "Choose layers for a rate for each tensor and inner step."
+        )
     if rates:
-        problem = LearnedRates(problem)
-        # A symmetric head's vectors share their rates, as they share their start.
+        by_step = rates == "layers"
+        problem = LearnedRates(problem, by_step)
+        steps = max(config.metagrad.inner.steps, 1)
+        # A symmetric head's class vectors share their rates, as they share their start.
         shapes = theta | dict(model.named_buffers())
-        log_rates = {name: torch.zeros_like(shapes[name]) for name in few_shot.adapted}
+        log_rates = {
+            name: like.new_zeros(steps if by_step else shapes[name].shape)
+            for name in few_shot.adapted
+        }
         meta = {"theta": meta, "log_rates": live(log_rates)}
     return problem, meta
 
