@@ -44,10 +44,16 @@ class Unrolled(MetaGradient):
             memory of K / checkpoint states and one segment's graph. "sqrt": segments of the square
             root of the steps, rounded up, the least memory where a state is as large as a step's
             graph; of a network with large activations 1 takes less. Only with backend="batched".
+        multi_step: the multi-step loss of MAML++ (Antoniou et al. 2019, section 4). Every inner
+            step's outer loss counts 1 / K at the first meta-step. The weights of all but the last
+            fall linearly to 0 over `multi_step` meta-steps, and the last one's rises to 1. The
+            result's `carry` holds the number of meta-steps made; without it the count is 0. The
+            reported loss and metrics are those of the last inner step. Only with backend="batched"
+            and without `truncate`. None: the last step's loss alone.
 
     Raises:
-        UsageError: an unknown back end, a bad `truncate` or `checkpoint`, or an inner solver that
-            the back end cannot unroll.
+        UsageError: an unknown back end, a bad `truncate`, `checkpoint` or `multi_step`, or an inner
+            solver that the back end cannot unroll.
         NonFiniteGradient: the outer loss or the gradient is not finite.
     """
 
@@ -55,6 +61,7 @@ class Unrolled(MetaGradient):
     backend: Literal["higher", "batched"] = "higher"
     truncate: int | None = None
     checkpoint: int | Literal["sqrt"] | None = None
+    multi_step: int | None = None
 
     def __post_init__(self) -> None:
         if self.backend not in ("higher", "batched"):
@@ -78,22 +85,46 @@ class Unrolled(MetaGradient):
                     f"checkpoint={self.checkpoint} needs backend='batched'; the library higher "
                     "keeps the graph of every step"
                 )
+        if self.multi_step is not None:
+            if type(self.multi_step) is not int or self.multi_step < 1:
+                raise UsageError(
+                    f"multi_step={self.multi_step}: expected at least 1 meta-step, or null."
+                )
+            if self.backend != "batched":
+                raise UsageError(
+                    f"multi_step={self.multi_step}: expected backend='batched', which alone weighs "
+                    "the losses of the earlier steps. Set backend='batched', or multi_step=null."
+                )
+            if self.truncate is not None:
+                raise UsageError(
+                    f"multi_step={self.multi_step}: expected truncate=null, for the earlier steps "
+                    f"have losses of their own. Leave out truncate={self.truncate}."
+                )
 
     @property
     def one_by_one(self) -> bool:
         return self.backend == "higher"
 
-    def differentiate(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
+    def differentiate(
+        self, problem: BilevelProblem, meta: Meta, task: Any, meta_step: Tensor | None = None
+    ) -> MetaGradientResult:
         if not isinstance(self.inner, GradientMethod):
             raise UsageError(
                 f"{type(self.inner).__name__} has no unrolled derivative; use an implicit or "
                 "first-order meta-gradient"
             )
+        made = 0 if meta_step is None else round(meta_step.item())
         steps = self.inner.steps
         kept = steps if self.truncate is None else min(self.truncate, steps)
         if self.backend == "batched":
             loss, metrics, params, taken, grads = back_through(
-                self.inner, problem, meta, task, steps - kept, self._segments(kept)
+                self.inner,
+                problem,
+                meta,
+                task,
+                steps - kept,
+                self._segments(kept),
+                self._earlier_weight(made, steps),
             )
         else:
             loss, metrics, params, taken, grads = unroll_with_higher(
@@ -108,7 +139,23 @@ class Unrolled(MetaGradient):
             loss,
             metrics,
             InnerSolution(params, value.detach(), task_norm(inner_grads), taken),
+            carry=self._carry(made + 1, loss),
         )
+
+    def _earlier_weight(self, made: int, steps: int) -> float:
+        """The weight of the outer loss after each inner step but the last, at a meta-step."""
+        if self.multi_step is None or made >= self.multi_step or steps < 2:
+            return 0.0
+        return (1 - made / self.multi_step) / steps
+
+    def _carry(self, made: int, like: Tensor) -> dict[str, Tensor]:
+        """The count of meta-steps, in the gradient's type and no larger than needed.
+
+        Parts and ranks take the mean of their counts, which the type must hold.
+        """
+        if self.multi_step is None:
+            return {}
+        return {"meta_step": like.new_tensor(min(made, self.multi_step))}
 
     def _segments(self, steps: int) -> list[int]:
         """The lengths of the segments, one at least."""
@@ -126,10 +173,15 @@ def back_through(
     task: Any,
     skipped: int,
     segments: list[int],
+    earlier: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor], Params, Tensor, list[Tensor | None]]:
     """Runs `skipped` steps and those of the segments forward, then the segments backward.
 
     No more than one segment's graph is alive at once; the last one's is made on the way forward.
+
+    Args:
+        earlier: the weight of the outer loss after each step of the loop but the last, which has
+            the rest of 1.
 
     Returns:
         the outer loss (T,), metrics, adapted params, steps (T,), and the gradient summed over tasks
@@ -145,15 +197,17 @@ def back_through(
             rates=step_rates(problem, constant),
         )
 
-    def with_graph(state: LoopState, steps: int) -> tuple[LoopState, LoopState]:
-        begin = state.live()
-        return begin, inner.advance(
-            lambda p: problem.inner_objective(p, meta, task),
-            begin,
-            steps,
-            create_graph=True,
-            rates=step_rates(problem, meta),
-        )
+    def with_graph(state: LoopState, steps: int) -> tuple[LoopState, LoopState, list[Tensor]]:
+        """The state as leaves, the one after the steps, and the weighted earlier losses."""
+        begin = end = state.live()
+        rates, losses = step_rates(problem, meta), []
+        for some in [1] * steps if earlier else [steps]:
+            end = inner.advance(
+                lambda p: problem.inner_objective(p, meta, task), end, some, True, rates
+            )
+            if earlier and end.count < inner.steps:
+                losses.append(earlier * problem.outer_objective(end.params, meta, task)[0].sum())
+        return begin, end, losses
 
     def pulled_back(
         outputs: list[Tensor], weights: list[Tensor] | None, begin: LoopState
@@ -171,12 +225,14 @@ def back_through(
     for steps in segments[:-1]:
         states.append(forward(states[-1], steps))
     with torch.enable_grad():
-        begin, end = with_graph(states.pop(), segments[-1])
+        begin, end, losses = with_graph(states.pop(), segments[-1])
         loss, metrics = problem.outer_objective(end.params, meta, task)
-        by_state, by_meta = pulled_back([loss.sum()], None, begin)
+        last = (1 - (inner.steps - 1) * earlier) * loss.sum()
+        by_state, by_meta = pulled_back([last, *losses], None, begin)
         for steps in reversed(segments[:-1]):
-            begin, reached = with_graph(states.pop(), steps)
-            by_state, more = pulled_back(reached.leaves(), by_state, begin)
+            begin, reached, losses = with_graph(states.pop(), steps)
+            weights = by_state + [torch.ones_like(x) for x in losses]
+            by_state, more = pulled_back(reached.leaves() + losses, weights, begin)
             by_meta = [add(a, b) for a, b in zip(by_meta, more, strict=True)]
     carried = through_init(problem, constant, task, by_state[: len(end.params)])
     return (

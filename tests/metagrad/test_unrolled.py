@@ -1,6 +1,8 @@
-"""Truncated and checkpointed back-propagation through the inner loop."""
+"""Truncated and checkpointed back-propagation through the inner loop, and its multi-step loss."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,12 +10,14 @@ from test_backends import batch
 from zoo import (
     FIRST_ORDER,
     UNROLLED,
+    few_shot,
     finite_differences,
     problems,
     relative_difference,
     unrolled_problems,
 )
 
+from metalearn.batch_split import SplitGradient
 from metalearn.errors import UsageError
 from metalearn.exact import meta_gradient_error
 from metalearn.inner import Adam, GradientDescent, NewtonCG
@@ -21,7 +25,7 @@ from metalearn.learned import LearnedRates
 from metalearn.metagrad import FirstOrder, Unrolled
 from metalearn.nn import Conv4
 from metalearn.problem import FewShot
-from metalearn.tree import fixed
+from metalearn.tree import fixed, leaves_of
 
 INNER = [GradientDescent(7, 0.1), GradientDescent(7, 0.1, 0.9), Adam(7, 0.05)]
 
@@ -178,9 +182,99 @@ def test_the_error_of_a_truncated_gradient_is_its_distance_from_the_whole():
     assert meta_gradient_error(truncated, problem, meta, task) == pytest.approx(expected)
 
 
+def weighted(inner, weights, problem, meta, task):
+    """The weighted sum of the gradients of unrolled runs of 1, 2, ... steps."""
+    runs = [Unrolled(replace(inner, steps=k + 1), "batched") for k in range(len(weights))]
+    grads = [leaves_of(run(problem, meta, task).grads) for run in runs]
+    return [sum(w * g for w, g in zip(weights, gs, strict=True)) for gs in zip(*grads, strict=True)]
+
+
+@pytest.mark.parametrize("inner", INNER, ids=repr)
+@pytest.mark.parametrize("name", UNROLLED)
+def test_the_multi_step_gradient_is_the_weighted_sum_of_its_steps(name, inner):
+    problem, meta, task = unrolled_problems()[name]
+    inner = replace(inner, steps=4)
+    last = Unrolled(inner, "batched")(problem, meta, task)
+    for made, weights in ((None, [0.25] * 4), (3.0, [0.1, 0.1, 0.1, 0.7])):
+        expected = weighted(inner, weights, problem, meta, task)
+        carry = {} if made is None else {"meta_step": torch.tensor(made)}
+        for checkpoint in (None, 1, 3, "sqrt"):
+            way = Unrolled(inner, "batched", checkpoint=checkpoint, multi_step=5)
+            result = way(problem, meta, task, **carry)
+            assert relative_difference(result.grads, expected) < 1e-10
+            assert torch.equal(result.outer_loss, last.outer_loss)
+            assert result.metrics.keys() == last.metrics.keys()
+            for key, values in last.metrics.items():
+                assert torch.equal(result.metrics[key], values)
+
+
+def test_multi_step_weights_of_tasks_that_stop():
+    problem, meta, task = problems()["quadratic"]
+    inner = GradientDescent(12, 0.3, tol=0.5)
+    result = Unrolled(inner, "batched", multi_step=1)(problem, meta, task)
+    assert result.inner.steps.max() < 12
+    expected = weighted(inner, [1 / 12] * 12, problem, meta, task)
+    assert relative_difference(result.grads, expected) < 1e-10
+
+
+def test_the_weights_of_the_earlier_steps_fall_to_zero_by_the_carry():
+    problem, meta, task = problems()["classification"]
+    inner, carry = GradientDescent(2, 0.3), {}
+    way = Unrolled(inner, "batched", multi_step=4)
+    for early in (0.5, 0.375, 0.25, 0.125):
+        result = way(problem, meta, task, **carry)
+        expected = weighted(inner, [early, 1 - early], problem, meta, task)
+        assert relative_difference(result.grads, expected) < 1e-10
+        carry = result.carry
+    plain = Unrolled(inner, "batched")(problem, meta, task)
+    for _ in range(2):
+        counted = Counted(problem)
+        result = way(counted, meta, task, **carry)
+        assert relative_difference(result.grads, plain.grads) == 0
+        assert counted.outer == 1
+        carry = result.carry
+    assert plain.carry == {}
+
+
+class Counted:
+    """A problem that counts the evaluations of its outer objective."""
+
+    def __init__(self, problem):
+        self.problem, self.outer = problem, 0
+        self.init, self.inner_objective = problem.init, problem.inner_objective
+
+    def outer_objective(self, params, meta, task):
+        self.outer += 1
+        return self.problem.outer_objective(params, meta, task)
+
+
+def test_a_batch_in_parts_counts_its_meta_steps_once():
+    problem, meta, task = few_shot(regression=False, prox=0.0)
+    way = Unrolled(GradientDescent(3, 0.3), "batched", multi_step=7)
+    split, whole, parts = SplitGradient(way, parts=2), {}, {}
+    for _ in range(9):
+        one, two = way(problem, meta, task, **whole), split(problem, meta, task, **parts)
+        whole, parts = one.carry, two.carry
+        assert torch.equal(whole["meta_step"], parts["meta_step"])
+        assert relative_difference(two.grads, one.grads) < 1e-12
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_loop_without_earlier_steps_has_no_other_loss(steps):
+    problem, meta, task = problems()["classification"]
+    inner = GradientDescent(steps, 0.3)
+    plain = Unrolled(inner, "batched")(problem, meta, task)
+    result = Unrolled(inner, "batched", multi_step=5)(problem, meta, task)
+    assert relative_difference(result.grads, plain.grads) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        ({"multi_step": 0, "backend": "batched"}, "at least 1 meta-step"),
+        ({"multi_step": 2.5, "backend": "batched"}, "at least 1 meta-step"),
+        ({"multi_step": 5}, "backend='batched'"),
+        ({"multi_step": 5, "backend": "batched", "truncate": 2}, "Leave out truncate=2"),
         ({"truncate": -1}, "at least 0 steps"),
         ({"truncate": 1.5}, "at least 0 steps"),
         ({"checkpoint": 0, "backend": "batched"}, "at least 1 step"),
