@@ -6,9 +6,12 @@ import math
 
 import pytest
 import torch
+from tiny_run import run
 from zoo import few_shot, learned_prox, learned_rates, learned_step_rates, relative_difference
 
+from metalearn import checkpoint
 from metalearn.errors import UsageError
+from metalearn.held_out import Protocol
 from metalearn.inner import Adam, GradientDescent, NewtonCG
 from metalearn.learned import LearnedProx, LearnedRates
 from metalearn.linear_solve import CG
@@ -100,6 +103,19 @@ def test_a_truncated_gradient_leaves_the_rates_of_the_earlier_steps_out():
         way = Unrolled(GradientDescent(3, 0.2), backend, truncate=1)
         for grad in way(problem, meta, task).grads["log_rates"].values():
             assert (grad[:2] == 0).all() and grad[2] != 0
+
+
+def test_an_evaluation_with_more_steps_takes_the_last_learned_rate(tmp_path):
+    assert run(tmp_path, "metagrad=maml_plus_plus", "wandb=disabled", "optimiser.lr=0.01") == 0
+    state = checkpoint.load(tmp_path / "best.pt")
+    assert all(rates.shape == (3,) for rates in state["meta"]["log_rates"].values())
+    assert all((rates != 0).all() for rates in state["meta"]["log_rates"].values())
+    for rates in state["meta"]["log_rates"].values():
+        rates[2] = -math.inf  # the third step and all after it stand still
+    checkpoint.save(tmp_path / "still.pt", state)
+    protocol = Protocol(tasks=8, modes=["transductive"], inner_steps=[1, 2, 3, 7])
+    first, *others = [row["loss"] for row in protocol.rows(tmp_path / "still.pt")]
+    assert len(set(others)) == 1 and first != others[0]
 
 
 @pytest.mark.parametrize("learned", [learned_rates, learned_step_rates])

@@ -193,7 +193,7 @@ def test_a_run_is_not_written_over(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "choice", ["imaml", "imaml_warm", "imaml_learned_prox", "meta_sgd", "anil"]
+    "choice", ["imaml", "imaml_warm", "imaml_learned_prox", "meta_sgd", "maml_plus_plus", "anil"]
 )
 def test_a_resumed_run_equals_an_undisturbed_one(tmp_path, choice):
     words = [f"metagrad={choice}", "wandb=disabled"]
@@ -205,7 +205,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(tmp_path, choice):
     for key in ("meta", "carry"):
         pairs = zip(leaves_of(one[key]), leaves_of(other[key]), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
-    assert bool(one["carry"]) == (choice == "imaml_warm")
+    assert bool(one["carry"]) == (choice in ("imaml_warm", "maml_plus_plus"))
 
 
 def test_what_is_learned_beside_the_weights_is_trained_and_evaluated(tmp_path, capsys):
