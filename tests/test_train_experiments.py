@@ -4,18 +4,48 @@ from __future__ import annotations
 
 from noted_script import noted_script
 
+NAME = "omniglot_5w1s_maml"
 
-def test_a_run_is_gone_on_with_by_the_words_it_was_begun_with(tmp_path):
+
+def test_a_run_is_resumed_by_the_words_it_was_begun_with(tmp_path):
     run = noted_script(tmp_path, "train_experiments")
-    name, folder = "omniglot_5w1s_maml", tmp_path / "runs" / "mine" / "omniglot_5w1s_maml"
-    begun = run("mine", name, "seed=1").stdout
-    assert begun == f"train experiment={name} threads=1 run_dir=runs/mine/{name} seed=1\n"
-    refused = run("mine", name, "seed=2")
-    assert refused.returncode == 2 and not refused.stdout
-    assert "was begun with 'seed=1', not 'seed=2'" in refused.stderr
-    folder.mkdir()
+    folder = tmp_path / "runs" / "mine" / f"{NAME}-seed1"
+    begun = run("mine", NAME, "seed=1").stdout
+    where = f"runs/mine/{NAME}-seed1"
+    assert begun.startswith(f"train experiment={NAME} threads=1 run_dir={where} seed=1\n")
+    folder.mkdir(exist_ok=True)
     (folder / "last.pt").touch()
-    assert run("mine", name, "seed=1").stdout == f"train resume=runs/mine/{name}\n"
+    assert run("mine", NAME, "seed=1").stdout.startswith(f"train resume={where}\n")
+    (tmp_path / "runs" / "mine" / f"{NAME}.words").write_text("steps=5\n")
+    refused = run("mine", NAME, "steps=6")
+    assert refused.returncode == 2 and not refused.stdout
+    assert "was begun with 'steps=5', not 'steps=6'" in refused.stderr
+
+
+def finished(tmp_path, head: str):
+    folder = tmp_path / "runs" / "mine" / NAME
+    folder.mkdir(parents=True)
     (folder / "summary.json").write_text("{}")
-    assert run("mine", name, "seed=1").stdout == ""
-    assert (tmp_path / "results" / "mine" / f"{name}.json").read_text() == "{}"
+    (folder / "best.pt").write_bytes(b"weights")
+    (folder / "config.yaml").write_text(f"model:\n  head: {head}\n")
+    return folder
+
+
+def test_a_finished_run_is_judged_and_kept(tmp_path):
+    run = noted_script(tmp_path, "train_experiments")
+    folder = finished(tmp_path, "zero")
+    (folder / "evaluation-5.json").write_text("5")
+    (folder / "evaluation-20.json").write_text("20")
+    assert run("mine", NAME).stdout == ""
+    results = tmp_path / "results" / "mine"
+    assert (results / f"{NAME}.json").read_text() == "{}"
+    assert (results / f"{NAME}.pt").read_bytes() == b"weights"
+    assert (results / f"{NAME}-5-way.json").read_text() == "5"
+    assert (results / f"{NAME}-20-way.json").read_text() == "20"
+
+
+def test_a_free_head_is_judged_on_its_own_ways_alone(tmp_path):
+    run = noted_script(tmp_path, "train_experiments")
+    finished(tmp_path, "free")
+    said = run("mine", NAME).stdout
+    assert said.count("evaluate") == 1 and "ways=" not in said
