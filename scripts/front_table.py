@@ -48,7 +48,11 @@ def lines(results: Path) -> dict[Line, dict[str, str]]:
         SystemExit: two results are of one cell, or of a training that is not known.
     """
     ours: dict[tuple[str, str, str], Training] = {}
-    for method, budget, where, seconds, setting, accuracy in (*_long(results), *_studies(results)):
+    for method, budget, where, seconds, setting, accuracy in (
+        *trained(results),
+        *_long(results),
+        *_studies(results),
+    ):
         training = ours.setdefault((method, budget, where), Training(where))
         if setting in training.cells:
             raise SystemExit(
@@ -57,8 +61,9 @@ def lines(results: Path) -> dict[Line, dict[str, str]]:
             )
         training.seconds.append(seconds)
         training.cells[setting] = accuracy
-    theirs = published()[(published().dataset == "omniglot") & (published().mark == "P")]
     ordered = {}
+    convex = [(key[0], t) for key, t in ours.items() if _base(key[0]).startswith("implicit")]
+    theirs = published()[(published().dataset == "omniglot") & (published().mark == "P")]
     for method in PUBLISHED.values():
         own = [(key[0], t) for key, t in ours.items() if _base(key[0]) == method]
         for title, training in sorted(own, key=lambda item: -round(min(item[1].seconds) / 60)):
@@ -72,6 +77,8 @@ def lines(results: Path) -> dict[Line, dict[str, str]]:
                     part.ways, part.shots, part.accuracy, part.interval, strict=True
                 )
             }
+    for title, training in sorted(convex, key=lambda item: -min(item[1].seconds)):
+        ordered[title, training.trained] = training.cells
     return ordered
 
 
@@ -104,6 +111,41 @@ def _long(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
         budget, where = f"{run['steps']} meta-steps", _where("cpu", run["threads"])
         method = f"{PUBLISHED[found[2]]}: long, 5 queries a class"
         yield method, budget, where, run["train_s"], found[1], f"{mean:.2f} ± {half:.2f}"
+
+
+SYMMETRIC = {
+    "maml": "MAML",
+    "imaml": "iMAML, gradient descent",
+    "imaml_solved": "iMAML, gradient descent",
+}
+"""The published methods by the last part of an experiment's name; convex heads have none."""
+
+
+def trained(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
+    """As `_studies`, of `scripts/train_experiments`: networks with a symmetric head, judged on
+    4,000 tasks. Inductive accuracies stand in brackets; a convex head has these alone."""
+    for path in sorted(results.glob("omniglot_*/*-way.json")):
+        experiment, ways = path.name.removesuffix("-way.json").rsplit("-", 1)
+        run: Any = json.loads((path.parent / f"{experiment}.json").read_text())
+        found: Any = json.loads(path.read_text())
+        by_mode = {row["mode"]: row for row in found["rows"]}
+        row = by_mode["inductive"]
+        stem = re.sub(r"_(quick|half_hour|table)$", "", experiment.split("-seed")[0])
+        setting = f"{ways}w{row['shots']}s"
+        where = _where("cpu", run["threads"])
+        own = re.fullmatch(r"omniglot_(\d+w\ds)_(\w+)", stem)
+        mean, half = 100 * row["accuracy"], 100 * row["accuracy_interval"]
+        if own is None:
+            method, shown_as = "implicit, ridge head (inductive)", f"{mean:.2f} ± {half:.2f}"
+        elif own[1] != setting:
+            continue  # of other ways than it was trained for
+        else:
+            method = f"{SYMMETRIC[own[2]]}: symmetric head"
+            other = by_mode["transductive"]
+            accuracy, width = 100 * other["accuracy"], 100 * other["accuracy_interval"]
+            shown_as = f"{accuracy:.2f} ± {width:.2f} ({mean:.2f})"
+        seed = f", seed {run['seed']}" if run["seed"] else ""
+        yield method + seed, path.parent.name, where, run["train_s"], setting, shown_as
 
 
 def _duration(least: float, most: float) -> str:
