@@ -30,12 +30,9 @@ _NULLABLE: dict[str, type] = {
     **dict.fromkeys(("name", "run_dir", "resume", "source", "checkpoint", "results", "out"), str),
     "transductive": bool,
 }
-_LATER = ("average", "keep_best")
-"""Options of training that earlier runs lack, which go on with the defaults."""
 _ITEMS = {"inner_steps": 0}  # such as a list holds whose default is []; others hold texts
 # What takes them checks them.
 _OF_SEVERAL_TYPES = ("metagrad.checkpoint", "checkpoint", "learn_rates")
-_MAY_BE_NULL = ("experiment", "problem")  # groups that a run may have no choice of
 _HYDRAS = ("hydra.", "hydra/")
 _OF_HYDRA = ("launcher", "sweeper")  # what a sweep may choose
 _LONGEST_NAME = 100
@@ -59,14 +56,14 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
     groups = [o for o in parsed if _is_group(o)]
     for override in groups:
         _check_choice(override)
-    base = _composed(verb, [text_of(o) for o in groups if not o.is_sweep_override()])
+    base = _composed(verb, [_hydra_word(o) for o in groups if not o.is_sweep_override()])
     for override in parsed:
         if override.is_sweep_override():
             raise UsageError(f"{text_of(override)}; a sweep needs -m, and a list is key=[a,b]")
     own = [o for o in parsed if not _is_group(o) and not o.key_or_group.startswith(_HYDRAS)]
     for override in own:
         _check_value(override, base)
-    config = _composed(verb, overrides)
+    config = _composed(verb, [_hydra_word(o) for o in parsed])
     _check_references(own, base, config)
     choices = config.hydra.runtime.choices
     with open_dict(config):
@@ -117,11 +114,10 @@ def values(overrides: list[str]) -> dict[str, Any]:
 
 
 def saved(path: Path, verb: str) -> DictConfig:
-    """The config that a run of `verb` left in a file.
+    """Read the config that a run of `verb` left in a file, completed as `checked` does.
 
     Raises:
-        UsageError: the file is absent or damaged, or an option of the verb is not in it or is of
-            another type.
+        UsageError: the file is absent or damaged, or `checked` refuses its config.
     """
     try:
         config = OmegaConf.load(path)
@@ -132,22 +128,27 @@ def saved(path: Path, verb: str) -> DictConfig:
     return checked(config, str(path), verb)
 
 
-def checked(config: Any, where: str, verb: str, whole: bool = True) -> DictConfig:
-    """A config of a run of `verb`, which anyone may have altered since.
+def checked(config: Any, where: str, verb: str) -> DictConfig:
+    """Check and complete a saved config of `verb`, which anyone may have altered since.
+
+    An option added since the config was saved takes its default in configs/VERB.yaml, which means
+    "as before". A group whose default is null may be absent.
 
     Args:
-        where: what holds it, for the sentence.
-        whole: no option may be absent but a later one; else those that are have the verb's own
-            defaults.
+        config: a mapping or a DictConfig; it is not changed.
+        where: the file that holds the config, for the error.
+
+    Returns:
+        A new config with every option of configs/VERB.yaml.
 
     Raises:
-        UsageError: an option of the verb is absent or of another type, or a value calls a resolver.
+        UsageError: a group is absent, an option is of another type, or a value calls a resolver.
     """
     mend = "put back the run's own, or train anew"
     if not isinstance(config, dict | DictConfig):
         raise UsageError(f"{where} holds no options; {mend}")
     try:
-        config = OmegaConf.create(config) if isinstance(config, dict) else config
+        config = OmegaConf.create(config) if isinstance(config, dict) else config.copy()
         call = resolver_call(OmegaConf.to_container(config))
         if call is None:
             resolved(config)
@@ -157,25 +158,28 @@ def checked(config: Any, where: str, verb: str, whole: bool = True) -> DictConfi
         raise UsageError(f"{where} cannot be read as a config; {mend}") from error
     if call is not None:
         raise UsageError(f"{where} calls a resolver, {call}; {mend}")
-    expected = OmegaConf.load(config_folder() / f"{verb}.yaml")
-    assert isinstance(expected, DictConfig)
-    for key in groups():
-        if key in _MAY_BE_NULL and config.get(key) is None:
-            continue
-        if not isinstance(config.get(key), DictConfig):
+    for key, choice in groups().items():
+        options = config.get(key)
+        if not isinstance(options, DictConfig) and (choice is not None or options is not None):
             raise UsageError(f"{where} lacks {key}; {mend}")
-    for key, default in _flatten(expected).items():
-        if key == "defaults" or default is ...:
+    for key, default in _flatten(OmegaConf.create(read_defaults(verb))).items():
+        if default is ...:
+            if not isinstance(OmegaConf.select(config, key, default={}), dict | DictConfig):
+                raise UsageError(f"{where} lacks the options of {key}; {mend}")
             continue
-        strict = whole and key not in _LATER
         try:
-            value = OmegaConf.select(config, key, default=None if strict else default)
+            value = OmegaConf.select(config, key, default=default)
             _check_type(f"{key}={value}", key, value, default)
         except (UsageError, OmegaConfBaseException) as error:
             raise UsageError(f"{where}: {' '.join(str(error).split())}; {mend}") from error
-        if not strict:
-            OmegaConf.update(config, key, value, force_add=True)
+        OmegaConf.update(config, key, value, force_add=True)
     return config
+
+
+def read_defaults(verb: str) -> dict[str, Any]:
+    """Read the options of configs/VERB.yaml with their defaults, without its groups."""
+    plain: Any = OmegaConf.to_container(OmegaConf.load(config_folder() / f"{verb}.yaml"))
+    return {key: value for key, value in plain.items() if key not in ("defaults", "hydra")}
 
 
 def _check_references(given: list[Override], base: DictConfig, config: DictConfig) -> None:
@@ -270,15 +274,25 @@ def parse(overrides: list[str]) -> list[Override]:
 
 
 @functools.cache
-def groups() -> list[str]:
-    """What training chooses from by name: the folders that train.yaml's defaults list."""
-    defaults = OmegaConf.load(config_folder() / "train.yaml").defaults
-    keys = [str(key) for choice in defaults if isinstance(choice, DictConfig) for key in choice]
-    return [key for key in keys if (config_folder() / key).is_dir()]
+def groups() -> dict[str, str | None]:
+    """Read the groups of training and their default choices: the folders in train.yaml's defaults.
+
+    A group whose default is None is optional: a config may be without it.
+    """
+    listed = OmegaConf.load(config_folder() / "train.yaml").defaults
+    choices = [pair for entry in listed if isinstance(entry, DictConfig) for pair in entry.items()]
+    return {str(key): choice for key, choice in choices if (config_folder() / str(key)).is_dir()}
 
 
 def _is_group(override: Override) -> bool:
     return override.key_or_group in groups()
+
+
+def _hydra_word(override: Override) -> str:
+    """Return an override as Hydra takes it, which leaves out an optional group by a `~`."""
+    if _is_group(override) and override.value() is None:
+        return f"~{override.key_or_group}"
+    return text_of(override)
 
 
 def text_of(override: Override) -> str:
@@ -288,7 +302,7 @@ def text_of(override: Override) -> str:
 def _check_choice(override: Override) -> None:
     group, value = override.key_or_group, override.value()
     known = [f.stem for f in (config_folder() / group).glob("*.yaml")]
-    if override.is_sweep_override() or (value is None and group in _MAY_BE_NULL):
+    if override.is_sweep_override() or (value is None and groups()[group] is None):
         return
     if override.is_add() or value not in known:
         shown = "null" if value is None else _shown(value)

@@ -145,7 +145,7 @@ class Protocol:
     def _open(self, path: Path, device: str, threads: int | None) -> _Opened:
         """A checkpoint with what the protocol asks for in its config."""
         state = checkpoint.load(path)
-        run = config.checked(state["config"], str(path), "train", whole=False)
+        run = config.checked(state["config"], str(path), "train")
         run.device, run.threads, run.transductive = device, threads, True
         if self.queries is not None:
             run.tasks.test_queries = self.queries

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from metalearn.batch_split import OutOfMemory
+from metalearn.config import checked
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
 from metalearn.evaluation import Estimate, evaluate
 from metalearn.experiment import Experiment
@@ -82,7 +83,7 @@ def train(
         if resume:
             _check_resumed(config, saved)
             state.load_state_dict(saved)
-            if saved["config"]["device"] != config.device:
+            if checked(saved["config"], str(run.last), "train").device != config.device:
                 state.measure()
         with RunProgress(config.steps, start=state.step, silent=ranks.rank > 0) as progress:
             for sentence in damaged:
