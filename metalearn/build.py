@@ -40,6 +40,8 @@ FUNCTIONS = (
 )
 """And the functions: no other is called."""
 
+_PLAIN = (bool, int, float, str, list, tuple, type(None))
+
 # What takes an object of one package only, by its name.
 _OWN_PACKAGE = {
     "inner": "metalearn.inner",
@@ -89,6 +91,20 @@ def build(config: Any, kind: type | None = None) -> Any:
         what = "with _partial_" if isinstance(made, functools.partial) else f"no {kind.__name__}"
         raise UsageError(f"_target_={target} is {what}; choose one of configs/ instead")
     return made
+
+
+def read_argument_defaults(target: Any) -> dict[str, Any]:
+    """Read the plain defaults in the signature of a config's `_target_`, by argument.
+
+    Tuples become lists, as configs hold them. Arguments without a default, or with an object as
+    their default, are left out.
+
+    Raises:
+        UsageError: `target` is none that a config may name.
+    """
+    parameters = inspect.signature(_found(target, PACKAGES)).parameters.values()
+    plain = {p.name: p.default for p in parameters if isinstance(p.default, _PLAIN)}
+    return {name: list(x) if isinstance(x, tuple) else x for name, x in plain.items()}
 
 
 def _nodes(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from metalearn import checkpoint, config
+from metalearn.canonical import canonicalise
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
-from metalearn.interpolation import resolved
 from metalearn.ranks import ALONE, Ranks, job, joined, may_restart, restarted
 from metalearn.run_folder import check_unused
 
@@ -76,8 +76,8 @@ def _begun_by_this_job(folder: Path, cfg: DictConfig) -> bool:
     """
     if checkpoint.generations(folder) and (job() is not None or restarted()):
         saved, _ = checkpoint.newest(folder)
-        kept = {key: value for key, value in resolved(cfg).items() if key not in WITH_RESUME}
-        same = all(saved["config"].get(key) == value for key, value in kept.items())
+        begun = config.checked(saved["config"], str(folder), "train")
+        same = canonicalise(begun, but_for=WITH_RESUME) == canonicalise(cfg, but_for=WITH_RESUME)
         if same and saved.get("job") == job():
             return True
     check_unused(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 from collections.abc import Sequence
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from metalearn import checkpoint, config
+from metalearn.canonical import canonicalise, select_changed
 from metalearn.errors import TrainingStopped, UsageError
 from metalearn.held_out import Protocol, write
 from metalearn.metrics_file import MetricsFile
@@ -78,8 +80,9 @@ def words_of_run(
 
 @dataclass(frozen=True)
 class StudyRun:
-    """A run of `metalearn train` in a folder of its own, whose name holds a digest of its config:
-    another study that asks for the same config goes on with it.
+    """A run of `metalearn train` in a folder of its own, found again by its config.
+
+    Another study that asks for the same config resumes the run, also after options were added.
 
     Args:
         config: of the run; its steps are the budget's.
@@ -91,15 +94,24 @@ class StudyRun:
 
     @classmethod
     def of(cls, root: Path, words: Sequence[str], device: torch.device) -> StudyRun:
-        """Raises UsageError where a word is not one of `metalearn train`'s."""
+        """Find the run of a config in `root`, or name the folder of a new one.
+
+        The name of a new folder holds a digest of the options that are not at their defaults.
+
+        Raises:
+            UsageError: a word is not one of `metalearn train`'s.
+        """
         fixed = ["wandb=disabled", f"device={device}", "test.tasks=2", "checkpoint_every=50"]
         cfg = config.compose("train", [*words, *fixed])
-        own: Any = OmegaConf.to_container(cfg, resolve=True)
-        if cfg.schedule == "cosine":  # its rate depends on where it ends
-            own["schedule"] = f"cosine to {cfg.steps}"
-        own = {key: value for key, value in own.items() if key not in NOT_ITS_OWN}
-        key = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
-        return cls(cfg, root / f"{cfg.name}-seed{cfg.seed}-{key}")
+        own, stem = _identify(cfg), f"{cfg.name}-seed{cfg.seed}"
+        folder = root / f"{stem}-{_digest(select_changed(own, config.read_defaults('train')))}"
+        begun = [path.parent for path in root.glob(f"{glob.escape(stem)}-*/config.yaml")]
+        for other in sorted(begun, key=lambda path: (path != folder, path)):
+            if _identify_saved(other) == own:
+                return cls(cfg, other)
+        if folder in begun:  # its config.yaml is damaged, or a default has changed since
+            folder = root / f"{stem}-{_digest(own)}"
+        return cls(cfg, folder)
 
     def train(self, budget: Budget) -> str:
         """Trains until the budget is spent, from where the run stands; returns why it ended early,
@@ -197,3 +209,23 @@ class StudyRun:
             write(path, {"rows": protocol.rows(best, str(device))})
         rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
         return rows
+
+
+def _identify(cfg: DictConfig) -> dict[str, Any]:
+    """Return the canonical form of the options that a run is found by."""
+    own = canonicalise(cfg, but_for=NOT_ITS_OWN)
+    if cfg.schedule == "cosine":  # its rate depends on where it ends
+        own["schedule"] = f"cosine to {cfg.steps}"
+    return own
+
+
+def _identify_saved(folder: Path) -> dict[str, Any] | None:
+    """Return those options of the run in a folder; None if its config.yaml cannot be used."""
+    try:
+        return _identify(config.saved(folder / "config.yaml", "train"))
+    except UsageError:
+        return None
+
+
+def _digest(options: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
