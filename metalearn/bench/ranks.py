@@ -95,13 +95,14 @@ class RanksStudy:
     def _train(self, method: str, ranks: int, threads: int) -> tuple[float, float]:
         """Seconds of a meta-step, and the last one's query loss."""
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        torchrun += [f"--nproc-per-node={ranks}", "-m", "metalearn.__main__", "train"]
         words = [*WORDS, f"metagrad={method}", f"meta_batch={self.meta_batch}"]
         words += [f"steps={self.steps}", f"validation.every={self.steps}", f"threads={threads}"]
         with TemporaryDirectory() as folder:
             run = Path(folder) / "run"
             words.append(f"run_dir={run}")
             done = subprocess.run(
-                [*torchrun, f"--nproc-per-node={ranks}", "-m", "metalearn", "train", *words],
+                [*torchrun, *words],
                 env={**os.environ, "OMP_NUM_THREADS": str(threads)},
                 capture_output=True,
                 text=True,

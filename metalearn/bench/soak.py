@@ -110,7 +110,7 @@ class SoakStudy:
         words += [f"run_dir={folder}", f"device={device}", "threads=1", "wandb=offline"]
         with (folder.parent / "output.txt").open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "metalearn", "train", *words],
+                [sys.executable, "-m", "metalearn.__main__", "train", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

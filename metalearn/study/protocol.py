@@ -19,6 +19,9 @@ Row = Mapping[str, Value]
 class Study(Protocol):
     """A frozen dataclass whose fields are its options.
 
+    A field that is added later has a default that means "as before". Rows that an interrupted study
+    measured without the field are then kept.
+
     The order of work is cells -> rows -> everything else; what is published comes from the rows
     alone, so that it can be made again without measuring.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import time
@@ -14,11 +15,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-import metalearn
+from metalearn.canonical import drop_argument_defaults, select_changed
+from metalearn.config import read_defaults
 from metalearn.errors import UsageError
 from metalearn.files import replace_text
 from metalearn.progress import RunProgress
 from metalearn.provenance import provenance
+from metalearn.study.code import digest_code
 from metalearn.study.index import write_index
 from metalearn.study.plot import save
 from metalearn.study.protocol import Study
@@ -54,8 +57,8 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
 
     `results/NAME/` gets rows.csv, table.md, the same tables in tables.json, a vector figure each,
     findings.json and provenance.json. Until all is measured the rows lie in `scratch`, under a
-    name made of the options and the code: the same command goes on from them, another starts its
-    own.
+    name made of the options and of the code that measures: the same command goes on from them,
+    another starts its own.
 
     Without `measure` all but rows.csv is made anew from it; the provenance stays that of the rows,
     and names the code that made the rest.
@@ -83,7 +86,7 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
                 f"{path} cannot be written ({error.strerror}); choose another folder"
             ) from error
 
-    file = RowFile(scratch / f"rows-{_key(publication.options, origin)}.jsonl")
+    file = RowFile(scratch / f"rows-{_key(study, publication.options, origin)}.jsonl")
     left = [cell for cell in cells if cell not in file]
     done = len(cells) - len(left)
     with RunProgress(len(cells), start=done, unit="measurement", every_s=5) as progress:
@@ -136,15 +139,16 @@ def _republish(study: Study, publication: Publication, device: torch.device) -> 
     return folder
 
 
-def _key(options: dict[str, Any], origin: dict[str, Any]) -> str:
-    """Of all that rows depend on: those of other options, code, versions or machines are not gone
-    on from."""
-    package = Path(metalearn.__file__).parent
+def _key(study: Study, options: dict[str, Any], origin: dict[str, Any]) -> str:
+    """Digest what rows depend on: options, code, versions and machine.
+
+    An option at its default, of configs/study.yaml or of the study's constructor, does not count:
+    adding one keeps the rows that were measured without it.
+    """
+    changed = select_changed(drop_argument_defaults(options), read_defaults("study"))
     where = [origin["versions"], origin["machine"], torch.get_num_threads()]
-    code = hashlib.sha256(json.dumps([options, where], sort_keys=True).encode())
-    for path in sorted(package.rglob("*.py")):
-        code.update(path.read_bytes())
-    return code.hexdigest()[:10]
+    content = [changed, where, digest_code(Path(inspect.getfile(type(study))))]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _publish(study: Study, rows: pd.DataFrame, folder: Path, origin: dict[str, Any]) -> list[str]:

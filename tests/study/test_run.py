@@ -107,6 +107,29 @@ def test_other_options_start_their_own_rows(tmp_path):
     assert seen[0] == [0, 1, 2, 3]
 
 
+def test_options_added_at_their_defaults_go_on_from_the_rows(tmp_path):
+    then = {"_target_": "metalearn.linear_solve.CG", "max_iters": 3, "device": "cpu"}
+    added = {"rtol": 1e-6, "threads": None}  # of the constructor, and of configs/study.yaml
+    for now, measured in (
+        (then | added, [0, 1, 2, 3]),
+        ({**then, "rtol": 1e-5}, [0, 1, 0, 1, 2, 3]),
+    ):
+        seen, root = ([],), tmp_path / str(now["rtol"])
+        with pytest.raises(RuntimeError):
+            run_study(Squares(4, fails_at=2, seen=seen), publication(root, **then), CPU)
+        run_study(Squares(4, seen=seen), publication(root, **now), CPU)
+        assert seen[0] == measured
+
+
+def test_rows_of_other_code_are_not_gone_on_from(tmp_path, monkeypatch):
+    seen = ([],)
+    with pytest.raises(RuntimeError):
+        run_study(Squares(4, fails_at=2, seen=seen), publication(tmp_path), CPU)
+    monkeypatch.setattr("metalearn.study.run.digest_code", lambda source: "another")
+    run_study(Squares(4, seen=seen), publication(tmp_path), CPU)
+    assert seen[0] == [0, 1, 0, 1, 2, 3]
+
+
 def test_the_same_rows_make_the_same_files(tmp_path):
     once = run_study(Squares(3, seen=([],)), publication(tmp_path / "a"), CPU)
     twice = run_study(Squares(3, seen=([],)), publication(tmp_path / "b"), CPU)
