@@ -5,6 +5,7 @@ Each entry is (problem, meta, task, tol): float64, an inner problem that converg
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,9 @@ from metalearn.inner import InnerSolver
 from metalearn.inner.solver import Objective, value_and_grad
 from metalearn.learned import LearnedProx, LearnedRates
 from metalearn.metagrad.base import at_learned_rates
-from metalearn.nn import MLP
+from metalearn.nn import MLP, SymmetricHead
 from metalearn.problem import FewShot, Meta, Params
+from metalearn.problems import ConvexHead, WithBody
 from metalearn.tasks import TaskBatch
 from metalearn.tree import gradients, leaves_of, like_tree, task_norm
 
@@ -122,6 +124,34 @@ def few_shot(regression: bool, prox: float, adapt: str = "all") -> tuple[FewShot
     return problem, dict(model.named_parameters()), TaskBatch(x(), y(), x(), y())
 
 
+def images() -> TaskBatch:
+    """Three tasks of three classes whose inputs have four values."""
+    g = torch.Generator().manual_seed(2)
+    y = torch.arange(3).repeat_interleave(2).repeat(3, 1)
+    x = [torch.randn(3, 6, 4, generator=g, dtype=torch.float64) for _ in range(2)]
+    return TaskBatch(x[0], y, x[1], y)
+
+
+def symmetric_head(prox: float, prox_head: float) -> tuple[FewShot, Meta, TaskBatch]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), SymmetricHead(5, learn_scale=True)).double()
+    problem = FewShot(model, prox, prox_head=prox_head)
+    return problem, dict(model.named_parameters()), images()
+
+
+def shared_body(head: Any) -> tuple[WithBody, Meta, TaskBatch]:
+    """A head on a body that all tasks share; the head's meta-parameters beside the body's."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(4, 5), nn.Tanh()).double()
+    own = head.meta() if isinstance(head, ConvexHead) else {}
+    own = {name: p.detach().double() for name, p in own.items()}
+    return WithBody(body, head), {**dict(body.named_parameters()), **own}, images()
+
+
+def adapted_head() -> FewShot:
+    return FewShot(nn.Sequential(OrderedDict([("2", SymmetricHead(5))])), prox=0.5)
+
+
 def learned_rates(prox: float) -> tuple[LearnedRates, Meta, TaskBatch]:
     """Few-shot classification whose inner rates are multiplied by 0.6 to 1.6."""
     problem, theta, task = few_shot(regression=False, prox=prox)
@@ -166,6 +196,9 @@ def problems() -> dict[str, tuple[Any, Meta, Any]]:
         "regression": few_shot(regression=True, prox=0.5),
         "head": few_shot(regression=False, prox=0.5, adapt="head"),
         "learned_prox": learned_prox(prox=0.5),
+        "symmetric_head": symmetric_head(prox=0.7, prox_head=0.4),
+        "shared_body": shared_body(adapted_head()),
+        "logistic": shared_body(ConvexHead("cross_entropy", penalty=0.4, scale=2.0)),
     }
 
 
@@ -179,8 +212,9 @@ def unrolled_problems() -> dict[str, tuple[Any, Meta, Any]]:
 
 NAMES = list(problems())
 UNROLLED = list(unrolled_problems())
-# The proximal strength is in neither init nor the outer objective, which is what these go through.
-FIRST_ORDER = [name for name in NAMES if name != "learned_prox"]
+# The proximal strength and the penalty are in neither init nor the outer objective, which is what
+# these go through.
+FIRST_ORDER = [name for name in NAMES if name not in ("learned_prox", "logistic")]
 
 
 def finite_differences(
