@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from metalearn.build import build
 from metalearn.errors import UsageError
@@ -89,16 +89,18 @@ class Experiment:
     def settled(self, problem: BilevelProblem, meta: Meta) -> BilevelProblem:
         """The problem as evaluation uses it: a body's "population" statistics are those of about
         `STATISTICS_IMAGES` training images, the same ones whenever they are asked for."""
-        if not hasattr(problem, "settled"):
+        if not isinstance(problem, WithBody):
             return problem
+        return problem.settled(meta, lambda: self._statistics_images)
+
+    @functools.cached_property
+    def _statistics_images(self) -> Tensor:
         sampler = self.tasks.sampler("train", STATISTICS_SEED, self.device)
-        images, drawn = [], 0
-        while drawn < STATISTICS_IMAGES:
+        images: list[Tensor] = []
+        while sum(map(len, images)) < STATISTICS_IMAGES:
             task = sampler.sample(1)
             images += [task.support_x[0], task.query_x[0]]
-            drawn += len(images[-1]) + len(images[-2])
-        found: BilevelProblem = problem.settled(meta, torch.cat(images))
-        return found
+        return torch.cat(images)
 
     @torch.no_grad()
     def check(self, task: TaskBatch) -> None:
@@ -144,19 +146,30 @@ def few_shot_problem(model: nn.Module, config: DictConfig) -> tuple[BilevelProbl
             f"to {LARGEST:.1e}"
         )
     problem: BilevelProblem
+    adapt, rates = config.get("adapt", "all"), config.get("learn_rates", False)
+    statistics = config.get("statistics", "task")
+    shares_body = config.get("problem") is not None or (adapt == "head" and not (learned or rates))
+    if statistics != "task" and not shares_body:
+        raise UsageError(
+            f"statistics={statistics}: expected a body that all tasks share and nothing else that "
+            "is learned. Set adapt=head or problem=ridge, without learn_prox and learn_rates."
+        )
     if config.get("problem") is not None:
+        if learned or rates or adapt != "all" or config.get("prox_head") is not None:
+            raise UsageError(
+                f"problem={config.problem._target_}: expected none of adapt, prox_head, learn_prox "
+                "and learn_rates, which it does not have. Leave them out."
+            )
         body, _ = body_and_head(model)
         convex = build(config.problem, ConvexHead)
-        problem = WithBody(body, convex, config.transductive, config.get("statistics", "task"))
+        problem = WithBody(body, convex, config.transductive, statistics)
         start = {name: p.to(next(body.parameters())).detach() for name, p in convex.meta().items()}
         return problem, {**dict(body.named_parameters()), **live(start)}
-    adapt, rates = config.get("adapt", "all"), config.get("learn_rates", False)
     prox, prox_head = (0.0, None) if learned else (config.prox, config.get("prox_head"))
     theta = dict(model.named_parameters())
-    if adapt == "head" and not (learned or rates):
+    if shares_body:
         body, head = body_and_head(model)
         few_shot = FewShot(head, prox, prox_head=prox_head)
-        statistics = config.get("statistics", "task")
         return WithBody(body, few_shot, config.transductive, statistics), theta
     few_shot = FewShot(model, prox, config.transductive, adapt, prox_head)
     problem = few_shot

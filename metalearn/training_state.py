@@ -51,6 +51,12 @@ class TrainingState:
                 f"meta_batch={config.meta_batch} has too few tasks for {ranks.size} processes; "
                 "give each of them one at least"
             )
+        apart = ranks.size > 1 or config.parts not in (None, 1)
+        if config.get("statistics", "task") != "task" and apart:
+            raise UsageError(
+                f"statistics={config.statistics}: expected one process and parts=null, for its "
+                "batch norms take all images of a meta-batch together. Set parts=null."
+            )
         self._config, self._experiment, self._ranks = config, experiment, ranks
         self._leaves = leaves_of(experiment.meta)
         self.sampler = experiment.tasks.sampler("train", config.seed, experiment.device)

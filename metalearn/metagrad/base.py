@@ -72,6 +72,11 @@ class MetaGradient(ABC):
         self, problem: BilevelProblem, meta: Meta, task: Any, **carry: Any
     ) -> MetaGradientResult:
         differentiate: Callable[..., MetaGradientResult] = self.differentiate
+        if self.one_by_one and getattr(problem, "statistics", "task") != "task":
+            raise UsageError(
+                f"statistics=population: expected a method that takes all tasks together, not "
+                f"{self}. Choose backend=batched, or linearisation=kept."
+            )
         if self.one_by_one or not hasattr(problem, "on_features"):
             return differentiate(problem, meta, task, **carry)
         shared: Any = problem

@@ -17,6 +17,7 @@ from metalearn.metagrad.base import (
     MetaGradientResult,
     mean_over_tasks,
     outer_gradient,
+    refuse_learned_rates,
 )
 from metalearn.metagrad.certificate import Certificate
 from metalearn.metagrad.curvature import Curvature, GaussNewton, Hessian, Recomputed
@@ -99,6 +100,7 @@ class Implicit(MetaGradient):
     def differentiate(
         self, problem: BilevelProblem, meta: Meta, task: Any, x0: Params | None = None
     ) -> MetaGradientResult:
+        refuse_learned_rates(problem)
         if self.linear_solver is None:
             adapted = self.adapt(problem, meta, task)
             certificate = Certificate(adapted.grad_norm)

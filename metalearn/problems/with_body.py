@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from metalearn.nn.body import Body, Statistics
@@ -25,7 +25,8 @@ class WithBody:
         body: maps (n, ...) to (n, features).
         head: a problem on tasks whose inputs are (T, n, features).
         transductive: with "task" statistics, as in `FewShot`.
-        statistics: of the body's batch norms, see `Body`.
+        statistics: of the body's batch norms, see `Body`. "population" takes all images that a
+            meta-gradient is given together: of a meta-batch in parts, those of each part.
 
     Raises:
         UsageError: the body cannot be task-batched, or `statistics` is unknown.
@@ -39,6 +40,7 @@ class WithBody:
         statistics: Statistics = "task",
     ) -> None:
         self.head, self.transductive = head, transductive
+        self.statistics = statistics
         self._body, self._names = Body(body, statistics), [n for n, _ in body.named_parameters()]
         self.on_features = OnFeatures(head)
 
@@ -51,16 +53,17 @@ class WithBody:
         """The head's meta."""
         return {name: p for name, p in meta.items() if name not in self._names}
 
-    @torch.no_grad()
-    def settled(self, meta: Params, images: Tensor) -> WithBody:
+    def settled(self, meta: Params, images: Callable[[], Tensor]) -> WithBody:
         """The problem as evaluation uses it: a body with "population" statistics takes those of
         (n, ...) training images; in transductive mode, each set's own."""
-        if self._body.statistics == "task":
+        if self.statistics == "task":
             return self
         problem = copy.copy(self)
-        own = {name: meta[name] for name in self._names}
-        body = self._body
-        problem._body = body.by_task() if self.transductive else body.settled(own, images)
+        if self.transductive:
+            problem._body = self._body.by_task()
+        else:
+            own = {name: meta[name] for name in self._names}
+            problem._body = self._body.settled(own, images())
         return problem
 
     def init(self, meta: Params, task: TaskBatch) -> Params:
