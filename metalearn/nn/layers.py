@@ -59,15 +59,25 @@ class TaskConv2d(TaskLayer):
         tasks = x.shape[1]
         if len(self.weight) < tasks:
             geometry = Geometry(self.stride, self.padding, self.dilation, self.groups)
-            y = grouped_conv2d(x.flatten(0, 1), self.weight[0], geometry)
+            y = grouped_conv2d(_task_by_task(x), self.weight[0], geometry)
             if self.bias is not None:
                 y = y + self.bias.reshape(-1, 1, 1)
-            return y.unflatten(0, (-1, tasks))
+            return _examples_first(y, tasks)
         geometry = Geometry(self.stride, self.padding, self.dilation, tasks * self.groups)
         y = grouped_conv2d(x.flatten(1, 2), _folded(self.weight), geometry)
         if self.bias is not None:
             y = y + self.bias.reshape(-1, 1, 1)
         return y.unflatten(1, (tasks, -1))
+
+
+def _task_by_task(x: Tensor) -> Tensor:
+    """(n, T, ...) as (T n, ...), a task's examples together: a view of what a dense layer gives."""
+    return x.transpose(0, 1).flatten(0, 1)
+
+
+def _examples_first(x: Tensor, tasks: int) -> Tensor:
+    """(T n, ...) as a view (n, T, ...)."""
+    return x.unflatten(0, (tasks, -1)).transpose(0, 1)
 
 
 def _folded(weight: Tensor) -> Tensor:
@@ -127,22 +137,28 @@ class TaskBatchNorm(TaskLayer):
         self.eps = module.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        folded = x.flatten(1, 2)
-        if folded[: self.statistics_from].numel() <= folded.shape[1]:
+        tasks, channels = x.shape[1:3]
+        if x[: self.statistics_from].numel() <= tasks * channels:
             raise UsageError(
                 "batch norm has one value a channel to take its statistics from, which would "
                 "normalise it to zero; expected at least 2 (more examples, or larger images)"
             )
-        channels = folded.shape[1]
-        gain = x.new_ones(channels) if self.weight is None else _per_channel(self.weight, x)
-        shift = x.new_zeros(channels) if self.bias is None else _per_channel(self.bias, x)
+        if self.weight is not None and self.bias is not None and len(self.weight) < tasks:
+            # What a dense convolution gives lies task by task: no copy is made of any.
+            each = [self._normalise(one, self.weight[0], self.bias[0]) for one in x.unbind(1)]
+            return _examples_first(torch.cat(each), tasks)
+        number = tasks * channels
+        gain = x.new_ones(number) if self.weight is None else _per_channel(self.weight, x)
+        shift = x.new_zeros(number) if self.bias is None else _per_channel(self.bias, x)
+        return self._normalise(x.flatten(1, 2), gain, shift).unflatten(1, (tasks, channels))
+
+    def _normalise(self, x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+        """x is (n, channels, ...), gain and shift are (channels,)."""
         if self.statistics_from is None:
-            y = batch_norm(folded, gain, shift, self.eps)
-        else:
-            centre, scale = statistics(folded[: self.statistics_from], self.eps)
-            gain, shift = (v.view_as(centre) for v in (gain, shift))
-            y = (folded - centre) * (gain * scale) + shift
-        return y.unflatten(1, x.shape[1:3])
+            return batch_norm(x, gain, shift, self.eps)
+        centre, scale = statistics(x[: self.statistics_from], self.eps)
+        gain, shift = (v.view_as(centre) for v in (gain, shift))
+        return (x - centre) * (gain * scale) + shift
 
 
 def _per_channel(parameter: Tensor, x: Tensor) -> Tensor:
