@@ -37,6 +37,16 @@ def _changes(base: str, subject: str, option: str, *values: float | str) -> list
     return [Change(base, subject, f"{value}", (f"{option}={value}",)) for value in values]
 
 
+def _network(base: str) -> list[Change]:
+    """The changes of the network's end, which the experiments pin as the papers have it."""
+    zero, norm = "model.head=zero", "model.feature_norm=true"
+    return [
+        Change(base, "head", "starts at zero", (zero,)),
+        Change(base, "head", "batch norm before it", (norm,)),
+        Change(base, "head", "starts at zero, batch norm before it", (zero, norm)),
+    ]
+
+
 _FIRST_ORDER = ("metagrad=first_order", "metagrad.inner.steps=16")
 _UNCHECKED = "metagrad.linear_solver._target_=metalearn.linear_solve.unchecked_cg.UncheckedCG"
 
@@ -70,8 +80,14 @@ CHANGES: tuple[Change, ...] = (
         for n in (5, 15)
     ),
     Change("authors", "batch statistics in training", "inductive", ("transductive=false",)),
+    *_network("authors")[:2],
     Change("paper", "", ""),
     *_changes("paper", "inner steps", "metagrad.inner.steps", 5, 32),
+    *(
+        Change("paper", "inner rate", f"0.05, {n} steps", ("metagrad.inner.lr=0.05", steps))
+        for n, steps in ((16, "metagrad.inner.steps=16"), (32, "metagrad.inner.steps=32"))
+    ),
+    Change("paper", "inner solver", "rate found by each task", ("metagrad=imaml_stable",)),
     *_changes("paper", "lambda", "prox", 0.1, 0.5, 10.0),
     *_changes("paper", "CG steps", "metagrad.linear_solver.max_iters", 1, 2, 10, 20),
     *_changes("paper", "damping", "metagrad.damping", 2.0, 10.0),
@@ -85,6 +101,7 @@ CHANGES: tuple[Change, ...] = (
     Change("paper", "negative curvature", "goes on", (_UNCHECKED,)),
     Change("paper", "negative curvature", "GMRES", ("metagrad=imaml_gmres",)),
     Change("paper", "negative curvature", "normal equations", ("metagrad=imaml_normal_cg",)),
+    *_network("paper"),
     *_changes("paper", "outer eps", "optimiser.eps", 1e-3),
     *_changes("paper", "outer rate", "optimiser.lr", 3e-4, 3e-3),
     Change("paper", "outer optimiser", "SGD", ("optimiser=sgd", "optimiser.lr=0.03")),
