@@ -18,9 +18,10 @@ from metalearn.experiment import Experiment
 from metalearn.inner import GradientDescent, NewtonCG
 from metalearn.linear_solve import CG, Status
 from metalearn.metagrad import Implicit
-from metalearn.problem import FewShot, Params
+from metalearn.problem import BilevelProblem, FewShot, Meta, Params
 from metalearn.study import Row
 from metalearn.tasks import TaskBatch
+from metalearn.tree import Tree, leaves_of, like_tree
 
 MINIMUM = 1e-8
 """The norm of the inner gradient at which a point counts as a minimum."""
@@ -52,8 +53,8 @@ class Points:
         earlier, task = sampler.sample(tasks), sampler.sample(tasks)
         problem, meta = experiment.problem, experiment.meta
         reached = experiment.metagrad.adapt(problem, meta, task).params
-        adapted = _wide(reached)
-        wide, wide_task = _wide(meta), task.to(torch.float64)
+        adapted = to_double(reached)
+        wide, wide_task = to_double(meta), task.to(torch.float64)
 
         def objective(params: Params) -> Tensor:
             return problem.inner_objective(params, wide, wide_task)
@@ -69,7 +70,7 @@ class Points:
         return problem
 
     def systems(self, place: Place, curvature: Literal["hessian", "gauss_newton"]) -> Systems:
-        meta, task = _wide(self.experiment.meta), self.task.to(torch.float64)
+        meta, task = to_double(self.experiment.meta), self.task.to(torch.float64)
         return Systems(self.problem, meta, task, self.places[place], curvature)
 
     @cached_property
@@ -165,7 +166,7 @@ def compared(points: Points, place: Place, metagrad: Implicit) -> Row:
     start: Any = problem
     if place == "minimum":
         at = {name: p[chosen].float() for name, p in points.places[place].items()}
-        start, metagrad = _At(problem, at), replace(metagrad, inner=GradientDescent(0, 1.0))
+        start, metagrad = BegunAt(problem, at), replace(metagrad, inner=GradientDescent(0, 1.0))
     products = [0]
     if metagrad.linear_solver is not None:
         counted = replace(metagrad, linear_solver=CountedSolver(metagrad.linear_solver, products))
@@ -178,7 +179,7 @@ def compared(points: Points, place: Place, metagrad: Implicit) -> Row:
     for name, x in (("", getattr(points, place)), ("true_", points.minimum)):
         exact = problem.prox * x[chosen].mean(0)
         row[f"{name}error"] = _plain((found - exact).norm() / exact.norm())
-        row[f"{name}angle"] = _plain(_angle(found, exact))
+        row[f"{name}angle"] = _plain(angle(found, exact))
     certificate = result.certificate
     assert certificate is not None
     if certificate.relative_residual is not None and certificate.status is not None:
@@ -189,13 +190,13 @@ def compared(points: Points, place: Place, metagrad: Implicit) -> Row:
 
 
 @dataclass(frozen=True)
-class _At:
+class BegunAt:
     """The same problem, begun elsewhere; the start moves with meta as the problem's own does."""
 
-    problem: FewShot
+    problem: BilevelProblem
     params: Params
 
-    def init(self, meta: Params, task: TaskBatch) -> Params:
+    def init(self, meta: Meta, task: Any) -> Params:
         start = self.problem.init(meta, task)
         return {name: p + (self.params[name] - p).detach() for name, p in start.items()}
 
@@ -203,14 +204,15 @@ class _At:
         return getattr(self.problem, name)
 
 
-def _angle(u: Tensor, v: Tensor) -> Tensor:
+def angle(u: Tensor, v: Tensor) -> Tensor:
     """Between two vectors, in degrees; by Kahan's formula, which is exact for small ones too."""
     u, v = u / u.norm(), v / v.norm()
     return torch.rad2deg(2 * torch.atan2((u - v).norm(), (u + v).norm()))
 
 
-def _wide(params: Mapping[str, Tensor]) -> Params:
-    return {name: p.detach().double() for name, p in params.items()}
+def to_double(tree: Tree) -> Any:
+    """A pytree of tensors in float64, cut off from any graph."""
+    return like_tree(tree, [x.detach().double() for x in leaves_of(tree)])
 
 
 def _plain(value: Tensor) -> bool | float | None:

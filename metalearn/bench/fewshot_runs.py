@@ -6,7 +6,7 @@ import contextlib
 import glob
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -200,13 +200,27 @@ class StudyRun:
         return rows
 
     def judged(self, protocol: Protocol, device: torch.device) -> list[dict[str, Any]]:
-        """The protocol's rows for the run's chosen meta-parameters; kept beside them, and measured
-        anew only where they or the protocol are others."""
+        """The protocol's rows for the run's chosen meta-parameters (`kept`)."""
+        return self.kept(
+            "held_out", asdict(protocol), lambda best: protocol.rows(best, str(device))
+        )
+
+    def kept(
+        self, name: str, asked: Mapping[str, Any], measure: Callable[[Path], list[dict[str, Any]]]
+    ) -> list[dict[str, Any]]:
+        """Measure the run's chosen meta-parameters, or read what was measured before.
+
+        The rows are kept beside them in NAME-DIGEST.json, and measured anew only where the
+        meta-parameters or `asked` are others.
+
+        Args:
+            measure: from the path of the checkpoint to rows.
+        """
         best = self.folder / "best.pt"
-        content = best.read_bytes() + json.dumps(asdict(protocol), default=list).encode()
-        path = self.folder / f"held_out-{hashlib.sha256(content).hexdigest()[:8]}.json"
+        content = best.read_bytes() + json.dumps(asked, default=list).encode()
+        path = self.folder / f"{name}-{hashlib.sha256(content).hexdigest()[:8]}.json"
         if not path.is_file():
-            write(path, {"rows": protocol.rows(best, str(device))})
+            write(path, {"rows": measure(best)})
         rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
         return rows
 
