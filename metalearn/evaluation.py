@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,23 +76,34 @@ def evaluate_each(
     ranks: Ranks = ALONE,
     say: Callable[[str], Any] = print,
 ) -> dict[str, dict[str, Estimate]]:
-    """`evaluate` for several problems of one inner objective, which is solved once a task."""
-    inner = next(iter(problems.values()))
+    """`evaluate` for several problems, such as modes of one. Those of one inner objective solve it
+    once a task."""
+    member = Member(problems, metagrad, meta)
 
     def judged(task: TaskBatch) -> _Parts:
-        params = metagrad.adapt(inner, meta, task).params
-        return [{key: _judged(p, params, meta, task) for key, p in problems.items()}]
+        return [{key: _judged(p, params, meta, task) for key, p, params in member.adapt(task)}]
 
     return _over_batches(judged, sampler, tasks, batch, progress, ranks, say)
 
 
 @dataclass(frozen=True)
 class Member:
-    """A member of an ensemble: `problems` of one inner objective, by name, and how it adapts."""
+    """A trained initialisation under evaluation: its problems by name, and how it adapts.
+
+    The problems are of one inner objective, unless they say `adapts_by_mode`.
+    """
 
     problems: Mapping[str, BilevelProblem]
     metagrad: MetaGradient
     meta: Meta
+
+    def adapt(self, task: TaskBatch) -> Iterator[tuple[str, BilevelProblem, Params]]:
+        """Yield each problem with its adapted params."""
+        params: Params | None = None
+        for name, problem in self.problems.items():
+            if params is None or getattr(problem, "adapts_by_mode", False):
+                params = self.metagrad.adapt(problem, self.meta, task).params
+            yield name, problem, params
 
 
 def evaluate_ensemble(
@@ -116,9 +127,7 @@ def evaluate_ensemble(
     def judged(task: TaskBatch) -> _Parts:
         total: dict[str, torch.Tensor] = {}
         for member in members:
-            inner = next(iter(member.problems.values()))
-            params = member.metagrad.adapt(inner, member.meta, task).params
-            for name, problem in member.problems.items():
+            for name, problem, params in member.adapt(task):
                 own = _log_probabilities(problem, params, member.meta, task)
                 if name in total and total[name].shape != own.shape:
                     raise UsageError(

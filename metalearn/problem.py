@@ -83,6 +83,10 @@ class FeatureProblem(BilevelProblem, Protocol):
         """The leaves of meta that act beside the features, themselves and not copies."""
         ...
 
+    def support_only(self, task: Any) -> Any:
+        """The task as the inner loop sees it, without queries."""
+        ...
+
 
 @runtime_checkable
 class PredictingProblem(BilevelProblem, Protocol):

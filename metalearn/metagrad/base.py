@@ -101,6 +101,7 @@ class MetaGradient(ABC):
         meta = fixed(meta)
         if hasattr(problem, "on_features"):
             shared: Any = problem
+            task = shared.support_only(task)
             with torch.no_grad():
                 meta = {"features": shared.features(meta, task), "rest": shared.rest(meta)}
             problem = shared.on_features

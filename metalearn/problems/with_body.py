@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,6 +44,16 @@ class WithBody:
         self.statistics = statistics
         self._body, self._names = Body(body, statistics), [n for n, _ in body.named_parameters()]
         self.on_features = OnFeatures(head)
+
+    @property
+    def adapts_by_mode(self) -> bool:
+        """Whether the support features of transductive and inductive evaluation differ."""
+        return self.statistics != "task"
+
+    @staticmethod
+    def support_only(task: TaskBatch) -> TaskBatch:
+        """The task as the inner loop sees it, without queries."""
+        return replace(task, query_x=task.query_x[:, :0], query_y=task.query_y[:, :0])
 
     def features(self, meta: Params, task: TaskBatch) -> Tensor:
         """(T, n + m, F): those of the n support images first, then of the m queries."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from metalearn.evaluation import evaluate_each
 from metalearn.inner import GradientDescent
 from metalearn.linear_solve import CG
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
@@ -85,3 +86,32 @@ def test_evaluation_agrees_with_training_on_the_outer_loss() -> None:
     params = metagrad.adapt(problem, meta, task).params
     loss, _ = problem.outer_objective(params, meta, task)
     torch.testing.assert_close(loss, result.outer_loss)
+
+
+def test_each_mode_is_judged_with_its_own_features() -> None:
+    """With "population" statistics the inner problem itself differs between the modes: judged
+    together or one by one, the figures are the same."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Tanh()]
+    model = nn.Sequential(*layers, SymmetricHead(5, "zero")).double()
+    _, _, task = parts()
+    meta = {name: p.detach() for name, p in model.named_parameters()}
+    body, head = body_and_head(model)
+    images = torch.randn(40, 6, dtype=torch.float64)
+    modes = {
+        mode: WithBody(body, FewShot(head), mode == "transductive", "population").settled(
+            meta, lambda: images
+        )
+        for mode in ("transductive", "inductive")
+    }
+
+    class Fixed:
+        def sample(self, number: int) -> TaskBatch:
+            return task[:number]
+
+    metagrad = Unrolled(INNER, backend="batched")
+    sampler: Any = Fixed()
+    together = evaluate_each(modes, metagrad, meta, sampler, 4)
+    for mode, problem in modes.items():
+        assert evaluate_each({mode: problem}, metagrad, meta, sampler, 4)[mode] == together[mode]
+    assert together["transductive"] != together["inductive"]
