@@ -61,7 +61,13 @@ def all_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def conv_run(folder: Path, *words: str) -> Path:
     """The best checkpoint of a tiny run of MAML with a network that has batch norm."""
-    own = ["model=conv4", "model.channels=4", "metagrad=maml_batched", "wandb=disabled"]
+    own = [
+        "model=conv4",
+        "model.head=free",
+        "model.channels=4",
+        "metagrad=maml_batched",
+        "wandb=disabled",
+    ]
     tiny = [word for word in TINY if not word.startswith("model")]
     assert main(["train", *tiny, *own, f"run_dir={folder}", *words]) == 0
     return folder / "best.pt"
