@@ -48,6 +48,11 @@ def test_most_tasks_over_the_edge_are_a_warning_that_names_the_cure() -> None:
     assert "metagrad=imaml_stable" in said and "metagrad.inner.lr" in said
 
 
+def test_a_loop_without_steps_has_no_edge() -> None:
+    still = result(GradientDescent(0, 0.1))
+    assert stability_warning(still) is None and "inner_stability" not in figures(still)
+
+
 def test_a_stable_loop_and_a_solver_without_a_rate_give_no_warning() -> None:
     assert stability_warning(result(GradientDescent(2, 0.04))) is None
     steady = result(BacktrackingDescent(2, 0.1))

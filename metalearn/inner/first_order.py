@@ -180,12 +180,13 @@ class GradientDescent(GradientMethod):
             raise UsageError(f"momentum={self.momentum}; expected a number in [0, 1)")
 
     @property
-    def stable_rate(self) -> float:
+    def stable_rate(self) -> float | None:
         """The rate in units of the edge: steps diverge along a curvature above 2 / stable_rate.
 
-        Heavy-ball momentum moves the edge from 2 / lr to 2 (1 + momentum) / lr (Polyak 1964).
+        Heavy-ball momentum moves the edge from 2 / lr to 2 (1 + momentum) / lr (Polyak 1964). None
+        where no step is taken.
         """
-        return self.lr / (1 + self.momentum)
+        return self.lr / (1 + self.momentum) if self.steps else None
 
     def stopping(self) -> float | None:
         return self.tol
