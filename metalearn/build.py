@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -96,13 +96,19 @@ def build(config: Any, kind: type | None = None) -> Any:
 def read_argument_defaults(target: Any) -> dict[str, Any]:
     """Read the plain defaults in the signature of a config's `_target_`, by argument.
 
-    Tuples become lists, as configs hold them. Arguments without a default, or with an object as
-    their default, are left out.
-
     Raises:
         UsageError: `target` is none that a config may name.
     """
-    parameters = inspect.signature(_found(target, PACKAGES)).parameters.values()
+    return signature_defaults(_found(target, PACKAGES))
+
+
+def signature_defaults(called: Callable[..., Any]) -> dict[str, Any]:
+    """Read the plain defaults in a signature, by argument.
+
+    Tuples become lists, as configs hold them. Arguments without a default, or with an object as
+    their default, are left out.
+    """
+    parameters = inspect.signature(called).parameters.values()
     plain = {p.name: p.default for p in parameters if isinstance(p.default, _PLAIN)}
     return {name: list(x) if isinstance(x, tuple) else x for name, x in plain.items()}
 

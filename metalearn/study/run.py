@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from metalearn.canonical import drop_argument_defaults, select_changed
+from metalearn.build import signature_defaults
+from metalearn.canonical import select_changed
 from metalearn.config import read_defaults
 from metalearn.errors import UsageError
 from metalearn.files import replace_text
@@ -145,7 +146,8 @@ def _key(study: Study, options: dict[str, Any], origin: dict[str, Any]) -> str:
     An option at its default, of configs/study.yaml or of the study's constructor, does not count:
     adding one keeps the rows that were measured without it.
     """
-    changed = select_changed(drop_argument_defaults(options), read_defaults("study"))
+    defaults = read_defaults("study") | signature_defaults(type(study))
+    changed = select_changed(options, defaults)
     where = [origin["versions"], origin["machine"], torch.get_num_threads()]
     content = [changed, where, digest_code(Path(inspect.getfile(type(study))))]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]

@@ -108,13 +108,13 @@ def test_other_options_start_their_own_rows(tmp_path):
 
 
 def test_options_added_at_their_defaults_go_on_from_the_rows(tmp_path):
-    then = {"_target_": "metalearn.linear_solve.CG", "max_iters": 3, "device": "cpu"}
-    added = {"rtol": 1e-6, "threads": None}  # of the constructor, and of configs/study.yaml
+    then = {"count": 4, "device": "cpu"}
+    added = {"fails_at": -1, "threads": None}  # of the constructor, and of configs/study.yaml
     for now, measured in (
         (then | added, [0, 1, 2, 3]),
-        ({**then, "rtol": 1e-5}, [0, 1, 0, 1, 2, 3]),
+        ({**then, "fails_at": 9}, [0, 1, 0, 1, 2, 3]),
     ):
-        seen, root = ([],), tmp_path / str(now["rtol"])
+        seen, root = ([],), tmp_path / str(now["fails_at"])
         with pytest.raises(RuntimeError):
             run_study(Squares(4, fails_at=2, seen=seen), publication(root, **then), CPU)
         run_study(Squares(4, seen=seen), publication(root, **now), CPU)
