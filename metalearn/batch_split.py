@@ -86,6 +86,16 @@ class SplitGradient:
         def work(part: Any) -> MetaGradientResult:
             return self.metagrad(problem, meta, part, **carry)
 
+        if getattr(problem, "statistics", "task") != "task" and self.parts == 1:
+            try:
+                return work(task)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            raise OutOfMemory(
+                "memory does not hold the meta-batch, and statistics=population cannot take it in "
+                "parts: lower meta_batch, or tasks.queries"
+            )
         result, self.parts = in_parts(work, joined, task, self.parts, self.say)
         return result
 

@@ -145,7 +145,7 @@ def evaluate_ensemble(
 def _log_probabilities(
     problem: BilevelProblem, params: Params, meta: Meta, task: TaskBatch
 ) -> torch.Tensor:
-    """In float64, (T, queries, ways)."""
+    """The logarithms of the class probabilities in float64, (T, queries, ways)."""
     if task.query_y.is_floating_point():
         raise UsageError(
             "ensemble=true: expected tasks of classes, and these are a regression's. Judge the "

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -19,12 +19,13 @@ from metalearn.machine import find_device, use_threads
 from metalearn.magnitude import LARGEST
 from metalearn.memory import keep_freed_memory
 from metalearn.metagrad import MetaGradient
-from metalearn.nn import body_and_head
+from metalearn.nn.body import body_and_head, can_split
 from metalearn.problem import BilevelProblem, FewShot, Meta
 from metalearn.problems import ConvexHead, WithBody
-from metalearn.tasks import TaskBatch, Tasks
+from metalearn.tasks import ImageTasks, TaskBatch, Tasks
 from metalearn.tree import fixed, live, named_leaves
 
+T = TypeVar("T")
 STATISTICS_IMAGES = 1000
 STATISTICS_SEED = 4000
 """The training images that a body's "population" statistics are measured on."""
@@ -87,39 +88,62 @@ class Experiment:
                 own[name].copy_(value)
 
     def settled(self, problem: BilevelProblem, meta: Meta) -> BilevelProblem:
-        """The problem as evaluation uses it: a body's "population" statistics are those of about
-        `STATISTICS_IMAGES` training images, the same ones whenever they are asked for."""
+        """The problem as evaluation uses it: a body's "population" statistics are those of
+        `STATISTICS_IMAGES` training images, the same ones whenever they are asked for.
+
+        Raises:
+            UsageError: the tasks are not of images in memory.
+        """
         if not isinstance(problem, WithBody):
             return problem
         return problem.settled(meta, lambda: self._statistics_images)
 
     @functools.cached_property
     def _statistics_images(self) -> Tensor:
-        sampler = self.tasks.sampler("train", STATISTICS_SEED, self.device)
-        images: list[Tensor] = []
-        while sum(map(len, images)) < STATISTICS_IMAGES:
-            task = sampler.sample(1)
-            images += [task.support_x[0], task.query_x[0]]
-        return torch.cat(images)
+        if not isinstance(self.tasks, ImageTasks):
+            raise UsageError(
+                "statistics=population: expected tasks of images, not "
+                f"{type(self.tasks).__name__}. Set statistics=task."
+            )
+        images = self.tasks.split("train").images
+        g = torch.Generator().manual_seed(STATISTICS_SEED)
+        chosen = torch.randperm(len(images), generator=g)[:STATISTICS_IMAGES]
+        return images[chosen].to(self.device).float() / 255
 
-    @torch.no_grad()
-    def check(self, task: TaskBatch) -> None:
-        """Tries the model on a task.
-
-        Raises:
-            UsageError: it cannot take the inputs, or its outputs are none for the targets.
-        """
-        x, y = task.support_x, task.support_y
-        plain, meta = FewShot(self.model), fixed(dict(self.model.named_parameters()))
+    @staticmethod
+    def _try(task: TaskBatch, run: Callable[[], T]) -> T:
+        """The result of `run`; a model that refuses the task's inputs is a UsageError."""
+        x = task.support_x
         try:
-            params = plain.init(meta, task)
-            shape = tuple(plain.query_predictions(params, meta, task).shape[2:])
+            return run()
         except (RuntimeError, ValueError) as error:
             values = x[0, 0].numel()
             raise UsageError(
                 f"the model cannot take the tasks' inputs, {values} values of shape "
                 f"{tuple(x.shape[2:])}; choose model= for them, or sizes that begin with {values}"
             ) from error
+
+    @torch.no_grad()
+    def check(self, task: TaskBatch) -> None:
+        """Tries the problem on a task.
+
+        Raises:
+            UsageError: it cannot take the inputs, or its outputs are none for the targets.
+        """
+        y = task.support_y
+        if isinstance(self.problem, WithBody) and isinstance(self.problem.head, ConvexHead):
+            if y.is_floating_point():
+                raise UsageError(
+                    "problem=: expected tasks of classes, and these are a regression's. Choose "
+                    "other tasks=, or leave problem= out."
+                )
+            self._try(task, lambda: self.problem.init(fixed(self.meta), task))
+            return
+        plain, meta = FewShot(self.model), fixed(dict(self.model.named_parameters()))
+        outputs = self._try(
+            task, lambda: plain.query_predictions(plain.init(meta, task), meta, task)
+        )
+        shape = tuple(outputs.shape[2:])
         if y.is_floating_point():
             if shape != tuple(y.shape[2:]):
                 raise UsageError(
@@ -145,10 +169,17 @@ def few_shot_problem(model: nn.Module, config: DictConfig) -> tuple[BilevelProbl
             f"prox={config.prox}; learn_prox=true starts from it, so that it must be above 0, up "
             f"to {LARGEST:.1e}"
         )
+    if learned and config.get("prox_head") is not None:
+        raise UsageError(
+            f"prox_head={config.prox_head}: expected null beside learn_prox=true, which learns one "
+            "strength for all parameters. Leave prox_head out."
+        )
     problem: BilevelProblem
     adapt, rates = config.get("adapt", "all"), config.get("learn_rates", False)
     statistics = config.get("statistics", "task")
-    shares_body = config.get("problem") is not None or (adapt == "head" and not (learned or rates))
+    shares_body = config.get("problem") is not None or (
+        adapt == "head" and can_split(model) and not (learned or rates)
+    )
     if statistics != "task" and not shares_body:
         raise UsageError(
             f"statistics={statistics}: expected a body that all tasks share and nothing else that "
@@ -159,6 +190,11 @@ def few_shot_problem(model: nn.Module, config: DictConfig) -> tuple[BilevelProbl
             raise UsageError(
                 f"problem={config.problem._target_}: expected none of adapt, prox_head, learn_prox "
                 "and learn_rates, which it does not have. Leave them out."
+            )
+        if config.prox:
+            raise UsageError(
+                f"prox={config.prox}: expected 0 with problem=, which learns its own penalty. "
+                "Choose metagrad=implicit_closed_form (ridge) or implicit_newton (logistic), or prox=0."
             )
         body, _ = body_and_head(model)
         convex = build(config.problem, ConvexHead)

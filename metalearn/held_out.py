@@ -149,6 +149,7 @@ class Protocol:
         run.device, run.threads, run.transductive = device, threads, True
         if self.queries is not None:
             run.tasks.test_queries = self.queries
+        trained_ways = run.tasks.get("ways")
         for name, value in (("ways", self.ways), ("shots", self.shots)):
             if value is not None and name not in run.tasks:
                 raise UsageError(
@@ -157,6 +158,12 @@ class Protocol:
                 )
             if value is not None:
                 run.tasks[name] = value
+        free = run.get("problem") is None and run.model.get("head", "free") == "free"
+        if self.ways is not None and free and self.ways != trained_ways:
+            raise UsageError(
+                f"ways={self.ways}: expected {trained_ways}, for the head of {path} has a vector "
+                "for each class it was trained on. Leave ways= out."
+            )
         experiment = Experiment.of(run)
         experiment.load(checkpoint.select_meta(state))
         problems: dict[str, BilevelProblem] = {}
@@ -222,9 +229,9 @@ class Protocol:
         ways, channels = run.tasks.get("ways"), run.tasks.get("channels")
         if ways != WAYS or channels != 1:
             raise UsageError(
-                f"{path} was trained for {ways} ways and the one-shot test of the Omniglot release "
-                f"has {WAYS}; give a checkpoint of experiment=omniglot_20w1s_maml or another "
-                f"with tasks.ways={WAYS}"
+                f"the tasks of {path} have {ways} ways and the one-shot test of the Omniglot "
+                f"release has {WAYS}; set ways={WAYS}, or give a checkpoint of "
+                f"experiment=omniglot_20w1s_maml or another with tasks.ways={WAYS}"
             )
         runs = official_runs(str(self.source), run.tasks.image_size)
         trained = experiment.tasks.split("train").images  # type: ignore[attr-defined]
@@ -253,7 +260,7 @@ class _Opened:
         return {"name": self.run.get("name"), "seed": self.run.seed, "chosen_step": self.step}
 
     def member(self, steps: int | None) -> Member:
-        """How it adapts, with so many inner steps; None: with its own number."""
+        """The member that takes so many inner steps; None: its own number."""
         self.run.metagrad.inner.steps = self.inner_steps if steps is None else steps
         metagrad = build(self.run.metagrad, MetaGradient)
         return Member(self.problems, metagrad, self.experiment.meta)
@@ -270,7 +277,7 @@ class _Opened:
                 )
 
     def _task_options(self) -> dict[str, Any]:
-        """Without the folder that holds a dataset, which says nothing of what is in it."""
+        """The task options but for a dataset's folder, which says nothing of its contents."""
         tasks = self.run.tasks
         names = ("_target_", "ways", "shots", "test_queries", "channels", "image_size")
         data = tasks.get("dataset", {})

@@ -172,6 +172,11 @@ class FewShot:
         if self._head is not None:
             vectors = self._head.names
             own = [name for name in own if not name.startswith(self._head.prefix)]
+            if self._head.solved and not self.prox_head:
+                raise UsageError(
+                    "head=solved: expected a proximal strength above 0, without which the head has "
+                    "no solution. Set prox or prox_head above 0, or head=zero."
+                )
         layer = (vectors or own)[-1].rpartition(".")[0]
         self.last_layer = [n for n in own + vectors if n.rpartition(".")[0] == layer]
         self.adapted = _adapted(own + vectors, self.last_layer, adapt)
@@ -256,7 +261,7 @@ class _ClassVectors:
 
     @classmethod
     def of(cls, model: nn.Module) -> _ClassVectors | None:
-        """Those of the model's last layer; None where it is no such head.
+        """The class vectors of the model's last layer; None where it is not such a head.
 
         Raises:
             UsageError: a head is anywhere else in the model.
@@ -276,7 +281,7 @@ class _ClassVectors:
         return cls(f"{name}.", head, TaskBatched(body) if len(body) else None)
 
     def centre(self, meta: Params, task: TaskBatch) -> Params:
-        """By name: (ways, ...) for all tasks, or (T, ways, ...) of each task's own."""
+        """The vectors by name: (ways, ...) for all tasks, or (T, ways, ...) of each task's own."""
         weight, bias = f"{self.prefix}weight", f"{self.prefix}bias"
         ways, features = task.ways, self._head.features
         if self._head.start == "tied":

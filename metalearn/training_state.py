@@ -51,12 +51,17 @@ class TrainingState:
                 f"meta_batch={config.meta_batch} has too few tasks for {ranks.size} processes; "
                 "give each of them one at least"
             )
-        apart = ranks.size > 1 or config.parts not in (None, 1)
-        if config.get("statistics", "task") != "task" and apart:
-            raise UsageError(
-                f"statistics={config.statistics}: expected one process and parts=null, for its "
-                "batch norms take all images of a meta-batch together. Set parts=null."
-            )
+        if config.get("statistics", "task") != "task":
+            if ranks.size > 1 or config.parts not in (None, 1):
+                raise UsageError(
+                    f"statistics={config.statistics}: expected one process and parts=null, for its "
+                    "batch norms take all images of a meta-batch together. Set parts=null."
+                )
+            if config.transductive:
+                raise UsageError(
+                    f"statistics={config.statistics}: expected transductive=false, by which the "
+                    "model is then chosen. Set transductive=false."
+                )
         self._config, self._experiment, self._ranks = config, experiment, ranks
         self._leaves = leaves_of(experiment.meta)
         self.sampler = experiment.tasks.sampler("train", config.seed, experiment.device)
@@ -220,7 +225,7 @@ class TrainingState:
         }
 
     def best_states(self) -> list[dict[str, Any]]:
-        """What evaluation needs of each of the meta-parameters that validated best."""
+        """The entries that evaluation needs, of each of the best validated meta-parameters."""
         config = OmegaConf.to_container(self._config, resolve=True)
         return [
             {"step": one.step, "best": one.score, "meta": one.meta, "config": config}
@@ -228,8 +233,11 @@ class TrainingState:
         ]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state. One of before averages and runners-up has none: an average begins
-        there. Raises UsageError where the meta-parameters are another model's."""
+        """Go on from a state. An average that the state lacks begins here.
+
+        Raises:
+            UsageError: the meta-parameters are another model's.
+        """
         self._experiment.load(state["meta"])
         self._average = self._new_average()
         if self._average is not None and state.get("average"):

@@ -102,7 +102,7 @@ def _studies(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
 
 
 def _long(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
-    for path in sorted((results / "omniglot_long").glob("*.json")):
+    for path in sorted((results / "omniglot_long").glob("*_long.json")):
         run: Any = json.loads(path.read_text())
         found = re.fullmatch(r"omniglot_(\d+w\ds)_(\w+)_long", path.stem)
         if found is None or found[2] not in PUBLISHED:
@@ -122,10 +122,13 @@ SYMMETRIC = {
 
 
 def trained(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
-    """As `_studies`, of `scripts/train_experiments`: networks with a symmetric head, judged on
-    4,000 tasks. Inductive accuracies stand in brackets; a convex head has these alone."""
+    """The cells of `scripts/train_experiments`, as `_studies` gives them: networks with a symmetric
+    head, judged on 4,000 tasks. Inductive accuracies stand in brackets; a convex head has these
+    alone."""
     for path in sorted(results.glob("omniglot_*/*-way.json")):
         experiment, ways = path.name.removesuffix("-way.json").rsplit("-", 1)
+        if ways == "own":
+            continue  # a free head's
         run: Any = json.loads((path.parent / f"{experiment}.json").read_text())
         found: Any = json.loads(path.read_text())
         by_mode = {row["mode"]: row for row in found["rows"]}
@@ -139,6 +142,11 @@ def trained(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
             method, shown_as = "implicit, ridge head (inductive)", f"{mean:.2f} ± {half:.2f}"
         elif own[1] != setting:
             continue  # of other ways than it was trained for
+        elif own[2] not in SYMMETRIC:
+            raise SystemExit(
+                f"{path.name}: expected a method among {', '.join(SYMMETRIC)}. Leave it out of "
+                "results/."
+            )
         else:
             method = f"{SYMMETRIC[own[2]]}: symmetric head"
             other = by_mode["transductive"]

@@ -62,6 +62,6 @@ def test_the_front_table_takes_the_experiments_own_trainings_once(tmp_path):
     origin["options"]["words"] = ["model.channels=8"]
     (mine / "provenance.json").write_text(json.dumps(origin))
     assert table(tmp_path) == once
-    (tmp_path / "omniglot_long" / "another.json").write_text("{}")
-    with pytest.raises(SystemExit, match=r"another.json: expected omniglot_SETTING_METHOD_long"):
+    (tmp_path / "omniglot_long" / "another_long.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"another_long.json: expected omniglot_SETTING"):
         table(tmp_path)

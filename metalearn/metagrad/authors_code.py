@@ -67,11 +67,12 @@ class IMAMLAuthorsCode(MetaGradient):
                 )
 
     def differentiate(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
-        if getattr(problem, "prox", 0.0):
-            raise UsageError(
-                f"the problem has prox={problem.prox} of its own; the authors' code takes its "  # type: ignore[attr-defined]
-                "proximal step apart, so that the problem must have prox=0"
-            )
+        for name in ("prox", "prox_head"):
+            if strength := getattr(problem, name, 0.0):
+                raise UsageError(
+                    f"the problem has {name}={strength} of its own; the authors' code takes its "
+                    f"proximal step apart, so that the problem must have {name}=0"
+                )
         start = problem.init(fixed(meta), task)
         adapted = self.adapt(problem, meta, task)
         params: Params = live(

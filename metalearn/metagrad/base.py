@@ -89,7 +89,7 @@ class MetaGradient(ABC):
 
     @property
     def one_by_one(self) -> bool:
-        """Whether it takes the tasks apart, so that it cannot be given what they share."""
+        """True for a method that takes the tasks apart, or that no gradient in features reaches."""
         return False
 
     @abstractmethod

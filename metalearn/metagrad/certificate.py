@@ -45,7 +45,9 @@ class Certificate:
         solution_norm: |x|.
         damping: what was added to the curvature's diagonal.
         exact_curvature: whether the system was the inner Hessian's (not Gauss-Newton's).
-        inner_rate: the rate of the inner gradient descent; None for a solver without one.
+        inner_rate: the rate of the inner gradient descent; None for a solver without one, and where
+            the Ritz values are not those of the inner Hessian: of Gauss-Newton curvature, or of a
+            preconditioned system.
 
     `inner_stability` is inner_rate times the largest Ritz value over 2, (T,). Gradient descent
     diverges along a direction where it is above 1, and a Ritz value is never above the largest

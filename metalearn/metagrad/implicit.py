@@ -10,7 +10,7 @@ from torch import Tensor
 from metalearn.errors import UsageError
 from metalearn.inner import InnerSolution, InnerSolver
 from metalearn.inner.solver import broadcast
-from metalearn.linear_solve import CG, LinearSolver, NormalCG, Status
+from metalearn.linear_solve import CG, LinearSolver, NormalCG, Solution, Status
 from metalearn.magnitude import LARGEST
 from metalearn.metagrad.base import (
     MetaGradient,
@@ -143,11 +143,18 @@ class Implicit(MetaGradient):
                 solution,
                 self.damping,
                 exact_curvature=self.curvature == "hessian",
-                inner_rate=getattr(self.inner, "stable_rate", None),
+                inner_rate=self._inner_rate(solution),
             ),
             x,
             carry,
         )
+
+    def _inner_rate(self, solution: Solution) -> float | None:
+        """The inner rate, where the solve's Ritz values are those of the inner Hessian."""
+        if self.curvature != "hessian" or solution.preconditioned:
+            return None
+        rate: float | None = getattr(self.inner, "stable_rate", None)
+        return rate
 
     def _curvature(
         self, problem: BilevelProblem, params: Params, meta: Meta, task: Any

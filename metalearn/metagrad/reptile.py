@@ -37,6 +37,10 @@ class Reptile(MetaGradient):
 
     inner: InnerSolver
 
+    @property
+    def one_by_one(self) -> bool:
+        return True
+
     def differentiate(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
         refuse_learned_rates(problem)
         constant = fixed(meta)

@@ -17,26 +17,36 @@ from metalearn.nn.task_batched import TaskBatched
 Statistics = Literal["task", "population"]
 
 
+def can_split(model: nn.Module) -> bool:
+    """True where `body_and_head` can split the model."""
+    return isinstance(model, nn.Sequential) and _head_at(model) > 0
+
+
 def body_and_head(model: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
-    """Split a model into all layers but the last that has parameters, and the others.
+    """Split a model into its body, and its last layer that has parameters with all after it.
 
     Both keep the layers' names, so that parameters are called as in the model.
 
     Raises:
-        UsageError: the model is not a sequence in which a layer comes before its last one.
+        UsageError: the model is not a sequence in which a layer comes before its head.
     """
-    layers = list(model.named_children()) if isinstance(model, nn.Sequential) else []
-    last = max(
-        (i for i, (_, m) in enumerate(layers) if any(True for _ in m.parameters())), default=0
-    )
-    symmetric = [i for i, (_, m) in enumerate(layers) if isinstance(m, SymmetricHead)]
-    last = symmetric[0] if symmetric else last
-    if last == 0:
+    if not isinstance(model, nn.Sequential) or _head_at(model) == 0:
         raise UsageError(
             f"model={type(model).__name__}: expected an nn.Sequential of a body and a head. "
             "Put the layers in one, the head last."
         )
-    return nn.Sequential(OrderedDict(layers[:last])), nn.Sequential(OrderedDict(layers[last:]))
+    layers, at = list(model.named_children()), _head_at(model)
+    return nn.Sequential(OrderedDict(layers[:at])), nn.Sequential(OrderedDict(layers[at:]))
+
+
+def _head_at(model: nn.Sequential) -> int:
+    """The index of the head; 0 where there is none."""
+    heads = [
+        i
+        for i, layer in enumerate(model)
+        if isinstance(layer, SymmetricHead) or any(True for _ in layer.parameters())
+    ]
+    return max(heads, default=0)
 
 
 class Body:

@@ -15,7 +15,7 @@ from metalearn.tasks.batch import TaskBatch
 
 
 class WithBody:
-    """`head`, a problem whose inputs are features, under a body whose features are had once.
+    """`head`, a problem whose inputs are features, under a body that runs once for all images.
 
     meta is one dict: the body's parameters by name, and the head's own meta, a dict too. The inner
     loop moves the head's params alone: ANIL's problem (Raghu et al. 2020) where the head is
@@ -46,8 +46,13 @@ class WithBody:
         self.on_features = OnFeatures(head)
 
     @property
+    def prox(self) -> float:
+        """The proximal strength of the head's problem; 0 where it has none."""
+        return float(getattr(self.head, "prox", 0.0))
+
+    @property
     def adapts_by_mode(self) -> bool:
-        """Whether the support features of transductive and inductive evaluation differ."""
+        """True where transductive and inductive evaluation have other support features."""
         return self.statistics != "task"
 
     @staticmethod
@@ -110,6 +115,7 @@ class OnFeatures:
 
     def __init__(self, problem: CompositeProblem) -> None:
         self.problem = problem
+        self.prox = float(getattr(problem, "prox", 0.0))
 
     def init(self, meta: Any, task: TaskBatch) -> Params:
         return self.problem.init(meta["rest"], _with_features(meta, task))
