@@ -194,7 +194,7 @@ def few_shot_problem(model: nn.Module, config: DictConfig) -> tuple[BilevelProbl
         if config.prox:
             raise UsageError(
                 f"prox={config.prox}: expected 0 with problem=, which learns its own penalty. "
-                "Choose metagrad=implicit_closed_form (ridge) or implicit_newton (logistic), or prox=0."
+                "Choose metagrad=implicit_closed_form (ridge), implicit_newton (logistic) or prox=0."
             )
         body, _ = body_and_head(model)
         convex = build(config.problem, ConvexHead)
