@@ -177,9 +177,8 @@ def few_shot_problem(model: nn.Module, config: DictConfig) -> tuple[BilevelProbl
     problem: BilevelProblem
     adapt, rates = config.get("adapt", "all"), config.get("learn_rates", False)
     statistics = config.get("statistics", "task")
-    shares_body = config.get("problem") is not None or (
-        adapt == "head" and can_split(model) and not (learned or rates)
-    )
+    head_alone = adapt == "head" and can_split(model) and not (learned or rates)
+    shares_body = config.get("problem") is not None or head_alone
     if statistics != "task" and not shares_body:
         raise UsageError(
             f"statistics={statistics}: expected a body that all tasks share and nothing else that "
@@ -194,7 +193,7 @@ def few_shot_problem(model: nn.Module, config: DictConfig) -> tuple[BilevelProbl
         if config.prox:
             raise UsageError(
                 f"prox={config.prox}: expected 0 with problem=, which learns its own penalty. "
-                "Choose metagrad=implicit_closed_form (ridge), implicit_newton (logistic) or prox=0."
+                "Choose metagrad=implicit_closed_form (ridge) or implicit_newton, or prox=0."
             )
         body, _ = body_and_head(model)
         convex = build(config.problem, ConvexHead)

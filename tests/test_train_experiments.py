@@ -22,30 +22,37 @@ def test_a_run_is_resumed_by_the_words_it_was_begun_with(tmp_path):
     assert "was begun with 'steps=5', not 'steps=6'" in refused.stderr
 
 
-def finished(tmp_path, head: str):
+def finished(tmp_path, config: str):
     folder = tmp_path / "runs" / "mine" / NAME
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text("{}")
     (folder / "best.pt").write_bytes(b"weights")
-    (folder / "config.yaml").write_text(f"model:\n  head: {head}\n")
+    (folder / "config.yaml").write_text(config)
     return folder
 
 
-def test_a_finished_run_is_judged_and_kept(tmp_path):
+def test_a_finished_run_is_judged_on_its_own_ways_and_kept(tmp_path):
     run = noted_script(tmp_path, "train_experiments")
-    folder = finished(tmp_path, "zero")
-    (folder / "evaluation-5.json").write_text("5")
+    folder = finished(tmp_path, "tasks:\n  dataset: {}\n  ways: 20\nmodel:\n  ways: 5\n")
     (folder / "evaluation-20.json").write_text("20")
     assert run("mine", NAME).stdout == ""
     results = tmp_path / "results" / "mine"
     assert (results / f"{NAME}.json").read_text() == "{}"
     assert (results / f"{NAME}.pt").read_bytes() == b"weights"
-    assert (results / f"{NAME}-5-way.json").read_text() == "5"
     assert (results / f"{NAME}-20-way.json").read_text() == "20"
 
 
-def test_a_free_head_is_judged_on_its_own_ways_alone(tmp_path):
+def test_a_convex_head_is_judged_on_both_ways(tmp_path):
     run = noted_script(tmp_path, "train_experiments")
-    finished(tmp_path, "free")
+    folder = finished(tmp_path, "problem:\n  loss: squared\ntasks:\n  ways: 20\n")
+    (folder / "evaluation-5.json").write_text("5")
+    (folder / "evaluation-20.json").write_text("20")
+    assert run("mine", NAME).stdout == ""
+    assert (tmp_path / "results" / "mine" / f"{NAME}-5-way.json").read_text() == "5"
+
+
+def test_a_run_that_is_not_judged_yet_is_evaluated(tmp_path):
+    run = noted_script(tmp_path, "train_experiments")
+    finished(tmp_path, "tasks:\n  ways: 5\n")
     said = run("mine", NAME).stdout
-    assert said.count("evaluate") == 1 and "ways=" not in said
+    assert said.count("evaluate") == 1 and "ways=5" in said and "tasks=4000" in said
