@@ -134,7 +134,10 @@ def images() -> TaskBatch:
 
 def symmetric_head(prox: float, prox_head: float) -> tuple[FewShot, Meta, TaskBatch]:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), SymmetricHead(5, learn_scale=True)).double()
+    model = nn.Sequential(
+        nn.Linear(4, 5), nn.Tanh(), SymmetricHead(5, "prototypes", learn_scale=True)
+    )
+    model = model.double()
     problem = FewShot(model, prox, prox_head=prox_head)
     return problem, dict(model.named_parameters()), images()
 

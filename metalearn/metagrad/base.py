@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -58,7 +57,7 @@ class MetaGradientResult:
             )
 
 
-class MetaGradient(ABC):
+class MetaGradient:
     """A way to differentiate a bilevel problem: `meta_gradient(problem, meta, task)`.
 
     It keeps no state: one that goes on from the meta-step before takes `**previous.carry` too.
@@ -92,9 +91,14 @@ class MetaGradient(ABC):
         """True for a method that takes the tasks apart, or that no gradient in features reaches."""
         return False
 
-    @abstractmethod
     def differentiate(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
-        """The meta-gradient of a problem as it stands."""
+        """The meta-gradient of a problem as it stands; what a subclass defines.
+
+        One that defines `__call__` in its place is given every problem as it stands.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} defines neither differentiate nor __call__"
+        )
 
     def adapt(self, problem: BilevelProblem, meta: Meta, task: Any) -> InnerSolution:
         """The inner loop alone, as evaluation runs it."""

@@ -91,7 +91,11 @@ class TaskLinear(TaskLayer):
     def forward(self, x: Tensor) -> Tensor:
         shape = x.shape
         if len(self.weight) < shape[1]:
-            return F.linear(x, self.weight[0], None if self.bias is None else self.bias[0])
+            bias = None if self.bias is None else self.bias[0]
+            # In two dimensions: of more, torch chooses a product by what asks for a gradient.
+            rows = _task_by_task(x).flatten(0, -2)
+            y = F.linear(rows, self.weight[0], bias)
+            return _examples_first(y.view(-1, *shape[2:-1], y.shape[-1]), shape[1])
         rows = x.transpose(0, 1).flatten(1, -2)
         y = torch.bmm(rows, self.weight.mT)
         if self.bias is not None:
