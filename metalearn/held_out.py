@@ -176,7 +176,7 @@ class Protocol:
     def _tasks(
         self, opened: Sequence[_Opened]
     ) -> tuple[Callable[[], Sampler], int, dict[str, Any]]:
-        """What makes a sampler of the tasks, their number, and what a row says of them."""
+        """The maker of a sampler of the tasks, their number, and a row's entries about them."""
         first, *others = opened
         for other in others:
             first.check_same_tasks(other)
@@ -340,7 +340,7 @@ def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def default_out(word: str, path: Path) -> Path:
-    """Where the rows of a checkpoint go, `word` being what the user calls it.
+    """The file for the rows of a checkpoint, `word` being what the user calls it.
 
     A path has them beside it, in evaluation.json. A name has them in runs/NAME-evaluation.json, for
     nothing but studies writes into results/.

@@ -70,7 +70,7 @@ def solve_warning(result: MetaGradientResult) -> str | None:
 
 
 def stability_warning(result: MetaGradientResult) -> str | None:
-    """What to do where the inner loop of most tasks is over its edge of stability."""
+    """The remedy where the inner loop of most tasks is over its edge of stability, or None."""
     certificate = result.certificate
     stability = None if certificate is None else certificate.inner_stability
     if stability is None or not 2 * int((stability > 1).sum()) > len(stability):

@@ -256,7 +256,7 @@ def _left_out(rows: pd.DataFrame) -> list[str]:
 
 
 def _percent(accuracy: pd.Series) -> str:
-    """As "98.21 ± 0.12", the 95 % interval over seeds; without it for one seed."""
+    """The text "98.21 ± 0.12", with the 95 % interval over seeds; without it for one seed."""
     if accuracy.empty:
         return ""
     found = Estimate.of(torch.tensor(100 * accuracy.to_numpy(dtype=float)))

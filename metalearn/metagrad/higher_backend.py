@@ -91,7 +91,7 @@ def _one_task(
 def _rates_of_step(
     inner: GradientMethod, rates: StepRates, params: Params, count: int
 ) -> dict[str, list[Tensor]]:
-    """What `higher` is to take for the rate of each parameter's group after `count` steps."""
+    """The rate that `higher` takes for each parameter's group after `count` steps."""
     return {"lr": [inner.lr * rates[name][min(count, len(rates[name]) - 1)] for name in params]}
 
 

@@ -60,7 +60,7 @@ def test_settled_body_predicts_each_image_by_itself(conv_body: nn.Sequential) ->
 
 
 def test_settled_statistics_are_those_of_the_images() -> None:
-    """Of one batch norm on its own: mean and unbiased variance, as torch keeps them."""
+    """A single batch norm takes the mean and the unbiased variance, as torch keeps them."""
     norm = nn.Sequential(nn.BatchNorm1d(3, affine=False, track_running_stats=False)).double()
     g = torch.Generator().manual_seed(0)
     sample = 2 + 3 * torch.randn(50, 3, generator=g, dtype=torch.float64)
