@@ -78,6 +78,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return conv_run(tmp_path_factory.mktemp("runs") / "r")
 
 
+@pytest.fixture(scope="module")
+def symmetric(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return conv_run(tmp_path_factory.mktemp("runs") / "s", "model.head=zero")
+
+
 def test_the_runs_are_read_in_the_archives_own_order_of_answers(all_runs):
     task = official_runs(all_runs)
     assert task.support_x.shape == task.query_x.shape == (20, 20, 1, 28, 28)
@@ -181,7 +186,7 @@ def test_a_five_way_run_cannot_take_the_official_test(all_runs, trained, capsys)
     words = [f"checkpoint={trained}", "benchmark=omniglot_official", f"source={all_runs}"]
     assert main(["evaluate", *words]) == 2
     said = capsys.readouterr().err
-    assert "trained for 5 ways" in said and said.count("\n") == 1
+    assert "have 5 ways" in said and said.count("\n") == 1
 
 
 def test_both_modes_and_each_number_of_steps_are_rows_with_their_origin(trained, tmp_path, capsys):
@@ -397,9 +402,9 @@ def test_a_regression_has_no_ensemble(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("prefix", ["", "tasks."])
-def test_tasks_of_other_ways_and_shots(trained, tmp_path, prefix):
+def test_tasks_of_other_ways_and_shots(symmetric, tmp_path, prefix):
     out = tmp_path / "out.json"
-    words = [f"checkpoint={trained}", "tasks=8", "queries=1", "transductive=true", f"out={out}"]
+    words = [f"checkpoint={symmetric}", "tasks=8", "queries=1", "transductive=true", f"out={out}"]
     assert main(["evaluate", *words, f"{prefix}ways=3", f"{prefix}shots=2"]) == 0
     (row,) = json.loads(out.read_text())["rows"]
     assert (row["ways"], row["shots"]) == (3, 2)
@@ -413,16 +418,22 @@ def test_tasks_of_other_ways_and_shots(trained, tmp_path, prefix):
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
-        ("ways=6", "the model has outputs of shape (5,)"),
-        ("tasks.ways=6", "the model has outputs of shape (5,)"),
         ("ways=1", "nothing to tell apart"),
         ("ways=100000", "ask for fewer ways"),
         ("shots=4", "images a class"),
         ("shots=0", "at least 1"),
     ],
 )
-def test_ways_and_shots_that_cannot_be_had_are_refused(trained, capsys, word, sentence):
+def test_ways_and_shots_that_cannot_be_had_are_refused(symmetric, capsys, word, sentence):
+    assert main(["evaluate", f"checkpoint={symmetric}", "tasks=8", word]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["ways=3", "ways=6", "tasks.ways=6"])
+def test_a_free_head_takes_no_other_ways(trained, capsys, word):
     assert main(["evaluate", f"checkpoint={trained}", "tasks=8", word]) == 2
+    sentence = f"{word.removeprefix('tasks.')}: expected 5, for the head"
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1
 
