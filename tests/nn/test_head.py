@@ -63,7 +63,7 @@ def by_differences(value: Any, meta: dict[str, torch.Tensor]) -> list[torch.Tens
 @pytest.mark.parametrize("head", SYMMETRIC)
 def test_symmetric_head_takes_the_ways_of_the_task(head: str) -> None:
     model = model_with(head)
-    problem, meta = FewShot(model), meta_of(model)
+    problem, meta = FewShot(model, prox=0.5), meta_of(model)
     for ways in (2, 4):
         task = tasks(ways)
         params = problem.init(meta, task)
@@ -193,6 +193,7 @@ def test_conv4_with_a_symmetric_head_adapts_any_number_of_classes() -> None:
         (lambda: SymmetricHead(4, "none"), "start='none'"),  # type: ignore[arg-type]
         (lambda: FewShot(nn.Sequential(SymmetricHead(4), nn.Linear(1, 3))), "SymmetricHead"),
         (lambda: FewShot(model_with("zero"), prox_head=-1.0), "prox_head=-1.0"),
+        (lambda: FewShot(model_with("solved")), "head=solved"),
     ],
 )
 def test_bad_heads_are_refused(make: Any, said: str) -> None:
