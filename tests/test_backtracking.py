@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from zoo import Curvatures
 
 from metalearn.errors import UsageError
 from metalearn.inner import BacktrackingDescent, GradientDescent
@@ -78,27 +79,11 @@ def test_bad_options_are_refused(options: dict[str, float]) -> None:
         BacktrackingDescent(**options)  # type: ignore[arg-type]
 
 
-class Quadratics:
-    """inner = sum of the eigenvalues times x^2 / 2 + |x - theta|^2 / 2, outer = |x|^2 / 2."""
-
-    def init(self, meta: Tensor, task: Tensor) -> dict[str, Tensor]:
-        return {"x": meta.expand(len(task), -1)}
-
-    def inner_objective(self, params: dict[str, Tensor], meta: Tensor, task: Tensor) -> Tensor:
-        x = params["x"]
-        return 0.5 * (task * x.square()).sum(1) + 0.5 * (x - meta).square().sum(1)
-
-    def outer_objective(
-        self, params: dict[str, Tensor], meta: Tensor, task: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return 0.5 * (params["x"] - 1).square().sum(1), {}
-
-
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_inner_stability_is_above_one_just_where_the_loop_diverges(momentum: float) -> None:
     """Three iterations find a 3x3 system's largest eigenvalue, L + 1; the edge is
     2 (1 + momentum) / lr."""
-    problem, meta = Quadratics(), torch.full((3,), 2.0, dtype=torch.float64)
+    problem, meta = Curvatures(), torch.full((3,), 2.0, dtype=torch.float64)
     for lr in (0.004, 0.0066, 0.0068, 0.0099, 0.0101, 0.13, 0.14):
         inner = GradientDescent(5, lr, momentum)
         certificate = Implicit(inner, CG(3, rtol=1e-14))(problem, meta, EIGENVALUES).certificate
@@ -113,14 +98,14 @@ def test_inner_stability_is_above_one_just_where_the_loop_diverges(momentum: flo
 
 
 def test_inner_stability_is_unknown_without_a_rate_or_a_solve() -> None:
-    problem, meta = Quadratics(), torch.ones(3, dtype=torch.float64)
+    problem, meta = Curvatures(), torch.ones(3, dtype=torch.float64)
     steady = Implicit(BacktrackingDescent(5, 0.1), CG(3))(problem, meta, EIGENVALUES)
     assert steady.certificate is not None and steady.certificate.inner_stability is None
     assert Certificate(torch.zeros(2)).inner_stability is None
 
 
 def test_damping_is_no_part_of_the_inner_problem() -> None:
-    problem, meta = Quadratics(), torch.ones(3, dtype=torch.float64)
+    problem, meta = Curvatures(), torch.ones(3, dtype=torch.float64)
     inner = GradientDescent(5, 0.004)
     found = [
         Implicit(inner, CG(3, rtol=1e-14), damping)(problem, meta, EIGENVALUES).certificate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from zoo import Curvatures
 
 from metalearn.inner import BacktrackingDescent, GradientDescent, InnerSolver
 from metalearn.linear_solve import CG
@@ -13,25 +13,9 @@ from metalearn.reporting import figures, stability_warning
 CURVATURES = torch.tensor([[1.0, 9.0], [1.0, 30.0], [1.0, 40.0]], dtype=torch.float64)
 
 
-class Quadratics:
-    """Tasks whose curvatures are given, held to meta by a proximal term of strength 1."""
-
-    def init(self, meta: Tensor, task: Tensor) -> dict[str, Tensor]:
-        return {"x": meta.expand(len(task), -1)}
-
-    def inner_objective(self, params: dict[str, Tensor], meta: Tensor, task: Tensor) -> Tensor:
-        x = params["x"]
-        return 0.5 * (task * x.square()).sum(1) + 0.5 * (x - meta).square().sum(1)
-
-    def outer_objective(
-        self, params: dict[str, Tensor], meta: Tensor, task: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return 0.5 * (params["x"] - 1).square().sum(1), {}
-
-
 def result(inner: InnerSolver) -> MetaGradientResult:
     meta = torch.full((2,), 2.0, dtype=torch.float64)
-    return Implicit(inner, CG(2, rtol=1e-14))(Quadratics(), meta, CURVATURES)
+    return Implicit(inner, CG(2, rtol=1e-14))(Curvatures(), meta, CURVATURES)
 
 
 def test_a_row_says_how_far_the_inner_loop_is_from_its_edge() -> None:

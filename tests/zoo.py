@@ -69,6 +69,25 @@ class Quadratic:
         return 0.5 * (away * away).sum(1), {}
 
 
+class Curvatures:
+    """inner = sum of task x^2 / 2 + |x - theta|^2 / 2, outer = |x - 1|^2 / 2.
+
+    The task (T, n) is its curvatures.
+    """
+
+    def init(self, meta: Tensor, task: Tensor) -> dict[str, Tensor]:
+        return {"x": meta.expand(len(task), -1)}
+
+    def inner_objective(self, params: dict[str, Tensor], meta: Tensor, task: Tensor) -> Tensor:
+        x = params["x"]
+        return 0.5 * (task * x.square()).sum(1) + 0.5 * (x - meta).square().sum(1)
+
+    def outer_objective(
+        self, params: dict[str, Tensor], meta: Tensor, task: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return 0.5 * (params["x"] - 1).square().sum(1), {}
+
+
 class LearnedRidge:
     """Ridge regression with a learned penalty exp(meta["log_penalty"]) for each feature.
 
