@@ -139,7 +139,8 @@ class Experiment:
                 )
             self._try(task, lambda: self.problem.init(fixed(self.meta), task))
             return
-        plain, meta = FewShot(self.model), fixed(dict(self.model.named_parameters()))
+        # Only shapes matter here; a solved head needs some proximal strength.
+        plain, meta = FewShot(self.model, prox=1.0), fixed(dict(self.model.named_parameters()))
         outputs = self._try(
             task, lambda: plain.query_predictions(plain.init(meta, task), meta, task)
         )

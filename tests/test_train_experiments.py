@@ -31,9 +31,11 @@ def finished(tmp_path, config: str):
     return folder
 
 
-def test_a_finished_run_is_judged_on_its_own_ways_and_kept(tmp_path):
+def test_a_free_head_is_judged_on_its_own_ways_and_kept(tmp_path):
     run = noted_script(tmp_path, "train_experiments")
-    folder = finished(tmp_path, "tasks:\n  dataset: {}\n  ways: 20\nmodel:\n  ways: 5\n")
+    folder = finished(
+        tmp_path, "tasks:\n  dataset: {}\n  ways: 20\nmodel:\n  ways: 5\n  head: free\n"
+    )
     (folder / "evaluation-20.json").write_text("20")
     assert run("mine", NAME).stdout == ""
     results = tmp_path / "results" / "mine"
@@ -42,13 +44,23 @@ def test_a_finished_run_is_judged_on_its_own_ways_and_kept(tmp_path):
     assert (results / f"{NAME}-20-way.json").read_text() == "20"
 
 
-def test_a_convex_head_is_judged_on_both_ways(tmp_path):
+def test_a_symmetric_head_is_judged_on_both_ways(tmp_path):
     run = noted_script(tmp_path, "train_experiments")
-    folder = finished(tmp_path, "problem:\n  loss: squared\ntasks:\n  ways: 20\n")
+    folder = finished(tmp_path, "tasks:\n  ways: 20\nmodel:\n  head: zero\n")
     (folder / "evaluation-5.json").write_text("5")
     (folder / "evaluation-20.json").write_text("20")
     assert run("mine", NAME).stdout == ""
     assert (tmp_path / "results" / "mine" / f"{NAME}-5-way.json").read_text() == "5"
+
+
+def test_the_five_best_checkpoints_are_judged_as_an_ensemble(tmp_path):
+    run = noted_script(tmp_path, "train_experiments")
+    folder = finished(tmp_path, "model:\n  head: free\ntasks:\n  ways: 5\n")
+    (folder / "best.4.pt").touch()
+    (folder / "evaluation-5.json").write_text("5")
+    said = run("mine", NAME).stdout
+    best = ",".join(f"runs/mine/{NAME}/best{place}.pt" for place in ("", ".1", ".2", ".3", ".4"))
+    assert f"evaluate checkpoint=[{best}] ensemble=true tasks=4000" in said
 
 
 def test_a_run_that_is_not_judged_yet_is_evaluated(tmp_path):
