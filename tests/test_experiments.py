@@ -10,6 +10,7 @@ import torch
 from metalearn import config
 from metalearn.experiment import Experiment
 from metalearn.metagrad import FirstOrder, IMAMLAuthorsCode, Implicit, Reptile, Unrolled
+from metalearn.nn.head import HEADS
 from metalearn.tasks import ImageTasks, LabelledImages
 from metalearn.tree import leaves_of
 
@@ -53,6 +54,15 @@ def test_every_experiment_gives_a_gradient_of_its_own_problem(name):
     experiment.check(task)
     result = experiment.metagrad(experiment.problem, experiment.meta, task)
     assert any(bool(g.any()) for g in leaves_of(result.grads))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_training_takes_each_head(head):
+    cfg = config.compose("train", ["metagrad=imaml", f"model.head={head}", "model.channels=4"])
+    experiment = Experiment.of(cfg)
+    assert isinstance(experiment.tasks, ImageTasks)
+    experiment.tasks._splits = noise(1, 28)
+    experiment.check(experiment.tasks.sampler("train", 0, "cpu").sample(1))
 
 
 @pytest.mark.parametrize(("dataset", "ways", "shots", "method"), SETTINGS)
