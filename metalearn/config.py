@@ -27,7 +27,8 @@ _NULLABLE: dict[str, type] = {
     **dict.fromkeys(("threads", "queries", "steps", "truncate", "distinct"), int),
     **dict.fromkeys(("ways", "shots"), int),
     **dict.fromkeys(("clip_norm", "prox_head", "tol", "step_size"), float),
-    **dict.fromkeys(("name", "run_dir", "resume", "source", "checkpoint", "results", "out"), str),
+    **dict.fromkeys(("name", "run_dir", "resume", "init_from", "source"), str),
+    **dict.fromkeys(("checkpoint", "results", "out"), str),
     "transductive": bool,
 }
 _ITEMS = {"inner_steps": 0}  # such as a list holds whose default is []; others hold texts

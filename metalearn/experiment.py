@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from metalearn import checkpoint
 from metalearn.build import build
 from metalearn.errors import UsageError
 from metalearn.learned import LearnedProx, LearnedRates
@@ -86,6 +87,33 @@ class Experiment:
         with torch.no_grad():
             for name, value in given.items():
                 own[name].copy_(value)
+
+    def start_from(self, word: str) -> None:
+        """Copies the network's weights from a checkpoint, of whichever problem it is.
+
+        What else is learned, such as inner rates or a ridge penalty, keeps its own start.
+
+        Args:
+            word: as `checkpoint.find` takes it.
+
+        Raises:
+            UsageError: there is no such checkpoint, or it is of another network.
+        """
+        path = checkpoint.find(word)
+        meta = checkpoint.select_meta(checkpoint.load(path))
+        given = {
+            keys.rpartition("['")[2].removesuffix("']"): x for keys, x in named_leaves(meta).items()
+        }
+        with torch.no_grad():
+            for name, own in self.model.named_parameters():
+                if name not in given or given[name].shape != own.shape:
+                    has = tuple(given[name].shape) if name in given else "missing"
+                    raise UsageError(
+                        f"init_from={word}: expected a network whose {name} has the shape "
+                        f"{tuple(own.shape)}; there it is {has}. Give model= the same options."
+                    )
+            for name, own in self.model.named_parameters():
+                own.copy_(given[name])
 
     def settled(self, problem: BilevelProblem, meta: Meta) -> BilevelProblem:
         """The problem as evaluation uses it: a body's "population" statistics are those of

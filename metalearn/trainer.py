@@ -60,6 +60,8 @@ def train(
     _check(config)
     seed_all(config.seed)
     experiment = Experiment.of(config)
+    if config.init_from is not None and not resume:
+        experiment.start_from(config.init_from)
     state = TrainingState(config, experiment, ranks)
     held_out = experiment.tasks.sampler("validation", config.validation.seed, experiment.device)
     episodes = held_out.state_dict()  # every validation sees the same tasks
