@@ -2,6 +2,6 @@
 
 import sys
 
-from metalearn.cli import main
+from metalearn.commands.main import main
 
 sys.exit(main())

@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn import implicit
-from metalearn.errors import UsageError
+from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.inner import NewtonCG
 from metalearn.linear_solve import CG
-from metalearn.magnitude import LARGEST
 from metalearn.nn import TaskBatched
 from metalearn.nn.head import SymmetricHead, class_means
 from metalearn.tasks.batch import TaskBatch
@@ -158,10 +157,10 @@ class FewShot:
         prox_head: float | None = None,
     ) -> None:
         for name, value in (("prox", prox), ("prox_head", prox_head)):
-            if value is not None and not 0 <= value <= LARGEST:
+            if value is not None and not 0 <= value <= MAX_FLOAT32:
                 raise UsageError(
                     f"{name}={value}; the proximal strength must be at least 0, and up to "
-                    f"{LARGEST:.1e}"
+                    f"{MAX_FLOAT32:.1e}"
                 )
         self.model = TaskBatched(model)
         self.prox, self.prox_head = prox, prox if prox_head is None else prox_head

@@ -16,7 +16,7 @@ from torch.utils._pytree import (
     tree_unflatten,
 )
 
-from metalearn.functions import Function, first_order, transformed
+from metalearn.autograd import Function, first_order, transformed
 
 Tree = Any
 """A nest of dicts, lists, tuples and dataclasses of tensors."""

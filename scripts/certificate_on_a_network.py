@@ -21,15 +21,15 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 import pandas as pd
 import torch
 
-from metalearn.build import build
 from metalearn.config import compose
-from metalearn.exact import NotConverged, exact_implicit
-from metalearn.experiment import Experiment
+from metalearn.config.build import build
 from metalearn.inner import GradientDescent
 from metalearn.linear_solve import CG, Status
 from metalearn.metagrad import Implicit
+from metalearn.metagrad.exact import NotConverged, exact_implicit
 from metalearn.metagrad.smoothness import local_smoothness
-from metalearn.provenance import provenance
+from metalearn.system.provenance import provenance
+from metalearn.training.experiment import Experiment
 from metalearn.tree import task_norm
 
 PROX = 2.0

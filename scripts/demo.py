@@ -23,12 +23,12 @@ from rich.table import Table
 
 from metalearn.config import compose
 from metalearn.errors import UsageError
-from metalearn.evaluation import Estimate
-from metalearn.exact import NotConverged, meta_gradient_error
-from metalearn.experiment import Experiment
-from metalearn.memory import format_bytes
-from metalearn.tracking import Tracker
-from metalearn.trainer import train
+from metalearn.metagrad.exact import NotConverged, meta_gradient_error
+from metalearn.system.memory import format_bytes
+from metalearn.training.evaluation import Estimate
+from metalearn.training.experiment import Experiment
+from metalearn.training.loop import train
+from metalearn.training.tracking import Tracker
 
 METHODS = {
     "MAML (higher)": ["metagrad=maml", "metagrad.inner.steps=5"],

@@ -15,9 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from metalearn.bench.fewshot_report import PUBLISHED, name, own_rows, shown
-from metalearn.files import replace_text
-from metalearn.report.accuracy import published
+from metalearn.studies.fewshot.report import PUBLISHED, name, own_rows, shown
+from metalearn.studies.frame.published.accuracy import published
+from metalearn.system.files import replace_text
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {(5, 1): "5w1s", (5, 5): "5w5s", (20, 1): "20w1s", (20, 5): "20w5s"}

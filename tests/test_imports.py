@@ -29,7 +29,9 @@ def test_the_package_itself_loads_nothing():
     [[], ["--help"], ["--version"], ["train", "--help"], ["bench"], ["bench", "speed", "-h"]],
 )
 def test_help_loads_nothing_heavy(words):
-    assert not HEAVY & loaded(f"from metalearn.cli import main; assert main({words}) == 0")
+    assert not HEAVY & loaded(
+        f"from metalearn.commands.main import main; assert main({words}) == 0"
+    )
 
 
 def test_the_library_loads_torch_and_no_tracker_or_sampler():

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from metalearn.functions import first_order
+from metalearn.autograd import first_order
 from metalearn.implicit.equation import Equation, Leaves, Report, pull, push
 from metalearn.linear_solve import LinearSolver
 from metalearn.tree import Tree

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metalearn.errors import UsageError
+from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.inner.solver import (
     InnerSolver,
     Objective,
@@ -16,7 +16,6 @@ from metalearn.inner.solver import (
     check_tol,
     value_and_grad,
 )
-from metalearn.magnitude import LARGEST
 from metalearn.tree import task_dot
 
 
@@ -49,12 +48,12 @@ class BacktrackingDescent(InnerSolver):
     tol: float | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or not 0 < self.lr <= LARGEST:
+        if self.steps < 0 or not 0 < self.lr <= MAX_FLOAT32:
             raise UsageError(
                 f"BacktrackingDescent(steps={self.steps}, lr={self.lr}): expected steps of at "
-                f"least 0 and a rate above 0, up to {LARGEST:.1e}. Change them."
+                f"least 0 and a rate above 0, up to {MAX_FLOAT32:.1e}. Change them."
             )
-        if not 1 <= self.growth <= LARGEST or not 0 < self.decrease < 1:
+        if not 1 <= self.growth <= MAX_FLOAT32 or not 0 < self.decrease < 1:
             raise UsageError(
                 f"BacktrackingDescent(growth={self.growth}, decrease={self.decrease}): expected a "
                 "growth of at least 1 and a decrease between 0 and 1. Change them."

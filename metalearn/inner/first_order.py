@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metalearn.errors import UsageError
+from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.inner.solver import (
     InnerSolver,
     Objective,
@@ -18,7 +18,6 @@ from metalearn.inner.solver import (
     check_tol,
     value_and_grad,
 )
-from metalearn.magnitude import LARGEST
 from metalearn.tree import fixed, leaves_of, live, task_norm
 
 Memory = tuple[list[Tensor], ...]
@@ -71,10 +70,10 @@ class GradientMethod(InnerSolver):
     lr: float
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or not 0 < self.lr <= LARGEST:
+        if self.steps < 0 or not 0 < self.lr <= MAX_FLOAT32:
             raise UsageError(
                 f"{type(self).__name__}(steps={self.steps}, lr={self.lr}); "
-                f"steps must be at least 0 and lr above 0, up to {LARGEST:.1e}"
+                f"steps must be at least 0 and lr above 0, up to {MAX_FLOAT32:.1e}"
             )
         check_tol(self.stopping())
 
@@ -224,10 +223,10 @@ class Adam(GradientMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not all(0 <= beta < 1 for beta in self.betas) or not 0 < self.eps <= LARGEST:
+        if not all(0 <= beta < 1 for beta in self.betas) or not 0 < self.eps <= MAX_FLOAT32:
             raise UsageError(
                 f"Adam(betas={tuple(self.betas)}, eps={self.eps}); each beta must be in [0, 1) and "
-                f"eps above 0, up to {LARGEST:.1e}"
+                f"eps above 0, up to {MAX_FLOAT32:.1e}"
             )
 
     def stopping(self) -> float | None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metalearn.errors import MAX_FLOAT32
 from metalearn.linear_solve.solution import MatVec, Solution, Status
 from metalearn.linear_solve.system import System, divide, require, rows, seeded
-from metalearn.magnitude import LARGEST
 from metalearn.tree import Tree
 
 POWER_STEPS = 12
@@ -49,9 +49,9 @@ class Neumann:
 
     def __post_init__(self) -> None:
         require(self, 0, "max_iters", "rtol")
-        if self.step_size is not None and not 0 < self.step_size <= LARGEST:
+        if self.step_size is not None and not 0 < self.step_size <= MAX_FLOAT32:
             raise ValueError(
-                f"Neumann(step_size={self.step_size}); expected above 0, up to {LARGEST:.1e}"
+                f"Neumann(step_size={self.step_size}); expected above 0, up to {MAX_FLOAT32:.1e}"
             )
 
     @torch.no_grad()

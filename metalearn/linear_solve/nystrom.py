@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metalearn.errors import MAX_FLOAT32
 from metalearn.linear_solve.solution import MatVec, Solution, Status
 from metalearn.linear_solve.system import System, divide, require, rows, seeded
-from metalearn.magnitude import LARGEST
 from metalearn.tree import Tree
 
 
@@ -55,9 +55,9 @@ class Nystrom:
     def __post_init__(self) -> None:
         require(self, 1, "rank")
         require(self, 0, "power")
-        if not 0 < self.damping <= LARGEST:
+        if not 0 < self.damping <= MAX_FLOAT32:
             raise ValueError(
-                f"Nystrom(damping={self.damping}); expected above 0, up to {LARGEST:.1e}"
+                f"Nystrom(damping={self.damping}); expected above 0, up to {MAX_FLOAT32:.1e}"
             )
 
     @torch.no_grad()

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from metalearn.errors import UsageError
+from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.inner import InnerSolution, InnerSolver
 from metalearn.linear_solve import CG, LinearSolver
-from metalearn.magnitude import LARGEST
 from metalearn.metagrad.base import (
     MetaGradient,
     MetaGradientResult,
@@ -61,9 +60,9 @@ class IMAMLAuthorsCode(MetaGradient):
         if not (self.prox >= 0 and self.prox + self.offset > 0):
             raise UsageError(f"prox={self.prox}; expected a number of at least 0")
         for name in ("prox", "prox_lr", "damping", "offset"):
-            if not abs(getattr(self, name)) <= LARGEST:
+            if not abs(getattr(self, name)) <= MAX_FLOAT32:
                 raise UsageError(
-                    f"{name}={getattr(self, name)}; expected a number up to {LARGEST:.1e}"
+                    f"{name}={getattr(self, name)}; expected a number up to {MAX_FLOAT32:.1e}"
                 )
 
     def differentiate(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:

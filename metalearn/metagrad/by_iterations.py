@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from metalearn.errors import UsageError
+from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.inner import InnerSolver
 from metalearn.linear_solve import (
     CG,
@@ -13,7 +13,6 @@ from metalearn.linear_solve import (
     Neumann,
     Nystrom,
 )
-from metalearn.magnitude import LARGEST
 from metalearn.metagrad.implicit import Implicit
 
 WAYS: Mapping[str, Callable[[int, float], dict[str, Any]]] = {
@@ -51,8 +50,8 @@ def implicit_by_iterations(
         raise UsageError(f"way={way!r} is unknown; expected one of {', '.join(WAYS)}")
     if iterations < 0:
         raise UsageError(f"iterations={iterations}; expected a whole number of at least 0")
-    if not 0 < damping <= LARGEST:
-        raise UsageError(f"damping={damping}; expected a number above 0, up to {LARGEST:.1e}")
+    if not 0 < damping <= MAX_FLOAT32:
+        raise UsageError(f"damping={damping}; expected a number above 0, up to {MAX_FLOAT32:.1e}")
     if iterations == 0:
         return Implicit(inner, None)
     return Implicit(inner, **WAYS[way](iterations, damping))

@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from metalearn.errors import UsageError
+from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.inner import InnerSolution, InnerSolver
 from metalearn.inner.solver import broadcast
 from metalearn.linear_solve import CG, LinearSolver, NormalCG, Solution, Status
-from metalearn.magnitude import LARGEST
 from metalearn.metagrad.base import (
     MetaGradient,
     MetaGradientResult,
@@ -88,9 +87,9 @@ class Implicit(MetaGradient):
                 f"linear_solver={self.linear_solver} makes no iteration, which would leave the "
                 "gradient zero; use linear_solver=None for the first-order gradient"
             )
-        if not 0 <= self.damping <= LARGEST:
+        if not 0 <= self.damping <= MAX_FLOAT32:
             raise UsageError(
-                f"damping={self.damping}; expected a number of at least 0, up to {LARGEST:.1e}"
+                f"damping={self.damping}; expected a number of at least 0, up to {MAX_FLOAT32:.1e}"
             )
 
     @property

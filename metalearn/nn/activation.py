@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn.functions import Function, first_order
+from metalearn.autograd import Function, first_order
 
 
 def leaky_relu(x: Tensor, slope: float = 0.0) -> Tensor:

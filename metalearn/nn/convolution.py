@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn.functions import Function, first_order, transformed
+from metalearn.autograd import Function, first_order, transformed
 from metalearn.tree import add
 
 

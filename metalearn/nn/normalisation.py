@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.functions import Function, first_order, transformed
+from metalearn.autograd import Function, first_order, transformed
 
 FEW = 2048
 """Values of a channel up to which torch's kernels take its sums. Channels last, they add one value

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn.functions import Function, first_order
+from metalearn.autograd import Function, first_order
 
 
 class Window(NamedTuple):

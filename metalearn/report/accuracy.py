@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from metalearn.report.collect import Run
-from metalearn.report.table import Table, table
-from metalearn.study.plot import COLOURS, canvas, label_lines, log_axis
+from metalearn.studies.frame.plot import COLOURS, canvas, label_lines, log_axis
+from metalearn.studies.frame.published.accuracy import TITLES, published
+from metalearn.studies.frame.table import Table, table
 
-TITLES = {
-    **{"omniglot": "Omniglot", "mini_imagenet": "Mini-ImageNet", "glyphs": "Glyphs"},
-    **{"tiered_imagenet": "tiered-ImageNet", "cifar_fs": "CIFAR-FS", "fc100": "FC100"},
-}
-MARKS = {
-    "P": "in a paper's table",
-    "C": "read in public code",
-    "T": "reported in a public thread",
-    "R": "run by us",
-    "U": "unverified: check it before you quote it",
-}
 Setting = tuple[int, int]  # ways, shots
-
-
-@cache
-def published() -> pd.DataFrame:
-    """A row for each published accuracy: dataset, ways, shots, method, accuracy and interval as
-    they were printed, mark (`MARKS`), budget of training, source, remark; and percent, a number."""
-    path = Path(__file__).parent / "published" / "accuracy.csv"
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    numbers = {"ways": frame.ways.astype(int), "shots": frame.shots.astype(int)}
-    return frame.assign(**numbers, percent=frame.accuracy.astype(float))
 
 
 def findings(runs: Sequence[Run]) -> list[str]:

@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 
 from metalearn.errors import UsageError
-from metalearn.report.table import Table, table
+from metalearn.studies.frame.published import FOLDER
+from metalearn.studies.frame.table import Table, table
 
 _OF_A_STUDY = ("provenance.json", "findings.json", "tables.json")
 # What `provenance` and a study write of a result's origin; the rest of a lone file is its content.
@@ -116,7 +117,7 @@ def runs(folders: Sequence[Path]) -> list[Run]:
 
 def published(name: str) -> Table | None:
     """What others published on the subject of a study, by the study's name."""
-    path = Path(__file__).parent / "published" / f"{name}.csv"
+    path = FOLDER / f"{name}.csv"
     return _csv(path) if path.is_file() else None
 
 

@@ -18,7 +18,7 @@ import metalearn
 from metalearn.errors import UsageError
 from metalearn.report import collect
 from metalearn.report.svg import Figure, inline
-from metalearn.report.table import Table
+from metalearn.studies.frame.table import Table
 
 HERE = Path(__file__).parent
 
@@ -70,7 +70,7 @@ def make_page(results: Path, runs: Sequence[Path], out: Path) -> dict[tuple[str,
 
 def render(sections: Sequence[Section]) -> str:
     """The same sections always make the same page."""
-    from metalearn.report.accuracy import MARKS
+    from metalearn.studies.frame.published.accuracy import MARKS
 
     environment = Environment(
         loader=FileSystemLoader(HERE),
@@ -120,7 +120,7 @@ def _of_result(result: collect.Result, kind: str) -> Section:
 
 def _of_runs(runs: Sequence[collect.Run]) -> Section:
     from metalearn.report import accuracy
-    from metalearn.study.plot import svg
+    from metalearn.studies.frame.plot import svg
 
     drawn = enumerate(accuracy.figures(runs).items())
     return Section(
@@ -170,7 +170,7 @@ def _text(path: Path) -> str:
 
 
 def _write(out: Path, page: str) -> None:
-    from metalearn.files import replace_text
+    from metalearn.system.files import replace_text
 
     if out.is_dir():
         raise UsageError(

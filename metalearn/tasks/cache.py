@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from metalearn.errors import UsageError
-from metalearn.files import with_home
+from metalearn.system.files import with_home
 from metalearn.tasks.images import LabelledImages
 
 Splits = dict[str, LabelledImages]

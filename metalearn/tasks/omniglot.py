@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from metalearn.errors import UsageError
-from metalearn.files import with_home
+from metalearn.system.files import with_home
 from metalearn.tasks.cache import Splits, cache_folder, cached
 from metalearn.tasks.images import LabelledImages
 

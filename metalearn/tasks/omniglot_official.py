@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from metalearn.errors import UsageError
-from metalearn.files import with_home
+from metalearn.system.files import with_home
 from metalearn.tasks.batch import TaskBatch
 from metalearn.tasks.omniglot import LARGEST, decode
 

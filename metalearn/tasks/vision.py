@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from metalearn.errors import UsageError
-from metalearn.files import with_home
+from metalearn.system.files import with_home
 from metalearn.tasks import image_folders, pickled
 from metalearn.tasks.archive import is_archive
 from metalearn.tasks.cache import cache_folder

@@ -22,7 +22,7 @@ import torch
 
 from metalearn import implicit
 from metalearn.linear_solve import GMRES, BiCGStab, LinearSolver, Neumann, NormalCG, Solution
-from metalearn.provenance import provenance
+from metalearn.system.provenance import provenance
 
 SIZE, RTOL, MOST = 200, 1e-4, 4000
 SOLVERS: dict[str, LinearSolver] = {

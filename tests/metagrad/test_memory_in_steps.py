@@ -11,10 +11,10 @@ from test_backends import batch
 
 from metalearn.inner import GradientDescent, value_and_grad
 from metalearn.linear_solve import CG
-from metalearn.memory import peak_bytes
 from metalearn.metagrad import Implicit, Unrolled
 from metalearn.nn import Conv4
 from metalearn.problem import FewShot
+from metalearn.system.memory import peak_bytes
 from metalearn.tree import fixed
 
 CPU = torch.device("cpu")

@@ -17,14 +17,14 @@ from zoo import (
     unrolled_problems,
 )
 
-from metalearn.batch_split import SplitGradient
 from metalearn.errors import UsageError
-from metalearn.exact import meta_gradient_error
 from metalearn.inner import Adam, GradientDescent, NewtonCG
-from metalearn.learned import LearnedRates
 from metalearn.metagrad import FirstOrder, Unrolled
+from metalearn.metagrad.exact import meta_gradient_error
 from metalearn.nn import Conv4
+from metalearn.parallel.batches import SplitGradient
 from metalearn.problem import FewShot
+from metalearn.problems.learned import LearnedRates
 from metalearn.tree import fixed, leaves_of
 
 INNER = [GradientDescent(7, 0.1), GradientDescent(7, 0.1, 0.9), Adam(7, 0.05)]

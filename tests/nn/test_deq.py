@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from metalearn.fixed_point import Anderson, Broyden, NewtonGMRES, Picard
 from metalearn.implicit import InexactDerivative, NoDerivative
 from metalearn.linear_solve import GMRES, BiCGStab, Dense, Neumann, NormalCG
-from metalearn.memory import peak_bytes
 from metalearn.nn import DEQ
+from metalearn.system.memory import peak_bytes
 
 TIGHT = Anderson(500, rtol=1e-12)
 EXACT = GMRES(50, restart=50, rtol=1e-12)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from metalearn.evaluation import evaluate_each
 from metalearn.inner import GradientDescent
 from metalearn.linear_solve import CG
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
@@ -16,6 +15,7 @@ from metalearn.nn import SymmetricHead, body_and_head
 from metalearn.problem import FewShot
 from metalearn.problems import WithBody
 from metalearn.tasks import TaskBatch
+from metalearn.training.evaluation import evaluate_each
 
 INNER = GradientDescent(3, 0.1)
 

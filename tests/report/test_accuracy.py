@@ -4,6 +4,7 @@ from made_up import SUMMARY
 
 from metalearn.report import accuracy
 from metalearn.report.collect import Run
+from metalearn.studies.frame.published.accuracy import published as published_accuracies
 
 
 def run(accuracy: float, method: str = "imaml", **changes) -> Run:
@@ -12,7 +13,7 @@ def run(accuracy: float, method: str = "imaml", **changes) -> Run:
 
 
 def test_the_published_table_is_whole():
-    every = accuracy.published()
+    every = published_accuracies()
     assert set(every.mark) == set(accuracy.MARKS)
     assert every.percent.between(40, 100).all()
     assert not every.duplicated(["dataset", "ways", "shots", "method"]).any()
@@ -49,7 +50,7 @@ def test_our_rows_stand_first_and_marked_with_the_published_ones_below():
     ]
     assert (
         len(omniglot.rows)
-        == 1 + accuracy.published().query("dataset == 'omniglot'").method.nunique()
+        == 1 + published_accuracies().query("dataset == 'omniglot'").method.nunique()
     )
     (cost,) = tables["What our runs took"].rows
     assert {"235.4", "3ed23ae", SUMMARY["command"]} <= {cell.text for cell in cost}
@@ -76,6 +77,6 @@ def test_figures_have_a_point_for_each_run_and_published_accuracy():
     (figure,) = accuracy.figures([run(0.568), perfect]).values()
     (axes,) = figure.axes
     figure.canvas.draw()  # "$" is no mathematics, and an error of 0 has a place on the log axis
-    published = accuracy.published().query("dataset == 'omniglot' and ways == 5 and shots == 1")
+    published = published_accuracies().query("dataset == 'omniglot' and ways == 5 and shots == 1")
     assert len(axes.get_yticklabels()) == 2 + len(published)
     assert axes.get_yticklabels()[-1].get_text().startswith(r"\$perfect, ours")

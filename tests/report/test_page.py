@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from made_up import SUMMARY
 
-from metalearn.cli import main
+from metalearn.commands.main import main
 
 
 class Page(HTMLParser):
@@ -206,7 +206,7 @@ def test_a_damaged_summary_is_one_sentence(tmp_path, results, capsys, change):
 def test_it_needs_no_pytorch(tmp_path, results):
     """Which is what takes long to import."""
     program = (
-        "import sys; from metalearn.cli import main\n"
+        "import sys; from metalearn.commands.main import main\n"
         f"assert main(['report', 'results={results}', 'out={tmp_path}/report.html']) == 0\n"
         "assert not {'torch', 'wandb', 'learn2learn', 'torchvision'} & set(sys.modules)"
     )

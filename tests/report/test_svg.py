@@ -7,7 +7,7 @@ import pytest
 
 from metalearn.errors import UsageError
 from metalearn.report.svg import inline
-from metalearn.study.plot import canvas, label_lines, svg
+from metalearn.studies.frame.plot import canvas, label_lines, svg
 
 NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metalearn.cli import main
+from metalearn.commands.main import main
 from metalearn.errors import UsageError
 from metalearn.tasks import vision
 from metalearn.tasks.images import LabelledImages

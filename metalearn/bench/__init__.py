@@ -1,1 +1,0 @@
-"""Studies of the ways to differentiate: `metalearn bench NAME`."""

@@ -1,0 +1,1 @@
+"""The program `metalearn`, a file for each verb."""

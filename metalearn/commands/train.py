@@ -1,0 +1,128 @@
+"""`metalearn train`: a new run, one that is gone on with, or a sweep; alone or under torchrun."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from metalearn import config
+from metalearn.config.canonical import canonicalise
+from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
+from metalearn.parallel.ranks import ALONE, Ranks, job, joined, may_restart, restarted
+from metalearn.training import checkpoint
+from metalearn.training.run_folder import check_unused
+
+WITH_RESUME = (
+    *("resume", "steps", "device", "threads", "wandb", "checkpoint_every", "keep_checkpoints"),
+    *("on_nonfinite", "on_failed_solve", "on_explosion", "explosion_factor", "keep_best"),
+)
+"""What may be given beside resume=: how long a run goes on, where, who is told, what guards it."""
+
+Complain = Callable[[Exception], None]
+
+
+def run(words: list[str], complain: Complain) -> int:
+    """Trains; returns the exit status. `complain` is told why a run ended early.
+
+    Raises:
+        UsageError: the words are none that can be trained by.
+    """
+    asks_for_sweep = [w for w in words if w in ("-m", "--multirun")]
+    overrides = [w for w in words if w not in asks_for_sweep]
+    resumed = "resume" in config.keys(overrides)
+    if not asks_for_sweep and (own := [w for w in overrides if w.startswith("hydra/")]):
+        raise UsageError(f"{own[0]} is a sweep's; add -m")
+    if asks_for_sweep:
+        if resumed:
+            raise UsageError("resume= goes on with one run; leave -m out")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError("-m is no work for several processes; start it without torchrun")
+        from metalearn.config import sweep
+
+        for words in sweep.jobs(overrides):
+            config.compose("train", words)  # every job is sound before the first one starts
+        return sweep.multirun("train", overrides, lambda cfg: _begin(cfg, ALONE, complain))
+    with joined() as ranks:
+        if resumed:
+            cfg, folder = ranks.lead(lambda: _resumed(overrides))
+            return _train_into(cfg, folder, True, ranks, complain)
+        return _begin(config.compose("train", overrides), ranks, complain)
+
+
+def _begin(cfg: DictConfig, ranks: Ranks, complain: Complain) -> int:
+    """A new run, or the one that torchrun began by these very words before it started again."""
+    if cfg.run_dir == "":
+        raise UsageError("run_dir= is empty; give a folder, or leave it out")
+    if cfg.run_dir is None:
+        if may_restart():
+            raise UsageError("run_dir= is missing, by which a restart would find the run; give it")
+        folder = ranks.lead(lambda: _fresh(Path("runs"), cfg.name))
+        return _train_into(cfg, folder, False, ranks, complain)
+    folder = Path(cfg.run_dir)
+    begun = ranks.lead(lambda: _begun_by_this_job(folder, cfg))
+    return _train_into(cfg, folder, begun, ranks, complain)
+
+
+def _begun_by_this_job(folder: Path, cfg: DictConfig) -> bool:
+    """Whether the folder holds a run of this torchrun job and config. A job without a name of its
+    own is taken for the one where torchrun has started it again.
+
+    Raises:
+        UsageError: it holds another run.
+    """
+    if checkpoint.generations(folder) and (job() is not None or restarted()):
+        saved, _ = checkpoint.newest(folder)
+        begun = config.checked(saved["config"], str(folder), "train")
+        same = canonicalise(begun, but_for=WITH_RESUME) == canonicalise(cfg, but_for=WITH_RESUME)
+        if same and saved.get("job") == job():
+            return True
+    check_unused(folder)
+    return False
+
+
+def _resumed(overrides: list[str]) -> tuple[DictConfig, Path]:
+    """The config of the run that resume= names, with what the user gave beside it; its folder."""
+    given = config.keys(overrides)
+    if odd := sorted(given.difference(WITH_RESUME)):
+        raise UsageError(
+            f"{odd[0]}= cannot be given beside resume=, which keeps the run's own config; only "
+            f"{', '.join(WITH_RESUME[1:])} can"
+        )
+    asked = config.compose("train", overrides)
+    folder = Path(asked.resume or "")
+    if asked.resume is None or not os.path.isfile(folder / "config.yaml"):
+        raise UsageError(f"resume={asked.resume}: there is no run; give the folder of one in runs/")
+    cfg = config.saved(folder / "config.yaml", "train")
+    if cfg.schedule == "cosine" and "steps" in given and asked.steps != cfg.steps:
+        raise UsageError(
+            f"steps={asked.steps}, but schedule=cosine brings the rate to 0 at this run's "
+            f"{cfg.steps} meta-steps; leave steps= out, or train anew with steps={asked.steps}"
+        )
+    for key in given.difference(("resume",)):
+        cfg[key] = asked[key]
+    return cfg, folder
+
+
+def _train_into(
+    cfg: DictConfig, folder: Path, resume: bool, ranks: Ranks, complain: Complain
+) -> int:
+    from metalearn.training.loop import train  # slow, and a mistake in the words is said at once
+
+    cfg.resume = None
+    try:
+        train(cfg, folder, resume, ranks)
+    except (TrainingStopped, TrainingInterrupted) as error:
+        complain(error)
+        return error.status
+    return 0
+
+
+def _fresh(parent: Path, name: str) -> Path:
+    """A folder that no other process takes at the same moment, be it one of a sweep's many."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return parent / f"{name}-{stamp}-{secrets.token_hex(3)}"

@@ -1,0 +1,29 @@
+"""Configs: composed by Hydra from `configs/`, checked, and turned into objects."""
+
+from metalearn.config.compose import (
+    checked,
+    compose,
+    overridden,
+    plain,
+    read_defaults,
+    run_name,
+    saved,
+)
+from metalearn.config.overrides import PACKAGE, config_folder, groups, keys, parse, text_of, values
+
+__all__ = [
+    "PACKAGE",
+    "checked",
+    "compose",
+    "config_folder",
+    "groups",
+    "keys",
+    "overridden",
+    "parse",
+    "plain",
+    "read_defaults",
+    "run_name",
+    "saved",
+    "text_of",
+    "values",
+]

@@ -1,0 +1,193 @@
+"""Objects from configs: Hydra's instantiate, held to what configs are for."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import hydra
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from metalearn.config.interpolation import check_resolved
+from metalearn.errors import UsageError
+
+PACKAGES = (
+    *("metalearn.nn", "metalearn.inner", "metalearn.linear_solve", "metalearn.metagrad"),
+    *("metalearn.problems", "metalearn.tasks", "metalearn.studies", "torch.nn", "torch.optim"),
+)
+"""Where the classes are that a config may name."""
+FUNCTIONS = (
+    "metalearn.tasks.glyphs.glyphs",
+    "metalearn.tasks.omniglot.omniglot",
+    "metalearn.tasks.omniglot.omniglot_background",
+    *("metalearn.tasks.vision.mini_imagenet", "metalearn.tasks.vision.tiered_imagenet"),
+    *("metalearn.tasks.vision.cifar_fs", "metalearn.tasks.vision.fc100"),
+    "metalearn.metagrad.implicit_by_iterations",
+)
+"""And the functions: no other is called."""
+
+_PLAIN = (bool, int, float, str, list, tuple, type(None))
+
+# What takes an object of one package only, by its name.
+_OWN_PACKAGE = {
+    "inner": "metalearn.inner",
+    "linear_solver": "metalearn.linear_solve",
+    "preconditioner": "metalearn.linear_solve",
+    "dataset": "metalearn.tasks",
+}
+
+
+def build(config: Any, kind: type | None = None) -> Any:
+    """Calls the config's `_target_`; a constructor's refusal becomes a user's error.
+
+    Wherever the config comes from, nothing is called but a class that is defined in one of
+    `PACKAGES` and a function of `FUNCTIONS`; a name that leads elsewhere through a module's imports
+    (metalearn.system.files.os.system) is not one of them.
+
+    Args:
+        kind: what the object has to be an instance of.
+
+    Raises:
+        UsageError: another target, arguments that the target refuses, or an object of another kind.
+    """
+    plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    path = config._get_full_key("") if isinstance(config, DictConfig) else ""
+    for name, node in _nodes(plain, path):
+        own = _OWN_PACKAGE.get(name.rpartition(".")[2])
+        _check_arguments(name, node, _found(node["_target_"], [own] if own else PACKAGES))
+        # A dataset alone is called later; which the outermost is, its kind says.
+        partial = node.get("_partial_", False)
+        if node is not plain and partial is not (own == "metalearn.tasks"):
+            raise UsageError(f"{name}._partial_={partial}; leave it as configs/ has it")
+    if not isinstance(plain, dict) or "_target_" not in plain:
+        raise UsageError(f"{plain} names no _target_; expected what configs/ has there")
+    target = plain["_target_"]
+    check_resolved(plain)  # Hydra would resolve it once more
+    try:
+        made = hydra.utils.instantiate(plain, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        while cause is not None and not isinstance(cause, UsageError) and cause.__cause__:
+            cause = cause.__cause__
+        if isinstance(cause, UsageError):
+            raise cause from None
+        reason = " ".join(str(cause or error).split())
+        raise UsageError(f"{target} cannot be built: {reason}") from error
+    if kind is not None and not isinstance(made, kind):
+        what = "with _partial_" if isinstance(made, functools.partial) else f"no {kind.__name__}"
+        raise UsageError(f"_target_={target} is {what}; choose one of configs/ instead")
+    return made
+
+
+def read_argument_defaults(target: Any) -> dict[str, Any]:
+    """Read the plain defaults in the signature of a config's `_target_`, by argument.
+
+    Raises:
+        UsageError: `target` is none that a config may name.
+    """
+    return signature_defaults(_found(target, PACKAGES))
+
+
+def signature_defaults(called: Callable[..., Any]) -> dict[str, Any]:
+    """Read the plain defaults in a signature, by argument.
+
+    Tuples become lists, as configs hold them. Arguments without a default, or with an object as
+    their default, are left out.
+    """
+    parameters = inspect.signature(called).parameters.values()
+    plain = {p.name: p.default for p in parameters if isinstance(p.default, _PLAIN)}
+    return {name: list(x) if isinstance(x, tuple) else x for name, x in plain.items()}
+
+
+def _nodes(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All in a nest of plain values that has a `_target_`, by the name of the option."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield path, value
+        for key, inner in value.items():
+            yield from _nodes(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _nodes(inner, path)
+
+
+def _found(target: Any, packages: Sequence[str]) -> Any:
+    """The class or function of that name, if a config may name it."""
+    inside = re.compile(rf"({'|'.join(map(re.escape, packages))})(\.[A-Za-z]\w*)+")
+    if isinstance(target, str) and inside.fullmatch(target):
+        try:
+            found = hydra.utils.get_object(target)
+        except Exception:  # whatever a module that is not there, or no module, leads to
+            found = None
+        own = inspect.isclass(found) and found.__module__.startswith(
+            tuple(f"{package}." for package in packages)
+        )
+        if own or target in FUNCTIONS:
+            return found
+    raise UsageError(
+        f"_target_={target} is not built from a config; expected a class of {', '.join(packages)}"
+    )
+
+
+def _check_arguments(path: str, node: dict[str, Any], called: Any) -> None:
+    """Refuses plain values of other types than the signature of what is called has."""
+    try:
+        hints = get_type_hints(called.__init__ if inspect.isclass(called) else called)
+    except (NameError, TypeError):  # names that only a type checker imports; no Python signature
+        return
+    for key, value in node.items():
+        if key in hints and not _fits(value, hints[key]):
+            raise UsageError(
+                f"{path and path + '.'}{key}={value}; expected {_in_words(hints[key])}"
+            )
+
+
+def _in_words(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    plain |= {type(None): "null", Path: "a path"}
+    if hint in plain:
+        return plain[hint]
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin in (Union, UnionType):
+        return " or ".join(map(_in_words, inner))
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        count = f"{len(inner)} values" if inner[-1:] != (...,) and len(inner) > 1 else "values"
+        return f"a list of {count}, each {_in_words(inner[0])}" if inner else "a list"
+    name = getattr(hint, "__name__", str(hint))
+    return f"the options of {'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of a type; what is built, and types of other kinds, always are."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if isinstance(value, dict) or hint in (Any, object) or isinstance(hint, TypeVar):
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return value in inner
+    if hint is type(None) or value is None:
+        return value is None and hint is type(None)
+    if hint in (int, float):
+        number = isinstance(value, int if hint is int else int | float)
+        return number and not isinstance(value, bool) and math.isfinite(value)
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    if hint is Path:
+        return isinstance(value, str)
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        if not isinstance(value, list):
+            return False
+        if origin is tuple and inner and inner[-1] is not Ellipsis:
+            return len(value) == len(inner) and all(map(_fits, value, inner))
+        return not inner or all(_fits(one, inner[0]) for one in value)
+    return not isinstance(value, bool | int | float | str)

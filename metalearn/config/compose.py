@@ -1,0 +1,204 @@
+"""Configs by Hydra: composed from `configs/`, and refused in one sentence where they are wrong."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+
+from metalearn.config.interpolation import resolved, resolver_call
+from metalearn.config.overrides import (
+    HYDRAS,
+    check_choice,
+    config_folder,
+    groups,
+    hydra_word,
+    is_group,
+    parse,
+    text_of,
+)
+from metalearn.config.types import check_type, check_value, flatten
+from metalearn.errors import UsageError
+
+_LONGEST_NAME = 100
+
+
+def compose(verb: str, overrides: list[str]) -> DictConfig:
+    """The config of a verb with a user's overrides.
+
+    Raises:
+        UsageError: an unknown key or choice (with the nearest valid one), a value of another type,
+            or words that are no key=value.
+    """
+    parsed = parse(overrides)
+    groups = [o for o in parsed if is_group(o)]
+    for override in groups:
+        check_choice(override)
+    base = _composed(verb, [hydra_word(o) for o in groups if not o.is_sweep_override()])
+    for override in parsed:
+        if override.is_sweep_override():
+            raise UsageError(f"{text_of(override)}; a sweep needs -m, and a list is key=[a,b]")
+    own = [o for o in parsed if not is_group(o) and not o.key_or_group.startswith(HYDRAS)]
+    for override in own:
+        check_value(override, base)
+    config = _composed(verb, [hydra_word(o) for o in parsed])
+    _check_references(own, base, config)
+    choices = config.hydra.runtime.choices
+    with open_dict(config):
+        config.name = run_name(config, choices)
+        del config["hydra"]
+    return config
+
+
+def plain(verb: str, overrides: list[str]) -> DictConfig:
+    """The config of a verb that has no groups to choose from; raises as `compose` does."""
+    config = OmegaConf.load(config_folder() / f"{verb}.yaml")
+    assert isinstance(config, DictConfig)
+    return overridden(config, overrides, verb)
+
+
+def overridden(
+    config: DictConfig, overrides: list[str], verb: str, like: DictConfig | None = None
+) -> DictConfig:
+    """The config of `verb` with a user's overrides, in place; raises as `compose` does.
+
+    Args:
+        like: the same options, whose values' types are to be kept; None: those of `config`. A list
+            that is empty there tells no type.
+    """
+    parsed, base = parse(overrides), (config if like is None else like).copy()
+    for override in parsed:
+        if override.is_sweep_override():
+            raise UsageError(f"{text_of(override)}; {verb} takes one value at a time")
+        check_value(override, base)
+    try:
+        for override in parsed:
+            OmegaConf.update(config, override.key_or_group, override.value())
+        resolved(config)
+    except OmegaConfBaseException as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    _check_references(parsed, base, config)
+    return config
+
+
+def saved(path: Path, verb: str) -> DictConfig:
+    """Read the config that a run of `verb` left in a file, completed as `checked` does.
+
+    Raises:
+        UsageError: the file is absent or damaged, or `checked` refuses its config.
+    """
+    try:
+        config = OmegaConf.load(path)
+    except Exception as error:  # YAML's, OmegaConf's and the file system's errors share no class
+        raise UsageError(
+            f"{path} is absent or cannot be read as a config; put back the run's own, or train anew"
+        ) from error
+    return checked(config, str(path), verb)
+
+
+def checked(config: Any, where: str, verb: str) -> DictConfig:
+    """Check and complete a saved config of `verb`, which anyone may have altered since.
+
+    An option added since the config was saved takes its default in configs/VERB.yaml, which means
+    "as before". A group whose default is null may be absent.
+
+    Args:
+        config: a mapping or a DictConfig; it is not changed.
+        where: the file that holds the config, for the error.
+
+    Returns:
+        A new config with every option of configs/VERB.yaml.
+
+    Raises:
+        UsageError: a group is absent, an option is of another type, or a value calls a resolver.
+    """
+    mend = "put back the run's own, or train anew"
+    if not isinstance(config, dict | DictConfig):
+        raise UsageError(f"{where} holds no options; {mend}")
+    try:
+        config = OmegaConf.create(config) if isinstance(config, dict) else config.copy()
+        call = resolver_call(OmegaConf.to_container(config))
+        if call is None:
+            resolved(config)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}, or {mend}") from error
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{where} cannot be read as a config; {mend}") from error
+    if call is not None:
+        raise UsageError(f"{where} calls a resolver, {call}; {mend}")
+    for key, choice in groups().items():
+        options = config.get(key)
+        if not isinstance(options, DictConfig) and (choice is not None or options is not None):
+            raise UsageError(f"{where} lacks {key}; {mend}")
+    for key, default in flatten(OmegaConf.create(read_defaults(verb))).items():
+        if default is ...:
+            if not isinstance(OmegaConf.select(config, key, default={}), dict | DictConfig):
+                raise UsageError(f"{where} lacks the options of {key}; {mend}")
+            continue
+        try:
+            value = OmegaConf.select(config, key, default=default)
+            check_type(f"{key}={value}", key, value, default)
+        except (UsageError, OmegaConfBaseException) as error:
+            raise UsageError(f"{where}: {' '.join(str(error).split())}; {mend}") from error
+        OmegaConf.update(config, key, value, force_add=True)
+    return config
+
+
+def read_defaults(verb: str) -> dict[str, Any]:
+    """Read the options of configs/VERB.yaml with their defaults, without its groups."""
+    plain: Any = OmegaConf.to_container(OmegaConf.load(config_folder() / f"{verb}.yaml"))
+    return {key: value for key, value in plain.items() if key not in ("defaults", "hydra")}
+
+
+def _check_references(given: list[Override], base: DictConfig, config: DictConfig) -> None:
+    """Refuses a value by another option's name, such as ${prox}, that is not of its own type."""
+    flat = flatten(base)
+    for override in given:
+        key = override.key_or_group
+        if "${" in text_of(override) and flat.get(key, ...) is not ...:
+            check_type(text_of(override), key, OmegaConf.select(config, key), flat[key])
+
+
+def run_name(config: DictConfig, choices: Any) -> str:
+    """The name of a run, from what was chosen where it is not given."""
+    chosen = config.name or choices.get("experiment")
+    name = str(chosen or f"{choices['tasks']}_{choices['metagrad']}")
+    if not name.isprintable() or "/" in name or name.startswith(".") or len(name) > _LONGEST_NAME:
+        raise UsageError(
+            f"name={name}; expected at most {_LONGEST_NAME} printable characters, no / among them "
+            "and no dot before them: folders are named after it"
+        )
+    return name
+
+
+def _composed(verb: str, overrides: list[str]) -> DictConfig:
+    try:
+        with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+            config = hydra.compose(verb, overrides, return_hydra_config=True)
+        own = [str(key) for key in config if key != "hydra"]
+        resolved(OmegaConf.masked_copy(config, own))
+        return config
+    except InterpolationKeyError as error:
+        raise UsageError(_does_not_fit(error, config.hydra.runtime.choices)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+
+
+def _does_not_fit(error: InterpolationKeyError, choices: Any) -> str:
+    """One choice takes a value of another's that has none: model.ways of tasks=sinusoid."""
+    group = str(error.full_key).partition(".")[0]
+    found = re.search(r"'(.+?)'", str(error))
+    wanted = found[1] if found else ""
+    giver = wanted.partition(".")[0]
+    if group not in choices or giver not in choices:
+        return f"{error.full_key} refers to {wanted}, which is no option"
+    return (
+        f"{group}={choices[group]} needs {wanted}, which {giver}={choices[giver]} has not; choose "
+        f"another {group}" + (" (model=mlp_sinusoid)" if choices[giver] == "sinusoid" else "")
+    )

@@ -1,0 +1,102 @@
+"""A user's words, `key=value`: options, and choices of groups."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from metalearn.config.interpolation import resolver_call
+from metalearn.errors import UsageError, nearest
+
+PACKAGE = Path(__file__).resolve().parent.parent
+HYDRAS = ("hydra.", "hydra/")
+_OF_HYDRA = ("launcher", "sweeper")  # what a sweep may choose
+
+
+def config_folder() -> Path:
+    """`configs/` of the checkout, or the copy inside an installed package."""
+    inside = PACKAGE / "configs"
+    return inside if inside.is_dir() else PACKAGE.parent / "configs"
+
+
+def parse(overrides: list[str]) -> list[Override]:
+    """What a user gave; raises UsageError where a word is no key=value."""
+    parsed = []
+    for word in overrides:
+        try:
+            (override,) = OverridesParser.create().parse_overrides([word])
+        except HydraException as error:
+            raise UsageError(f"{word!r} cannot be read; expected key=value") from error
+        if not override.key_or_group:
+            raise UsageError(f"{word!r} names no option; expected key=value")
+        # In the word too, of which a sweep's value shows its choices only later; in the value too,
+        # which a word may hold as $\{ and \:.
+        if call := resolver_call([word, override.value()]):
+            raise UsageError(
+                f"{word!r} calls a resolver, {call}; a value refers to options only: ${{prox}}"
+            )
+        if override.key_or_group.startswith(HYDRAS) and (
+            not override.key_or_group[len("hydra.") :].startswith(_OF_HYDRA) or "_target_" in word
+        ):
+            raise UsageError(f"{word!r} is no option; of Hydra's own only launcher and sweeper are")
+        if override.is_delete():
+            raise UsageError(f"{word!r} takes an option away; give it a value, key=value")
+        parsed.append(override)
+    return parsed
+
+
+def keys(overrides: list[str]) -> set[str]:
+    """The names of the options and choices that a user gave."""
+    return {override.key_or_group for override in parse(overrides)}
+
+
+def values(overrides: list[str]) -> dict[str, Any]:
+    """What a user gave, by the names of the options."""
+    return {override.key_or_group: override.value() for override in parse(overrides)}
+
+
+def text_of(override: Override) -> str:
+    return override.input_line or ""
+
+
+@functools.cache
+def groups() -> dict[str, str | None]:
+    """Read the groups of training and their default choices: the folders in train.yaml's defaults.
+
+    A group whose default is None is optional: a config may be without it.
+    """
+    listed = OmegaConf.load(config_folder() / "train.yaml").defaults
+    choices = [pair for entry in listed if isinstance(entry, DictConfig) for pair in entry.items()]
+    return {str(key): choice for key, choice in choices if (config_folder() / str(key)).is_dir()}
+
+
+def is_group(override: Override) -> bool:
+    return override.key_or_group in groups()
+
+
+def hydra_word(override: Override) -> str:
+    """Return an override as Hydra takes it, which leaves out an optional group by a `~`."""
+    if is_group(override) and override.value() is None:
+        return f"~{override.key_or_group}"
+    return text_of(override)
+
+
+def check_choice(override: Override) -> None:
+    group, value = override.key_or_group, override.value()
+    known = [f.stem for f in (config_folder() / group).glob("*.yaml")]
+    if override.is_sweep_override() or (value is None and groups()[group] is None):
+        return
+    if override.is_add() or value not in known:
+        shown = "null" if value is None else _shown(value)
+        raise UsageError(f"{group}={shown} is unknown{nearest(shown, known)}")
+
+
+def _shown(value: Any) -> str:
+    """A value as the user wrote it, without the quotes."""
+    return str(getattr(value, "text", value))

@@ -1,0 +1,78 @@
+"""Sweeps: a training for each combination of `key=a,b` values, by Hydra's launchers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from metalearn.config import config_folder, parse, run_name, text_of
+from metalearn.errors import UsageError
+from metalearn.system.files import replace_text
+
+
+def jobs(overrides: list[str]) -> Iterable[list[str]]:
+    """The overrides of each job of a sweep, `seed=0,1` giving two."""
+    parsed = parse(overrides)
+    options = [
+        [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()]
+        if o.is_sweep_override()
+        else [text_of(o)]
+        for o in parsed
+    ]
+    return [list(job) for job in itertools.product(*options)]
+
+
+def multirun(verb: str, overrides: list[str], run: Callable[[DictConfig], int]) -> int:
+    """Runs a sweep by the launcher that `hydra/launcher=` names, one job after the other without;
+    the worst exit status of its jobs. What another launcher writes is in runs/sweeps/."""
+    if not any(o.key_or_group == "hydra/launcher" for o in parse(overrides)):
+        with TemporaryDirectory() as scratch:  # for Hydra's own file of the sweep; runs have theirs
+            return _sweep(verb, overrides, run, Path(scratch))
+    folder = Path("runs/sweeps") / datetime.now().strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
+    return _sweep(verb, overrides, run, folder.absolute())
+
+
+def _sweep(verb: str, overrides: list[str], run: Callable[[DictConfig], int], folder: Path) -> int:
+    """Each job leaves its exit status in the folder, as it may have a process or a machine of its
+    own."""
+    here = os.getpid()
+
+    def job(config: DictConfig) -> None:
+        hydra_config = HydraConfig.get()
+        name = run_name(config, hydra_config.runtime.choices)
+        config.name = f"{name}-{hydra_config.job.num}"
+        ended = _ended(folder)
+        if any(status >= 128 for status, _ in ended):
+            return  # a signal that one job got is meant for the sweep
+        status, said = 2, ""
+        try:
+            status = run(config)
+        except UsageError as error:
+            said = str(error)
+            if os.getpid() == here and said not in {other for _, other in ended}:
+                print(f"metalearn: {said}", file=sys.stderr)
+        replace_text(folder / f"status-{hydra_config.job.num}.json", json.dumps([status, said]))
+
+    argv = sys.argv
+    sys.argv = ["metalearn", "--multirun", f"hydra.sweep.dir={folder}", *overrides]
+    try:
+        configs = str(config_folder())
+        hydra.main(version_base="1.3", config_path=configs, config_name=verb)(job)()
+    finally:
+        sys.argv = argv
+    return max((status for status, _ in _ended(folder)), default=0)
+
+
+def _ended(sweep: Path) -> list[tuple[int, str]]:
+    """Of each job that has ended: its exit status, and why it was refused."""
+    return [tuple(json.loads(path.read_text())) for path in sorted(sweep.glob("status-*.json"))]

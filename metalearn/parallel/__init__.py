@@ -1,0 +1,1 @@
+"""Several processes and parts of a meta-batch."""

@@ -1,0 +1,131 @@
+"""Hyper-parameters as meta-parameters: penalties, weight decays, weights of training examples.
+
+minimise over meta  the validation loss at params*(meta)
+where               params*(meta) minimises the training loss as meta has it
+
+Each problem holds its training examples; the validation examples, and the params from which a
+training begins, are the task's (`Starts`), so that a warm start is another task. Hyper-parameters
+are kept in their domain by a smooth map, for which any real number is a legal one: exp for a
+penalty, a sigmoid for an example's weight.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metalearn.errors import UsageError
+from metalearn.problem import Meta, Params
+from metalearn.problems.training_task import Starts, Training
+from metalearn.tasks.image_splits import Labelled
+from metalearn.tree import task_half_square
+
+FLOOR = 1e-6
+"""The decay of all parameters of a linear model, which holds the constant that softmax leaves free
+in the biases."""
+
+
+class FixedExamples(Training):
+    """A training whose examples are not learned."""
+
+    def __init__(self, model: nn.Module, train: Labelled, decay: float) -> None:
+        super().__init__(model, decay)
+        self.train = train
+
+    def examples(self, meta: Meta) -> tuple[Tensor, Tensor]:
+        return self.train.x, self.train.y
+
+
+class FeaturePenalties(FixedExamples):
+    """inner = loss + sum over features i and outputs of exp(l_i) w_i^2 / 2 (+ FLOOR / 2 |.|^2).
+
+    Of a linear model: with targets ridge regression, with labels multinomial logistic regression.
+    meta is {"common": ()}, l_i = common; or has "own": (features,) too, l_i = common + spread own_i
+    and prior |own|^2 / 2 is added to the outer objective (its metric "loss" goes without). With the
+    prior 1 / (number of validation examples) that is a normal prior on the features' deviations
+    from the common logarithm, of standard deviation `spread`, which keeps many penalties from
+    fitting a small validation set's noise.
+
+    Raises:
+        UsageError: `spread` is not above 0, or `prior` negative.
+    """
+
+    def __init__(
+        self, train: Labelled, outputs: int, spread: float = 1.0, prior: float = 0.0
+    ) -> None:
+        if not (0 < spread < math.inf and 0 <= prior < math.inf):
+            raise UsageError(
+                f"spread={spread}, prior={prior}; expected a number above 0 and one of at least 0"
+            )
+        super().__init__(nn.Linear(train.x.shape[1], outputs), train, FLOOR)
+        self.outputs, self.spread, self.prior = outputs, spread, prior
+
+    def begin(self, log: float, per_feature: bool) -> Meta:
+        """Meta where every penalty is exp(log)."""
+        common = self.train.x.new_full((), log)
+        own = {"own": torch.zeros_like(self.train.x[0])} if per_feature else {}
+        return {"common": common, **own}
+
+    def zeros(self) -> Params:
+        """Params of one task from which to begin."""
+        features = self.train.x.shape[1]
+        shapes = {"weight": (1, self.outputs, features), "bias": (1, self.outputs)}
+        return {name: self.train.x.new_zeros(shape) for name, shape in shapes.items()}
+
+    def log_penalties(self, meta: Meta) -> Tensor:
+        """(features,) or ()."""
+        found: Tensor = meta["common"]
+        return found + self.spread * meta["own"] if "own" in meta else found
+
+    def curvature(self, meta: Meta) -> float:
+        """At least the largest eigenvalue of the inner Hessian, at any params."""
+        x = torch.cat([self.train.x, torch.ones_like(self.train.x[:, :1])], dim=1)
+        largest = torch.linalg.eigvalsh(x.T @ x / len(x))[-1]
+        # Of the squared error's second derivative; and a bound on softmax's.
+        factor = 2.0 if self.train.y.is_floating_point() else 0.5
+        return float(factor * largest + self.log_penalties(meta).exp().max()) + FLOOR
+
+    def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: Starts) -> Tensor:
+        scaled = (self.log_penalties(meta) / 2).exp() * outputs["params"]["weight"]
+        return super().inner_loss(outputs, meta, task) + task_half_square(scaled)
+
+    def outer_objective(
+        self, params: Params, meta: Meta, task: Starts
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = super().outer_objective(params, meta, task)
+        metrics = {"loss": loss.detach(), **metrics}
+        if "own" not in meta:
+            return loss, metrics
+        return loss + self.prior / 2 * meta["own"].square().sum(), metrics
+
+
+class ParameterDecays(FixedExamples):
+    """inner = loss + sum_i exp(l_i) w_i^2 / 2, a decay for each number of the network.
+
+    meta: {name: the logarithms l, of the parameter's own shape}.
+    """
+
+    def __init__(self, model: nn.Module, train: Labelled) -> None:
+        super().__init__(model, train, decay=0.0)
+
+    def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: Starts) -> Tensor:
+        scaled = [(meta[name] / 2).exp() * p for name, p in outputs["params"].items()]
+        loss = super().inner_loss(outputs, meta, task)
+        return loss + sum(task_half_square(p) for p in scaled)
+
+
+class ExampleWeights(FixedExamples):
+    """inner = mean_n sigmoid(logit_n) loss_n + decay / 2 |w|^2: which examples are to be trusted.
+
+    meta: {"logits": (n,)}, one for each training example, which has a label.
+    """
+
+    def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: Starts) -> Tensor:
+        labels = self.train.y.repeat(len(task))
+        losses = F.cross_entropy(outputs["predictions"].flatten(0, 1), labels, reduction="none")
+        loss = (torch.sigmoid(meta["logits"]) * losses.view(len(task), -1)).mean(dim=1)
+        return loss + self.decay * sum(task_half_square(p) for p in outputs["params"].values())

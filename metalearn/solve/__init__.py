@@ -1,1 +1,0 @@
-"""The other uses of implicit gradients, each a study: `metalearn solve NAME`."""

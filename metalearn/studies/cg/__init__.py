@@ -1,0 +1,1 @@
+"""CG iterations and the accuracy of the meta-gradient."""

@@ -1,0 +1,255 @@
+"""How many CG iterations a meta-gradient needs, and what else to take in CG's place."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from metalearn import config
+from metalearn.config.build import build
+from metalearn.errors import TrainingStopped, UsageError
+from metalearn.metagrad import Implicit
+from metalearn.metagrad.by_iterations import WAYS
+from metalearn.studies.cg import findings as cg_findings
+from metalearn.studies.cg import report as cg_report
+from metalearn.studies.cg.points import Place, Points, compared, solved
+from metalearn.studies.cg.report import SWEPT
+from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.timing import seconds
+from metalearn.system.memory import peak_bytes
+from metalearn.training import checkpoint
+from metalearn.training.experiment import Experiment
+from metalearn.training.loop import train
+
+CPU = torch.device("cpu")
+
+PLACES: Sequence[tuple[Any, Any]] = (
+    ("adapted", "hessian"),
+    ("minimum", "hessian"),
+    ("minimum", "gauss_newton"),
+)
+"""Where single tasks' systems are solved: after the inner steps, and at the inner minimum."""
+
+
+@dataclass(frozen=True)
+class CGStudy:
+    """
+    Every training is a run of `metalearn train experiment=glyphs_cg` (`words` gives its options).
+
+    Args:
+        seeds: of weights and tasks; everything but the cost is measured with each.
+        iterations: numbers of iterations; 0 is the first-order gradient.
+        proxes: values of lambda.
+        ways: of `metalearn.metagrad.by_iterations.WAYS`, "cg" among them.
+        train_iterations: the numbers that "cg" and "gauss_newton" are trained with.
+        way_iterations: the number that the other ways are trained with, at the first of `proxes`.
+        channels: of the network's convolutions.
+        inner_steps, inner_lr: of the inner loop.
+        start_steps: meta-steps (Gauss-Newton, 5 iterations, the first of `proxes`) to the
+            meta-parameters at which gradients are compared.
+        tasks: whose gradients are compared.
+        steps, meta_batch: of a training.
+        validation_tasks, test_tasks: that accuracy is measured on, during a training and after it.
+    """
+
+    title: ClassVar[str] = "CG iterations of the implicit meta-gradient"
+
+    seeds: Sequence[int]
+    iterations: Sequence[int]
+    proxes: Sequence[float]
+    ways: Sequence[str]
+    train_iterations: Sequence[int]
+    way_iterations: int
+    channels: int
+    inner_steps: int
+    inner_lr: float
+    start_steps: int
+    tasks: int
+    steps: int
+    meta_batch: int
+    validation_tasks: int
+    test_tasks: int
+    _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("way_iterations", "channels", "inner_steps", "start_steps", "tasks", "steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)}; expected at least 1")
+        for name, least in (("meta_batch", 1), ("validation_tasks", 2), ("test_tasks", 2)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name}={getattr(self, name)}; expected at least {least}")
+        for name in ("seeds", "iterations", "train_iterations"):
+            values = getattr(self, name)
+            if not values or min(values) < 0 or len(set(values)) < len(values):
+                raise UsageError(
+                    f"{name}={list(values)}; expected different whole numbers of at least 0"
+                )
+        if self.way_iterations not in self.iterations:
+            raise UsageError(
+                f"way_iterations={self.way_iterations}; expected one of iterations="
+                f"{list(self.iterations)}, whose gradients are compared"
+            )
+        if not self.proxes or min(self.proxes) <= 0 or not self.inner_lr > 0:
+            raise UsageError(
+                f"proxes={list(self.proxes)}, inner_lr={self.inner_lr}; expected numbers above 0"
+            )
+        if "cg" not in self.ways or not set(self.ways) <= set(WAYS):
+            raise UsageError(
+                f"ways={list(self.ways)}; expected 'cg' and any others of {', '.join(WAYS)}"
+            )
+
+    def cells(self) -> list[Cell]:
+        points: list[Cell] = [{"seed": s, "prox": p} for s in self.seeds for p in self.proxes]
+        found: list[Cell] = []
+        for at in points:
+            found += [{"part": "task", **at}, {"part": "gradient", **at}]
+        for way in self.ways:
+            found += [{"part": "cost", "way": way, "iterations": n} for n in self._numbers(way)]
+        for seed in self.seeds:
+            for prox in self.proxes:
+                for way in self.ways:
+                    for n in self._trained(way, prox):
+                        how: Cell = {"way": way, "iterations": n, "prox": prox, "seed": seed}
+                        found.append({"part": "accuracy", **how})
+        return found
+
+    def _trained(self, way: str, prox: float) -> Sequence[int]:
+        if way in SWEPT:
+            return [n for n in self.train_iterations if n or way == "cg"]
+        return [self.way_iterations] if prox == self.proxes[0] else []
+
+    def measure(self, cell: Cell, device: torch.device) -> list[Row]:
+        if device.type != "cpu":
+            raise UsageError(f"device={device}; what is compared is in float64: use device=cpu")
+        measures: dict[Any, Callable[[Any], list[Row]]] = {
+            "task": self._task,
+            "gradient": self._gradient,
+            "cost": self._cost,
+            "accuracy": self._accuracy,
+        }
+        return measures[cell["part"]](cell)
+
+    def words(self, way: str, iterations: int, prox: float, seed: int) -> list[str]:
+        """What `metalearn train` is given for a training of this study."""
+        return [
+            "experiment=glyphs_cg",
+            f"metagrad.way={way}",
+            f"metagrad.iterations={iterations}",
+            f"metagrad.inner.steps={self.inner_steps}",
+            f"metagrad.inner.lr={self.inner_lr}",
+            f"prox={prox}",
+            f"seed={seed}",
+            f"model.channels={self.channels}",
+            f"steps={self.steps}",
+            f"meta_batch={self.meta_batch}",
+            f"validation.every={max(1, self.steps // 6)}",
+            f"validation.tasks={self.validation_tasks}",
+            f"test.tasks={self.test_tasks}",
+        ]
+
+    def _train(self, words: list[str], folder: str) -> dict[str, Any]:
+        own = [f"threads={torch.get_num_threads()}", "wandb=disabled"]
+        with contextlib.redirect_stdout(io.StringIO()):  # the study has a bar of its own
+            return train(config.compose("train", [*words, *own]), Path(folder) / "run")
+
+    def _experiment(self, seed: int, prox: float) -> Experiment:
+        """Meta-trained a little, the same for every prox; made once a seed."""
+        if seed not in self._made:
+            words = self.words("gauss_newton", 5, self.proxes[0], seed)
+            words += [f"steps={self.start_steps}", f"validation.every={self.start_steps}"]
+            words += ["validation.tasks=2", "test.tasks=2"]
+            with TemporaryDirectory() as folder:
+                self._train(words, folder)
+                self._made[seed] = checkpoint.load(Path(folder) / "run" / "last.pt")["meta"]
+        experiment = Experiment.of(config.compose("train", self.words("cg", 5, prox, seed)))
+        experiment.load(self._made[seed])
+        return experiment
+
+    def _points(self, seed: int, prox: float) -> Points:
+        """Made once for the cells that share it."""
+        if (seed, prox) not in self._made:
+            self._made[seed, prox] = Points.of(self._experiment(seed, prox), self.tasks)
+        points: Points = self._made[seed, prox]
+        return points
+
+    def _task(self, cell: Any) -> list[Row]:
+        points = self._points(cell["seed"], cell["prox"])
+        return [row for place in PLACES for row in solved(points, *place, self.iterations)]
+
+    def _gradient(self, cell: Any) -> list[Row]:
+        points = self._points(cell["seed"], cell["prox"])
+        rows: list[Row] = []
+        place: Place
+        for way in self.ways:
+            for n in self._numbers(way):
+                metagrad = self._metagrad(way, n, cell["prox"])
+                for place in ("adapted", "minimum"):
+                    rows.append({"way": way, "iterations": n, **compared(points, place, metagrad)})
+        return rows
+
+    def _numbers(self, way: str) -> list[int]:
+        return [n for n in self.iterations if n or way == "cg"]
+
+    def _metagrad(self, way: str, iterations: int, prox: float) -> Implicit:
+        words = self.words(way, iterations, prox, self.seeds[0])
+        metagrad: Implicit = build(config.compose("train", words).metagrad)
+        return metagrad
+
+    def _cost(self, cell: Any) -> list[Row]:
+        """Of a whole meta-gradient, its inner loop included."""
+        experiment = self._experiment(self.seeds[0], self.proxes[0])
+        task = experiment.tasks.sampler("train", 1, CPU).sample(self.meta_batch)
+        metagrad = self._metagrad(cell["way"], cell["iterations"], self.proxes[0])
+
+        def once() -> None:
+            metagrad(experiment.problem, experiment.meta, task)
+
+        peak = peak_bytes(once, CPU)[1]
+        return [{"gradient_s": seconds(once, rounds=5)[0], "peak_bytes": peak}]
+
+    def _accuracy(self, cell: Any) -> list[Row]:
+        """A row for each validation; the last has the accuracy on the test classes too."""
+        words = self.words(cell["way"], cell["iterations"], cell["prox"], cell["seed"])
+        with TemporaryDirectory() as folder:
+            try:
+                summary = self._train(words, folder)
+            except TrainingStopped:
+                return [{"stopped": True}]
+            lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+        rows: list[Row] = []
+        train_s, negative = 0.0, 0
+        for line in map(json.loads, lines):
+            train_s += line["step_s"]
+            negative += line.get("solve_negative_curvature", 0)
+            if "validation_accuracy" in line:
+                rows.append(
+                    {
+                        "step": line["step"],
+                        "trained_tasks": line["step"] * self.meta_batch,
+                        "train_s": train_s,
+                        "negative_curvature": negative / (line["step"] * self.meta_batch),
+                        "validation_accuracy": line["validation_accuracy"],
+                        "stopped": False,
+                    }
+                )
+        rows[-1] = {**rows[-1], "test_accuracy": summary["test_accuracy"]}
+        return rows
+
+    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        return cg_report.tables(rows)
+
+    def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
+        return cg_report.figures(rows)
+
+    def findings(self, rows: pd.DataFrame) -> list[str]:
+        return cg_findings.findings(rows)

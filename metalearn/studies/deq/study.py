@@ -1,0 +1,240 @@
+"""Deep equilibrium models beside the same cells unrolled."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from metalearn.errors import UsageError
+from metalearn.fixed_point import Anderson, Broyden, FixedPointSolver, NewtonGMRES, Picard
+from metalearn.implicit import InexactDerivative
+from metalearn.linear_solve import (
+    GMRES,
+    BiCGStab,
+    LinearSolver,
+    Neumann,
+    NormalCG,
+)
+from metalearn.nn import DEQ
+from metalearn.studies.deq import report as deq_report
+from metalearn.studies.deq.measure import gradient_error, iterations, spectrum, step
+from metalearn.studies.deq.models import (
+    NOISE,
+    SYMBOLS,
+    CausalCell,
+    Classifier,
+    DenseCell,
+    WeightTied,
+    accuracy,
+    digits,
+    fit,
+    recall,
+)
+from metalearn.studies.frame import Cell, Row
+
+INPUTS, CLASSES = 64, 10
+
+FORWARD: dict[str, FixedPointSolver] = {
+    "Picard": Picard(100, rtol=1e-4),
+    "Anderson": Anderson(100, rtol=1e-4),
+    "Broyden": Broyden(100, rtol=1e-4),
+    # With 100 applications some samples were left far from a fixed point, and their gradients, of
+    # an I - J without meaning, undid the training.
+    "NewtonGMRES": NewtonGMRES(300, rtol=1e-4, linear_iters=10, linear_rtol=0.1),
+}
+BACKWARD: dict[str, LinearSolver] = {
+    "GMRES": GMRES(60, restart=60, rtol=1e-4),
+    "BiCGStab": BiCGStab(60, rtol=1e-4),
+    "NormalCG": NormalCG(60, rtol=1e-4),
+    "Neumann": Neumann(60, step_size=1.0, rtol=1e-4),
+}
+
+
+@dataclass(frozen=True)
+class DEQStudy:
+    """
+    Args:
+        seeds: of weights and batches; every training is run with each.
+        width: numbers in a state.
+        depth: applications of the digits' unrolled twin.
+        epochs, lr, batch: of training on digits.
+        pairs: "all" pairs of a forward and a backward solver are trained, or "each" solver once
+            (with Anderson or GMRES as the other).
+        depths: forward iterations at which memory is measured.
+        jacobian_weights: of the Jacobian-norm regularisation; 0 is none.
+        long_epochs: of the trainings that watch conditioning.
+        length: of the sequences; what is asked stands at their beginning.
+        sequence_width, sequence_epochs: as above.
+        sequence_depths: applications of the sequences' unrolled twins.
+    """
+
+    title: ClassVar[str] = "Deep equilibrium models beside their unrolled twins"
+
+    seeds: Sequence[int]
+    width: int
+    depth: int
+    epochs: int
+    lr: float
+    batch: int
+    pairs: str
+    depths: Sequence[int]
+    jacobian_weights: Sequence[float]
+    long_epochs: int
+    length: int
+    sequence_width: int
+    sequence_epochs: int
+    sequence_depths: Sequence[int]
+
+    def __post_init__(self) -> None:
+        counts = ("width", "depth", "epochs", "batch", "long_epochs", "sequence_width")
+        for name in (*counts, "sequence_epochs"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)}; expected at least 1")
+        if self.length < 2 or not self.lr > 0 or self.pairs not in ("all", "each"):
+            raise UsageError(
+                f"length={self.length}, lr={self.lr}, pairs={self.pairs}; expected length of at "
+                "least 2, lr above 0, pairs 'all' or 'each'"
+            )
+        for name in ("seeds", "depths", "jacobian_weights", "sequence_depths"):
+            values = getattr(self, name)
+            least = 1 if "depths" in name else 0
+            if not values or min(values) < least:
+                raise UsageError(f"{name}={list(values)}; expected numbers of at least {least}")
+        if self.batch > (most := len(digits().train_x)):
+            raise UsageError(f"batch={self.batch}; the digits' training set has {most} images")
+
+    def cells(self) -> list[Cell]:
+        found: list[Cell] = []
+        for seed in self.seeds:
+            found.append({"part": "digits", "core": "unrolled", "depth": self.depth, "seed": seed})
+            for forward, backward in self._pairs():
+                how = {"forward": forward, "backward": backward}
+                found.append({"part": "digits", "core": "deq", **how, "seed": seed})
+        for depth in self.depths:
+            found += [{"part": "memory", "core": c, "depth": depth} for c in ("unrolled", "deq")]
+        for seed in self.seeds:
+            for weight in self.jacobian_weights:
+                found.append({"part": "conditioning", "jacobian_weight": weight, "seed": seed})
+        for seed in self.seeds:
+            found.append({"part": "sequence", "core": "deq", "depth": None, "seed": seed})
+            for depth in self.sequence_depths:
+                found.append({"part": "sequence", "core": "unrolled", "depth": depth, "seed": seed})
+        return found
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        pairs = [(f, b) for f in FORWARD for b in BACKWARD]
+        return [p for p in pairs if self.pairs == "all" or p[0] == "Anderson" or p[1] == "GMRES"]
+
+    def measure(self, cell: Cell, device: torch.device) -> list[Row]:
+        measures: dict[Any, Callable[[Any, torch.device], list[Row]]] = {
+            "digits": self._digits,
+            "memory": self._memory,
+            "conditioning": self._conditioning,
+            "sequence": self._sequence,
+        }
+        with warnings.catch_warnings():
+            # The rows say how each solve ended.
+            warnings.simplefilter("ignore", InexactDerivative)
+            return measures[cell["part"]](cell, device)
+
+    def _model(
+        self,
+        seed: int,
+        forward: FixedPointSolver | None = None,
+        backward: LinearSolver | None = None,
+        depth: int = 0,
+    ) -> Classifier:
+        torch.manual_seed(seed)
+        cell = DenseCell(INPUTS, self.width)
+        if forward is None or backward is None:
+            return Classifier(WeightTied(cell, depth), self.width, CLASSES)
+        return Classifier(DEQ(cell, forward, backward), self.width, CLASSES)
+
+    def _digits(self, cell: Any, device: torch.device) -> list[Row]:
+        data, deq, seed = digits().to(device), cell["core"] == "deq", cell["seed"]
+        if deq:
+            model = self._model(seed, FORWARD[cell["forward"]], BACKWARD[cell["backward"]])
+        else:
+            model = self._model(seed, depth=cell["depth"])
+        model.to(device)
+        began = time.perf_counter()
+        fit(model, data, self.epochs, self.lr, self.batch, seed)
+        row = {"accuracy": accuracy(model, data), "train_s": time.perf_counter() - began}
+        row |= step(model, data, self.batch)
+        if deq:
+            x, y = data.train_x[: self.batch], data.train_y[: self.batch]
+            row["gradient_error"] = gradient_error(model, x, y)
+            row |= spectrum(model, data.test_x[:32])
+        return [row]
+
+    def _memory(self, cell: Any, device: torch.device) -> list[Row]:
+        if cell["core"] == "deq":
+            # Exactly so many iterations, and as many backward at every depth.
+            model = self._model(0, Anderson(cell["depth"], rtol=0.0), GMRES(20, rtol=0.0))
+        else:
+            model = self._model(0, depth=cell["depth"])
+        return [step(model.to(device), digits().to(device), 1024)]
+
+    def _conditioning(self, cell: Any, device: torch.device) -> list[Row]:
+        data, weight = digits().to(device), cell["jacobian_weight"]
+        model = self._model(cell["seed"], FORWARD["Anderson"], BACKWARD["GMRES"]).to(device)
+        core: Any = model.core
+        rows: list[Row] = []
+
+        def penalty(x: Tensor) -> Tensor:
+            loss: Tensor = weight * core.jacobian_norm(core.forward_solution.value, x).mean()
+            return loss
+
+        def look(epoch: int) -> None:
+            if epoch & (epoch - 1) and epoch != self.long_epochs:
+                return  # at powers of two and at the end
+            row = {"epoch": epoch, "accuracy": accuracy(model, data)}
+            row |= iterations(model, data.test_x, data.test_y)
+            rows.append(row | spectrum(model, data.test_x[:32]))
+
+        fit(
+            model,
+            data,
+            self.long_epochs,
+            self.lr,
+            self.batch,
+            cell["seed"],
+            penalty if weight else None,
+            look,
+        )
+        return rows
+
+    def _sequence(self, cell: Any, device: torch.device) -> list[Row]:
+        data, width = recall(self.length, seed=cell["seed"]).to(device), self.sequence_width
+        torch.manual_seed(cell["seed"])
+        causal = CausalCell(SYMBOLS + NOISE, width)
+        # J is nilpotent: both solvers end, exactly, after as many steps as there are positions.
+        most = 2 * self.length
+        core: Any = DEQ(causal, Picard(most, rtol=1e-5), Neumann(most, step_size=1.0, rtol=1e-5))
+        if cell["core"] == "unrolled":
+            core = WeightTied(causal, cell["depth"])
+        model = Classifier(core, width, SYMBOLS).to(device)
+        began = time.perf_counter()
+        fit(model, data, self.sequence_epochs, 1e-2, 64, cell["seed"])
+        row = {"accuracy": accuracy(model, data), "train_s": time.perf_counter() - began}
+        row |= step(model, data, 64)
+        if cell["core"] == "deq":
+            row |= spectrum(model, data.test_x[:2], iters=2 * self.length + 2)
+        return [row]
+
+    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        return deq_report.tables(rows)
+
+    def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
+        return deq_report.figures(rows)
+
+    def findings(self, rows: pd.DataFrame) -> list[str]:
+        return deq_report.findings(rows)

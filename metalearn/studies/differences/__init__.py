@@ -1,0 +1,1 @@
+"""The study of single changes to the baseline of MAML and iMAML."""

@@ -1,0 +1,163 @@
+"""What is measured of distillation: how images are found, and what training on them gives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.inner import GradientDescent
+from metalearn.linear_solve import Status
+from metalearn.metagrad import FirstOrder, MetaGradient, MetaGradientResult
+from metalearn.problem import Meta, Params
+from metalearn.problems.distillation import Distillation
+from metalearn.problems.training_task import Starts, fresh
+from metalearn.studies.frame import Row
+from metalearn.system.memory import peak_bytes
+from metalearn.tasks.image_splits import CLASSES, Labelled, Splits
+from metalearn.training.optimiser import descend
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A way to train on a few images: a decay and a descent."""
+
+    decay: float
+    inner: GradientDescent
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """The images that validated best, and what was seen on the way."""
+
+    images: Tensor
+    curve: list[Row]
+    figures: dict[str, Any]
+
+
+def distil(
+    model: Callable[[], nn.Module],
+    metagrad: MetaGradient,
+    data: Splits,
+    decay: float,
+    starts: int,
+    batch: int,
+    steps: int,
+    lr: float,
+    every: int,
+) -> Distilled:
+    """Adam on ten images, which begin as real ones; every so many steps they are validated.
+
+    Each meta-step draws new weights to train, and a batch of real images to judge them by.
+    """
+    train, device = data.train, data.train.x.device
+    problem = Distillation(model(), torch.arange(CLASSES, device=device), decay)
+    meta = {"images": one_a_class(train)}
+    held_out = Starts(fresh(model, starts, device), data.validation.x, data.validation.y)
+
+    def task() -> Starts:
+        chosen = torch.randperm(len(train))[:batch].to(device)
+        return Starts(fresh(model, starts, device), train.x[chosen], train.y[chosen])
+
+    def validate(meta: Meta) -> float:
+        params = metagrad.adapt(problem, meta, held_out).params
+        return percent(problem.outer_objective(params, meta, held_out)[1]["accuracy"])
+
+    first = task()
+    peak = peak_bytes(lambda: metagrad(problem, meta, first), device)[1]
+    best, kept, spent = validate(meta), meta["images"], 0.0
+    curve: list[Row] = [{"what": "curve", "step": 0, "train_s": 0.0, "validation_accuracy": best}]
+    certificates: list[dict[str, float]] = []
+    resumed = time.perf_counter()
+
+    def after(step: int, meta: Meta, result: MetaGradientResult) -> None:
+        nonlocal best, kept, spent, resumed
+        certificates.append(_certificate(result))
+        if step % every and step != steps:
+            return
+        spent += time.perf_counter() - resumed  # of the meta-steps alone
+        score = validate(meta)
+        curve.append(
+            {"what": "curve", "step": step, "train_s": spent, "validation_accuracy": score}
+        )
+        if score > best:
+            best, kept = score, meta["images"]
+        resumed = time.perf_counter()
+
+    descend(problem, metagrad, meta, task, steps, lr, after)
+    figures = {"peak_bytes": peak, "step_s": spent / steps}
+    for name in certificates[0]:
+        figures[name] = sum(c[name] for c in certificates) / steps
+    return Distilled(kept, curve, figures)
+
+
+def _certificate(result: MetaGradientResult) -> dict[str, float]:
+    """Of one meta-gradient: means over the tasks."""
+    found = {"inner_grad_norm": float(result.inner.grad_norm.mean())}
+    certificate = result.certificate
+    if certificate is None or certificate.status is None:
+        return found
+    assert certificate.relative_residual is not None and certificate.iterations is not None
+    negative = certificate.status == Status.NEGATIVE_CURVATURE
+    return found | {
+        "relative_residual": float(certificate.relative_residual.mean()),
+        "solver_iterations": float(certificate.iterations.double().mean()),
+        "negative_curvature": float(negative.double().mean()),
+    }
+
+
+def judged(
+    model: Callable[[], nn.Module],
+    examples: Labelled,
+    data: Splits,
+    judges: Sequence[Judge],
+    starts: int,
+) -> dict[str, Any]:
+    """Test accuracy of models trained on `examples` by the judge that validates best."""
+    params = fresh(model, starts, examples.x.device)
+    found = [(_scores(model(), examples, data, judge, params), judge) for judge in judges]
+    (validation, test), judge = max(found, key=lambda pair: pair[0][0])
+    return {
+        "validation_accuracy": validation,
+        "accuracy": test,
+        "judge_decay": judge.decay,
+        "judge_steps": judge.inner.steps,
+    }
+
+
+def _scores(
+    model: nn.Module, examples: Labelled, data: Splits, judge: Judge, params: Params
+) -> tuple[float, float]:
+    """Accuracy on the validation and on the test split."""
+    problem, meta = Distillation(model, examples.y, judge.decay), {"images": examples.x}
+    held_out = Starts(params, data.validation.x, data.validation.y)
+    end = FirstOrder(judge.inner).adapt(problem, meta, held_out).params
+
+    def accuracy(part: Labelled) -> float:
+        return percent(
+            problem.outer_objective(end, meta, Starts(end, part.x, part.y))[1]["accuracy"]
+        )
+
+    return accuracy(data.validation), accuracy(data.test)
+
+
+def one_a_class(data: Labelled) -> Tensor:
+    """A random image of each class, (classes, ...)."""
+    chosen = []
+    for label in range(CLASSES):
+        of_class = (data.y == label).nonzero()[:, 0]
+        chosen.append(of_class[torch.randint(len(of_class), ())])
+    return data.x[torch.stack(chosen)]
+
+
+def class_means(data: Labelled) -> Tensor:
+    return torch.stack([data.x[data.y == label].mean(0) for label in range(CLASSES)])
+
+
+def percent(accuracy: Tensor) -> float:
+    """The mean over the tasks."""
+    return 100 * float(accuracy.double().mean())

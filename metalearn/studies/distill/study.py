@@ -1,0 +1,178 @@
+"""Data distillation: ten images that stand for a whole training set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from metalearn.errors import UsageError, check_known
+from metalearn.inner import GradientDescent
+from metalearn.linear_solve import CG, Neumann
+from metalearn.metagrad import Implicit, MetaGradient, Unrolled
+from metalearn.nn import MLP
+from metalearn.studies.distill import report as distill_report
+from metalearn.studies.distill.measure import Judge, class_means, distil, judged, one_a_class
+from metalearn.studies.frame import Cell, Row
+from metalearn.tasks.image_splits import CLASSES, Labelled, Splits, image_splits
+
+BASELINES = ("random", "means", "whole")
+MOMENTUM = 0.9
+TRUNCATED = 5
+"""Of the unrolled steps, the last so many are gone back through."""
+TRANSFERRED = 5
+"""Of the random draws, the first so many are given to other models too."""
+
+
+@dataclass(frozen=True)
+class DistillStudy:
+    """
+    Args:
+        seeds: of the splits, of the images' start, of weights and batches.
+        dataset, source, test, validation, train: `image_splits`'s.
+        width: of the model's hidden layer.
+        decay: of the weights, in distillation; `judge_decays`: those that judging chooses among.
+        methods: meta-gradients, by their names in `_meta_gradients`.
+        unrolled_steps, implicit_steps: of the inner descent, at the rate `inner_lr`.
+        solver_iters: of an implicit gradient's linear solve.
+        steps, lr: of Adam on the images.
+        starts, batch: weights and real images of a meta-step.
+        every: meta-steps from one validation to the next.
+        draws: of ten random real images.
+        judge_starts: models that are trained on each set of images to judge it.
+    """
+
+    title: ClassVar[str] = "Data distillation: ten images for a training set"
+
+    seeds: Sequence[int]
+    dataset: str
+    source: str | None
+    test: float
+    validation: float
+    train: int
+    width: int
+    decay: float
+    methods: Sequence[str]
+    unrolled_steps: int
+    implicit_steps: int
+    inner_lr: float
+    solver_iters: int
+    steps: int
+    lr: float
+    starts: int
+    batch: int
+    every: int
+    draws: int
+    judge_decays: Sequence[float]
+    judge_starts: int
+
+    def __post_init__(self) -> None:
+        counts = ("width", "unrolled_steps", "implicit_steps", "solver_iters", "steps", "starts")
+        for name in (*counts, "batch", "every", "draws", "judge_starts"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)}; expected at least 1")
+        for name in ("decay", "inner_lr", "lr"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name}={getattr(self, name)}; expected a number above 0")
+        for name in ("seeds", "methods", "judge_decays"):
+            if not getattr(self, name):
+                raise UsageError(f"{name}=[]; expected at least one")
+        if min(self.judge_decays) <= 0:
+            raise UsageError(f"judge_decays={list(self.judge_decays)}; expected numbers above 0")
+        check_known("methods", self.methods, self._meta_gradients())
+        self._data(self.seeds[0])  # an unfit dataset is refused before anything is measured
+
+    def cells(self) -> list[Cell]:
+        sources = (*BASELINES, *self.methods)
+        return [{"source": name, "seed": seed} for seed in self.seeds for name in sources]
+
+    def measure(self, cell: Cell, device: torch.device) -> list[Row]:
+        seed: Any = cell["seed"]
+        data = self._data(seed).to(device)
+        torch.manual_seed(seed)
+        source = str(cell["source"])
+        if source == "random":
+            return self._random(data)
+        if source == "whole":
+            return [{"what": "judged", **self._judged(data.train, data)}]
+        if source == "means":
+            return self._rows(class_means(data.train), data)
+        found = distil(
+            self._model(data),
+            self._meta_gradients()[source],
+            data,
+            self.decay,
+            self.starts,
+            self.batch,
+            self.steps,
+            self.lr,
+            self.every,
+        )
+        first, *rest = self._rows(found.images, data)
+        return [{**first, **found.figures}, *rest, *found.curve]
+
+    def _data(self, seed: int) -> Splits:
+        return image_splits(self.dataset, self.source, seed, self.test, self.validation, self.train)
+
+    def _model(self, data: Splits, hidden: int = 1) -> Callable[[], nn.Module]:
+        """SiLU is smooth, as the implicit function theorem asks."""
+        sizes = [data.train.x[0].numel(), *[self.width] * hidden, CLASSES]
+        return lambda: MLP(sizes, nn.SiLU)
+
+    def _meta_gradients(self) -> dict[str, MetaGradient]:
+        unrolled = GradientDescent(self.unrolled_steps, self.inner_lr, MOMENTUM)
+        solved = GradientDescent(self.implicit_steps, self.inner_lr, MOMENTUM)
+        cg, neumann = CG(self.solver_iters), Neumann(self.solver_iters)
+        return {
+            "unrolled": Unrolled(unrolled, "batched"),
+            "truncated": Unrolled(unrolled, "batched", truncate=TRUNCATED),
+            "cg": Implicit(solved, cg),
+            "gauss_newton": Implicit(solved, cg, curvature="gauss_newton"),
+            "neumann": Implicit(solved, neumann),
+        }
+
+    def _judged(self, examples: Labelled, data: Splits, hidden: int = 1) -> dict[str, Any]:
+        judges = [
+            Judge(decay, GradientDescent(steps, self.inner_lr, MOMENTUM))
+            for decay in self.judge_decays
+            for steps in (self.unrolled_steps, self.implicit_steps)
+        ]
+        return judged(self._model(data, hidden), examples, data, judges, self.judge_starts)
+
+    def _random(self, data: Splits) -> list[Row]:
+        """So many draws, each judged for itself; the first one is shown."""
+        rows: list[Row] = []
+        for draw in range(self.draws):
+            images = one_a_class(data.train)
+            judgement, *shown = self._rows(images, data, transfer=draw < TRANSFERRED)
+            rows.append({**judgement, "draw": draw})
+            rows += shown if draw == 0 else []
+        return rows
+
+    def _rows(self, images: Tensor, data: Splits, transfer: bool = True) -> list[Row]:
+        """How good ten images are, for other models too, and the images themselves."""
+        examples = Labelled(images, torch.arange(CLASSES, device=images.device))
+        row: dict[str, Any] = {"what": "judged", **self._judged(examples, data)}
+        if transfer:
+            for name, hidden in (("linear", 0), ("deeper", 2)):
+                row[f"{name}_accuracy"] = self._judged(examples, data, hidden)["accuracy"]
+        side = images.shape[-1]
+        rows: list[Row] = [row]
+        for label, image in enumerate(images):
+            pixels = " ".join(f"{value:.3g}" for value in image.flatten().tolist())
+            rows.append({"what": "image", "label": label, "side": side, "pixels": pixels})
+        return rows
+
+    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        return distill_report.tables(rows)
+
+    def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
+        return distill_report.figures(rows)
+
+    def findings(self, rows: pd.DataFrame) -> list[str]:
+        return distill_report.findings(rows)

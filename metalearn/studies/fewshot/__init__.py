@@ -1,0 +1,1 @@
+"""Few-shot accuracy of all methods at equal budgets."""

@@ -1,0 +1,246 @@
+"""Training runs that studies share: found again by their config, gone on with, judged once."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from metalearn import config
+from metalearn.config.canonical import canonicalise, select_changed
+from metalearn.errors import TrainingStopped, UsageError
+from metalearn.training import checkpoint
+from metalearn.training.loop import train
+from metalearn.training.metrics_file import MetricsFile
+from metalearn.training.protocol import Protocol, write
+
+NOT_ITS_OWN = (
+    *("name", "steps", "device", "threads", "wandb", "test", "run_dir", "resume"),
+    *("checkpoint_every", "keep_checkpoints", "keep_best"),
+)
+"""What a run may change in its life, or does not train by."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Where a run ends.
+
+    Args:
+        steps: meta-steps.
+        minutes: of training, where it ends at the next validation too; 0: no limit.
+    """
+
+    steps: int
+    minutes: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.minutes >= 0:
+            raise UsageError(
+                f"steps={self.steps}, train_minutes={self.minutes}; expected at least 1 meta-step, "
+                "and at least 0 minutes"
+            )
+
+    def check(self, cfg: DictConfig) -> None:
+        """Raises UsageError where a run of this config cannot end by it."""
+        if self.minutes and cfg.schedule == "cosine":
+            raise UsageError(
+                f"train_minutes={self.minutes:g}, but {cfg.name} has schedule=cosine, whose rate "
+                "falls to 0 at steps=; leave train_minutes out, or give words=['schedule=constant']"
+            )
+
+
+def words_of_run(
+    experiment: str, seed: int, steps: int, validation_every: int, validation_tasks: int
+) -> list[str]:
+    """What `metalearn train` is given for a run of a study.
+
+    Raises:
+        UsageError: nothing could be validated so.
+    """
+    if validation_every < 1 or validation_tasks < 2:
+        raise UsageError(
+            f"validation_every={validation_every}, validation_tasks={validation_tasks}; expected "
+            "at least 1 and 2"
+        )
+    return [
+        f"experiment={experiment}",
+        f"seed={seed}",
+        f"steps={steps}",
+        f"validation.every={validation_every}",
+        f"validation.tasks={validation_tasks}",
+    ]
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A run of `metalearn train` in a folder of its own, found again by its config.
+
+    Another study that asks for the same config resumes the run, also after options were added.
+
+    Args:
+        config: of the run; its steps are the budget's.
+        folder: where it lies.
+    """
+
+    config: DictConfig
+    folder: Path
+
+    @classmethod
+    def of(cls, root: Path, words: Sequence[str], device: torch.device) -> StudyRun:
+        """Find the run of a config in `root`, or name the folder of a new one.
+
+        The name of a new folder holds a digest of the options that are not at their defaults.
+
+        Raises:
+            UsageError: a word is not one of `metalearn train`'s.
+        """
+        fixed = ["wandb=disabled", f"device={device}", "test.tasks=2", "checkpoint_every=50"]
+        cfg = config.compose("train", [*words, *fixed])
+        own, stem = _identify(cfg), f"{cfg.name}-seed{cfg.seed}"
+        folder = root / f"{stem}-{_digest(select_changed(own, config.read_defaults('train')))}"
+        begun = [path.parent for path in root.glob(f"{glob.escape(stem)}-*/config.yaml")]
+        for other in sorted(begun, key=lambda path: (path != folder, path)):
+            if _identify_saved(other) == own:
+                return cls(cfg, other)
+        if folder in begun:  # its config.yaml is damaged, or a default has changed since
+            folder = root / f"{stem}-{_digest(own)}"
+        return cls(cfg, folder)
+
+    def train(self, budget: Budget) -> str:
+        """Trains until the budget is spent, from where the run stands; returns why it ended early,
+        or an empty text.
+
+        What it says goes to the folder's train.log.
+
+        Raises:
+            UsageError: the run is beyond the budget, another process trains it, or it cannot go on.
+            TrainingInterrupted: a signal asked for it.
+        """
+        budget.check(self.config)
+        while (target := self._target(budget)) is not None:
+            self.config.steps = target
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                log = (self.folder / "train.log").open("a")
+            except OSError as error:
+                raise UsageError(
+                    f"{self.folder} cannot be written ({error.strerror}); choose another runs="
+                ) from error
+            with log, contextlib.redirect_stdout(log):  # the study has a bar of its own
+                try:
+                    begun = bool(checkpoint.generations(self.folder))
+                    train(self.config, self.folder, resume=begun)
+                except TrainingStopped as error:
+                    return str(error)
+        return ""
+
+    def summary(self) -> dict[str, Any]:
+        """Of the run as far as it got; empty where it never got to an end."""
+        path = self.folder / "summary.json"
+        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return found
+
+    def _target(self, budget: Budget) -> int | None:
+        """The meta-step to train to next, None at the end."""
+        summary = self.summary()
+        done = summary.get("steps", 0)
+        if checkpoint.generations(self.folder):
+            reached = checkpoint.newest(self.folder)[0]["step"]
+            if max(done, reached) > budget.steps:
+                raise UsageError(
+                    f"{self.folder} has taken {max(done, reached)} meta-steps already; ask for "
+                    f"steps={max(done, reached)} or more, or for another folder by runs="
+                )
+        else:
+            done = reached = 0
+        ended = done == budget.steps and done == reached
+        if not budget.minutes:
+            return None if ended else budget.steps
+        before = [row["train_s"] for row in self.curve() if row["step"] < reached]
+        if before and before[-1] >= 60 * budget.minutes:
+            raise UsageError(
+                f"{self.folder} has trained for {before[-1] / 60:.3g} minutes and more; ask for "
+                "a larger train_minutes=, or for another folder by runs="
+            )
+        if ended or (done and done == reached and summary["train_s"] >= 60 * budget.minutes):
+            return None
+        every = int(self.config.validation.every)
+        return min(budget.steps, (reached // every + 1) * every)
+
+    def curve(self) -> list[dict[str, Any]]:
+        """A row for each validation: meta-step, tasks and seconds of training so far, accuracy, and
+        the share of those tasks whose linear solve met negative curvature, None without solves."""
+        rows: list[dict[str, Any]] = []
+        train_s, negative, solves = 0.0, 0, False
+        if not (self.folder / "metrics.jsonl").is_file():
+            return rows
+        for line in MetricsFile(self.folder / "metrics.jsonl").rows():
+            train_s += line["step_s"]
+            solves |= "solve_negative_curvature" in line
+            negative += line.get("solve_negative_curvature", 0)
+            if "validation_accuracy" in line:
+                tasks = line["step"] * self.config.meta_batch
+                rows.append(
+                    {
+                        "step": line["step"],
+                        "trained_tasks": tasks,
+                        "negative_curvature": negative / tasks if solves else None,
+                        "train_s": train_s,
+                        "accuracy": line["validation_accuracy"],
+                        "accuracy_interval": line["validation_accuracy_interval"],
+                    }
+                )
+        return rows
+
+    def judged(self, protocol: Protocol, device: torch.device) -> list[dict[str, Any]]:
+        """The protocol's rows for the run's chosen meta-parameters (`kept`)."""
+        return self.kept(
+            "held_out", asdict(protocol), lambda best: protocol.rows(best, str(device))
+        )
+
+    def kept(
+        self, name: str, asked: Mapping[str, Any], measure: Callable[[Path], list[dict[str, Any]]]
+    ) -> list[dict[str, Any]]:
+        """Measure the run's chosen meta-parameters, or read what was measured before.
+
+        The rows are kept beside them in NAME-DIGEST.json, and measured anew only where the
+        meta-parameters or `asked` are others.
+
+        Args:
+            measure: from the path of the checkpoint to rows.
+        """
+        best = self.folder / "best.pt"
+        content = best.read_bytes() + json.dumps(asked, default=list).encode()
+        path = self.folder / f"{name}-{hashlib.sha256(content).hexdigest()[:8]}.json"
+        if not path.is_file():
+            write(path, {"rows": measure(best)})
+        rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+        return rows
+
+
+def _identify(cfg: DictConfig) -> dict[str, Any]:
+    """Return the canonical form of the options that a run is found by."""
+    own = canonicalise(cfg, but_for=NOT_ITS_OWN)
+    if cfg.schedule == "cosine":  # its rate depends on where it ends
+        own["schedule"] = f"cosine to {cfg.steps}"
+    return own
+
+
+def _identify_saved(folder: Path) -> dict[str, Any] | None:
+    """Return those options of the run in a folder; None if its config.yaml cannot be used."""
+    try:
+        return _identify(config.saved(folder / "config.yaml", "train"))
+    except UsageError:
+        return None
+
+
+def _digest(options: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]

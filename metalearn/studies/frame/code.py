@@ -1,0 +1,90 @@
+"""The digest of the code that a study's rows depend on."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import metalearn
+
+PACKAGE = Path(metalearn.__file__).parent
+
+_REPORTS = re.compile(
+    r"report(/.+)?|studies/(frame/(plot|index|table|text|accuracy|published(/.+)?)|[^/]+/(report|figures|findings))"
+)
+"""The modules that only report rows, by their paths in the package: no digest covers them. A study
+may take from them what selects its cells, for a row holds its cell, and nothing it measures with.
+"""
+
+
+def digest_code(source: Path, package: Path = PACKAGE) -> str:
+    """Return the SHA-256 of a module and of the modules of `package` that it depends on.
+
+    A module depends on the modules that it imports, anywhere in its text, and on those whose dotted
+    names stand in its texts, as in a `_target_`. Comments, docstrings, layout and the modules that
+    only report rows leave the digest as it is.
+
+    Args:
+        source: the file of the study's module, in the package or elsewhere.
+        package: the folder of the package.
+    """
+    digest = hashlib.sha256()
+    for _, tree in sorted(find_code(source, package).items()):
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
+
+
+def find_code(source: Path, package: Path = PACKAGE) -> dict[Path, ast.Module]:
+    """Return the syntax that `digest_code` takes, by file."""
+    found: dict[Path, ast.Module] = {}
+    left = [source]
+    while left:
+        path = left.pop()
+        if path not in found:
+            found[path] = _parse(path)
+            left += [file for name in _names(found[path]) for file in _files(name, package)]
+    return found
+
+
+def _parse(path: Path) -> ast.Module:
+    """Return a module's syntax without docstrings: statements of nothing but a text."""
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [line for line in node.body if not _is_text(line)]
+    return tree
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def _names(tree: ast.Module) -> Iterator[str]:
+    """Yield the dotted names of what a module may load; its imports are absolute."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def _files(name: str, package: Path) -> Iterator[Path]:
+    """Yield the files that loading a dotted name runs: of its packages, then of its module."""
+    first, *parts = name.split(".")
+    if first != package.name or not all(map(str.isidentifier, parts)):
+        return
+    for path in (package.joinpath(*parts[:n]) for n in range(len(parts) + 1)):
+        if _REPORTS.fullmatch(path.relative_to(package).as_posix()):
+            return
+        for file in (path / "__init__.py", path.with_suffix(".py")):
+            if file.is_file():
+                yield file

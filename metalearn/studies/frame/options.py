@@ -1,0 +1,77 @@
+"""The options of a study: configs/VERB/NAME.yaml, a preset, and what the user gave."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from metalearn import config
+from metalearn.errors import UsageError, nearest
+from metalearn.studies.frame.protocol import Study
+
+if TYPE_CHECKING:
+    from metalearn.studies.frame.run import Publication
+
+PRESETS = ("quick", "full")
+NOT_ROWS = ("results", "name", "wandb", "measure")
+"""Options that say nothing of the rows."""
+
+
+def names(verb: str) -> list[str]:
+    """The studies of a verb."""
+    return sorted(path.stem for path in (config.config_folder() / verb).glob("*.yaml"))
+
+
+def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, DictConfig]:
+    """The study that a user asked for, where it goes, and the options that all studies have.
+
+    Raises:
+        UsageError: an unknown or unfit option.
+    """
+    # Slow: what only lists the studies needs none of it.
+    from metalearn.config.build import build
+    from metalearn.studies.frame.run import Publication
+
+    if sweeps := {"-m", "--multirun"}.intersection(words):
+        raise UsageError(f"{sweeps.pop()}: {verb} {name} runs one study; give it lists, key=[a,b]")
+    folder = config.config_folder()
+    common, own = (
+        OmegaConf.load(folder / "study.yaml"),
+        OmegaConf.load(folder / verb / f"{name}.yaml"),
+    )
+    assert isinstance(common, DictConfig) and isinstance(own, DictConfig)
+    presets, minutes = own.pop("presets"), own.pop("minutes")
+    chosen = config.values(words).get("preset", common.preset)
+    if chosen not in PRESETS:
+        raise UsageError(f"preset={chosen}{nearest(str(chosen), PRESETS)}")
+    whole = OmegaConf.merge(common, own)
+    merged = OmegaConf.merge(whole, presets.get(chosen) or {})
+    assert isinstance(whole, DictConfig) and isinstance(merged, DictConfig)
+    # A preset may empty a list; what it holds is then told by the study's own default.
+    options = config.overridden(merged, words, f"{verb} {name}", like=whole)
+
+    common = OmegaConf.masked_copy(options, list(common))
+    plain: Any = OmegaConf.to_container(options, resolve=True)
+    # A study that needs an option which all have, such as the device, names it among its own.
+    fields = {key: plain[key] for key in plain if key in own}
+    if options.wandb not in ("offline", "online", "disabled"):
+        raise UsageError(f"wandb={options.wandb}; expected 'offline', 'online' or 'disabled'")
+    folder_name = name if options.name is None else str(options.name)
+    if not re.fullmatch(r"\w[\w.-]*", folder_name):
+        raise UsageError(
+            f"name={folder_name!r}; expected a folder's own name: letters, digits, '_', '-' or '.'"
+        )
+    changed = {key.partition(".")[0] for key in config.keys(words)}.intersection(fields)
+    publication = Publication(
+        name=folder_name,
+        options={key: value for key, value in plain.items() if key not in NOT_ROWS},
+        results=Path(options.results or ("results" if chosen == "full" else "runs/quick")),
+        scratch=Path("runs") / "studies",
+        minutes=None if changed else minutes[chosen],
+        wandb=options.wandb,
+        measure=options.measure,
+    )
+    return build(fields), publication, common

@@ -1,0 +1,56 @@
+"""The rows of a study on their way: one file, whole at every moment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from metalearn.studies.frame.protocol import Cell, Row
+from metalearn.system.files import replace_text
+
+
+class RowFile:
+    """Rows by the cell that made them; a cell is in the file with all its rows, or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._measured: list[dict[str, Any]] = []
+        if path.exists():
+            self._measured = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def __contains__(self, cell: Cell) -> bool:
+        return self._of(cell) is not None
+
+    def _of(self, cell: Cell) -> dict[str, Any] | None:
+        return next((m for m in self._measured if m["cell"] == dict(cell)), None)
+
+    def add(self, cell: Cell, rows: Sequence[Row], seconds: float) -> None:
+        """Raises ValueError where there is no row, or a row has a column of the cell's."""
+        if not rows:
+            raise ValueError(f"the cell {dict(cell)} gave no row")
+        for row in rows:
+            if both := set(row) & set(cell):
+                raise ValueError(f"a row and its cell {dict(cell)} both have {sorted(both)}")
+        self._measured.append(
+            {"cell": dict(cell), "rows": [dict(row) for row in rows], "seconds": seconds}
+        )
+        replace_text(self.path, "".join(json.dumps(m) + "\n" for m in self._measured))
+
+    def frame(self, cells: Sequence[Cell]) -> pd.DataFrame:
+        """The rows of these cells in their order; the cells' columns come first."""
+        flat = []
+        columns = dict.fromkeys(name for cell in cells for name in cell)
+        for cell in cells:
+            measured = self._of(cell)
+            assert measured is not None, cell
+            flat += [{**cell, **row} for row in measured["rows"]]
+            columns |= dict.fromkeys(name for row in measured["rows"] for name in row)
+        return pd.DataFrame(flat, columns=list(columns))
+
+    def seconds(self, cells: Sequence[Cell]) -> float:
+        """What measuring these cells took, in all sessions together."""
+        return sum(m["seconds"] for m in self._measured if any(m["cell"] == dict(c) for c in cells))

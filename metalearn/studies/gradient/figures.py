@@ -1,0 +1,121 @@
+"""The figures of the study of the meta-gradient's error."""
+
+from __future__ import annotations
+
+import math
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from metalearn.studies.frame.plot import COLOURS, canvas, label_lines, log_axis
+from metalearn.studies.gradient.curves import SHARP, TARGETS, Setting, bias, settings
+
+LEAST = 1e-10
+"""Errors below it are the inner loop's end, and rounding, and not drawn."""
+
+
+def figures(rows: pd.DataFrame) -> dict[str, Figure]:
+    groups: dict[tuple[str, str], list[Setting]] = {}
+    for setting in settings(rows):
+        groups.setdefault((setting.problem, setting.inner), []).append(setting)
+    return (
+        {f"{p}_{inner.replace(' ', '_')}": _compute(part) for (p, inner), part in groups.items()}
+        | {"inner_steps": _inner_steps(next(iter(groups.values())))}
+        | {"bias": _bias(rows)}
+    )
+
+
+def _compute(found: list[Setting]) -> Figure:
+    """Error against evaluations: the least that reach it."""
+    figure, panels = canvas(len(found))
+    for axes, setting in zip(panels, found, strict=True):
+        for method in ("unrolled", "implicit", "truncated"):
+            errors = np.geomspace(1, LEAST, 60)
+            costs = np.array([setting.reach(method, error).cost for error in errors])
+            drawn = np.isfinite(costs)
+            (line,) = axes.plot(costs[drawn], errors[drawn], label=method)
+            _slope(axes, setting, method, str(line.get_color()))
+        axes.set_title(f"condition number {setting.condition:g}")
+        axes.set_xlabel("inner gradients + Hessian products")
+        axes.set_xlim(left=0)
+        log_axis(axes, "y")
+        label_lines(axes)
+    panels[0].set_ylabel("relative error of the meta-gradient\n(dashed: slope in theory)")
+    return figure
+
+
+def _slope(axes: Axes, setting: Setting, method: str, colour: str) -> None:
+    """Theory's, from where the method reaches the first target to shortly before it ends, where
+    its label stands."""
+    start = setting.reach(method, TARGETS[0]).cost
+    if math.isfinite(start):
+        least = max(10 * LEAST, float(setting.rows[setting.rows.method == method].error.min()))
+        further = math.log(least / TARGETS[0]) / math.log(setting.rate(method))
+        axes.plot([start, start + further], [TARGETS[0], least], "--", color=colour, linewidth=1)
+
+
+def _inner_steps(found: list[Setting]) -> Figure:
+    """The paper's figure 2a: the error against the steps of the inner loop, whatever they cost."""
+    figure, panels = canvas(len(found))
+    for axes, setting in zip(panels, found, strict=True):
+        (unrolled,) = setting.curves("unrolled")
+        axes.plot(unrolled.steps, unrolled.error, "k", label="unrolled")
+        longest = unrolled.steps.max()
+        axes.plot(
+            [0, longest], [1, setting.loop_rate**longest], "k:", linewidth=1, label="rate, $q^K$"
+        )
+        chosen = _apart(setting.curves("implicit"))
+        shades = mpl.colormaps["viridis"](np.linspace(0.75, 0, len(chosen)))
+        for shade, curve in zip(shades, chosen, strict=True):
+            label = f"{curve.cg_iters.iloc[0]:.0f} CG"
+            axes.plot(curve.steps, curve.error, color=shade, label=label)
+        axes.set_title(f"condition number {setting.condition:g}")
+        axes.set_xlabel("inner steps K")
+        axes.set_xlim(left=0)
+        log_axis(axes, "y")
+        label_lines(axes)
+    panels[0].set_ylabel("relative error of the meta-gradient")
+    return figure
+
+
+def _apart(curves: list[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Those that end well below the one before, so that a label fits; none beyond the first that
+    is as good as exact."""
+    chosen: list[pd.DataFrame] = []
+    for curve in curves:
+        if not chosen or curve.error.iloc[-1] < 0.3 * chosen[-1].error.iloc[-1]:
+            chosen.append(curve)
+        if curve.error.iloc[-1] < SHARP:
+            break
+    return chosen
+
+
+def _bias(rows: pd.DataFrame) -> Figure:
+    part = bias(rows)
+    part = part[part.problem == part.problem.iloc[0]]
+    figure, panels = canvas(2)
+    # Those of the other figures come first.
+    ways = ["unrolled", "implicit, exact solve", "truncated", *part.way.unique()]
+    colours = dict(zip(dict.fromkeys(ways), COLOURS, strict=False))
+    for axes, column, what in (
+        (panels[0], "error", "from the gradient of the converged problem"),
+        (panels[1], "error_of_steps", "from the gradient of the K steps"),
+    ):
+        for way, curve in part.groupby("way", sort=False):
+            shown = curve[curve[column] > LEAST]
+            if len(shown):
+                axes.plot(
+                    shown.steps, shown[column], marker="o", color=colours[way], label=str(way)
+                )
+            else:
+                what += f"\n({way}: at most {curve[column].max():.0e})"
+        log_axis(axes, "x", base=2)
+        log_axis(axes, "y")
+        axes.set_title(what)
+        axes.set_xlabel("inner steps K")
+        label_lines(axes)
+    panels[0].set_ylabel("relative distance")
+    return figure

@@ -1,0 +1,293 @@
+"""The error of a meta-gradient against what it costs, where the exact one is known."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from metalearn.errors import UsageError
+from metalearn.inner import GradientDescent, InnerSolver, NewtonCG
+from metalearn.linear_solve import CG, Dense
+from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
+from metalearn.problem import BilevelProblem, Meta, Params
+from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.oracle_calls import Cost, spent
+from metalearn.studies.gradient import figures as gradient_figures
+from metalearn.studies.gradient import report as gradient_report
+from metalearn.studies.gradient.problems import PROBLEMS, KnownProblem
+
+
+@dataclass(frozen=True)
+class Loop:
+    """An inner loop at its best constants for curvatures from m to L.
+
+    Args:
+        of: (m, L, steps) -> the solver.
+        rate: (m, L) -> q, by which a step brings the iterate nearer on a quadratic.
+        distance: (q, K) -> what K steps leave of the distance there, up to a constant.
+    """
+
+    of: Callable[[float, float, int], GradientDescent]
+    rate: Callable[[float, float], float]
+    distance: Callable[[float, int], float]
+
+    def longest(self, m: float, largest: float, reach: float) -> int:
+        """The steps that bring the distance to `reach`."""
+        q = self.rate(m, largest)
+        return next(k for k in itertools.count(1) if self.distance(q, k) <= reach)
+
+
+def accelerated(m: float, largest: float) -> float:
+    """The rate of conjugate gradients, and of the heavy ball."""
+    return (math.sqrt(largest) - math.sqrt(m)) / (math.sqrt(largest) + math.sqrt(m))
+
+
+LOOPS = {
+    "gradient descent": Loop(
+        lambda m, largest, steps: GradientDescent(steps, 2 / (largest + m)),
+        lambda m, largest: (largest - m) / (largest + m),
+        lambda q, k: q**k,
+    ),
+    # Polyak 1964. At both ends of the spectrum its iteration has a Jordan block: hence the 1 + K.
+    "heavy ball": Loop(
+        lambda m, largest, steps: GradientDescent(
+            steps, 4 / (math.sqrt(largest) + math.sqrt(m)) ** 2, accelerated(m, largest) ** 2
+        ),
+        accelerated,
+        lambda q, k: (1 + k) * q**k,
+    ),
+}
+
+METHODS: dict[str, Callable[[GradientDescent, int | None], MetaGradient]] = {
+    "unrolled": lambda inner, _: Unrolled(inner, backend="batched"),
+    # The last quarter of the steps.
+    "truncated": lambda inner, _: Unrolled(
+        inner, backend="batched", truncate=math.ceil(inner.steps / 4)
+    ),
+    "implicit": lambda inner, iterations: Implicit(
+        inner, Dense() if iterations is None else CG(iterations, rtol=1e-13)
+    ),
+    "first-order": lambda inner, _: FirstOrder(inner),
+}
+"""By name; the second argument is the iterations of the implicit gradient's solve."""
+
+
+NO_STEPS = GradientDescent(0, 1.0)
+
+
+@dataclass(frozen=True)
+class GradientStudy:
+    """
+    Args:
+        seeds: of problems.
+        size: unknowns of a problem.
+        conditions: condition numbers of the inner Hessian at the solution.
+        reach: the longest inner loop brings its iterate nearer by this factor.
+        points: how many lengths of the inner loop, evenly in their cube root.
+        cg_iters: iterations of the implicit gradient's solve, all tried at each length.
+        bias_condition: the condition number at which bias is looked at.
+        bias_steps: lengths of the inner loop there, too short for it to converge.
+        bias_cg_iters: of the implicit gradient there.
+    """
+
+    title: ClassVar[str] = "The error of the meta-gradient against compute"
+
+    seeds: Sequence[int]
+    size: int
+    conditions: Sequence[float]
+    reach: float
+    points: int
+    cg_iters: Sequence[int]
+    bias_condition: float
+    bias_steps: Sequence[int]
+    bias_cg_iters: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("size", 2), ("points", 2), ("bias_cg_iters", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name}={getattr(self, name)}; expected at least {least}")
+        for name, least in (("seeds", 0), ("cg_iters", 1), ("bias_steps", 1)):
+            values = getattr(self, name)
+            if not values or min(values) < least or len(set(values)) < len(values):
+                raise UsageError(
+                    f"{name}={list(values)}; expected different numbers of at least {least}"
+                )
+        for name, kappas in (
+            ("conditions", self.conditions),
+            ("bias_condition", [self.bias_condition]),
+        ):
+            distinct = kappas and len(set(kappas)) == len(kappas)
+            if not distinct or not all(1.5 <= kappa <= 1e5 for kappa in kappas):
+                raise UsageError(
+                    f"{name}={getattr(self, name)}; expected condition numbers from 1.5 to 100000, "
+                    "no two equal"
+                )
+        if not 1e-12 <= self.reach < 1:
+            raise UsageError(f"reach={self.reach}; expected a factor from 1e-12 to below 1")
+
+    def cells(self) -> list[Cell]:
+        found: list[Cell] = [
+            {**_cell("accuracy", problem, condition, method), "inner": inner}
+            for problem in PROBLEMS
+            for condition in self.conditions
+            for inner in LOOPS
+            for method in ("unrolled", "truncated", "implicit")
+        ]
+        for problem in PROBLEMS:
+            for condition in self.conditions:
+                for method in ("truncated", "implicit"):
+                    found.append(_cell("products", problem, condition, method))
+        for problem in PROBLEMS:
+            for method in METHODS:
+                found.append(_cell("bias", problem, self.bias_condition, method))
+        return found
+
+    def measure(self, cell: Cell, device: torch.device) -> list[Row]:
+        if device.type != "cpu":
+            raise UsageError(f"device={device}; these problems are small: use device=cpu")
+        at: Any = cell
+        problem = PROBLEMS[at["problem"]](at["condition"], self.size, self.seeds)
+        measures = {"accuracy": self._accuracy, "products": self._products, "bias": self._bias}
+        return measures[at["part"]](problem, at)
+
+    def _accuracy(self, problem: KnownProblem, at: Any) -> list[Row]:
+        loop, (m, largest) = LOOPS[at["inner"]], problem.curvature
+        longest = loop.longest(m, largest, self.reach)
+        # Steps are dear at the long end, and errors change fast at the short one.
+        lengths = {math.ceil(longest * (i / self.points) ** 3) for i in range(1, self.points + 1)}
+        rows: list[Row] = []
+        for steps in sorted(lengths):
+            inner = loop.of(m, largest, steps)
+            begun: BilevelProblem
+            ways: dict[int | None, MetaGradient]
+            if at["method"] == "implicit":
+                # How params were reached doesn't matter to it: one inner loop serves every solve.
+                begun, before = _reached(problem, inner)
+                ways = {c: METHODS["implicit"](NO_STEPS, c) for c in self.cg_iters}
+            else:
+                begun, before = problem, Cost(0, 0, 0.0)
+                ways = {None: METHODS[at["method"]](inner, None)}
+            for count, metagrad in ways.items():
+                grads, cost = spent(begun, partial(_each, metagrad=metagrad, known=problem))
+                cost += before
+                rows.append(
+                    {
+                        "unknowns": self.size,
+                        "steps": steps,
+                        "cg_iters": count,
+                        **_error(grads, problem.exact),
+                        "gradients": cost.gradients,
+                        "products": cost.products,
+                        "evaluations": cost.evaluations,
+                        "seconds": cost.seconds,
+                        "loop_rate": loop.rate(m, largest),
+                        "cg_rate": accelerated(1.0, problem.condition),
+                    }
+                )
+        return rows
+
+    def _products(self, problem: KnownProblem, at: Any) -> list[Row]:
+        """The error at a converged inner solution, where only the Hessian products count: those of
+        the solve, or of the last steps, of gradient descent, that are gone back through."""
+        newton = NewtonCG(100, cg_iters=2 * self.size, tol=1e-12, halvings=40)
+        begun, _ = _reached(problem, newton)
+        m, largest = problem.curvature
+        loop = LOOPS["gradient descent"]
+        rows: list[Row] = []
+        for count in self.cg_iters:
+            if at["method"] == "implicit":
+                metagrad = METHODS["implicit"](NO_STEPS, count)
+                rate = accelerated(1.0, problem.condition)
+                theory = 2 * math.sqrt(problem.condition) * rate**count
+            else:
+                metagrad = METHODS["unrolled"](loop.of(m, largest, count), None)
+                theory = loop.rate(m, largest) ** count
+            grads = _each(begun, metagrad, problem)
+            rows.append({"products": count, **_error(grads, problem.exact), "theory": theory})
+        return rows
+
+    def _bias(self, problem: KnownProblem, at: Any) -> list[Row]:
+        """Two errors: from the gradient of the converged problem, and from that of the K steps as
+        the library `higher` differentiates them."""
+        counts = [self.bias_cg_iters, None] if at["method"] == "implicit" else [None]
+        rows: list[Row] = []
+        for steps in self.bias_steps:
+            inner = LOOPS["gradient descent"].of(*problem.curvature, steps)
+            of_steps = _each(problem, Unrolled(inner, backend="higher"), problem)
+            for count in counts:
+                grads = _each(problem, METHODS[at["method"]](inner, count), problem)
+                rows.append(
+                    {
+                        "steps": steps,
+                        "cg_iters": count,
+                        **_error(grads, problem.exact),
+                        "error_of_steps": _error(grads, of_steps)["error"],
+                    }
+                )
+        return rows
+
+    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        return gradient_report.tables(rows)
+
+    def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
+        return gradient_figures.figures(rows)
+
+    def findings(self, rows: pd.DataFrame) -> list[str]:
+        return gradient_report.findings(rows)
+
+
+def _cell(part: str, problem: str, condition: float, method: str) -> Cell:
+    return {"part": part, "problem": problem, "condition": condition, "method": method}
+
+
+class _Begun:
+    """A problem begun elsewhere: its start is moved there by a constant."""
+
+    def __init__(self, problem: BilevelProblem, params: Params) -> None:
+        self._problem, self._params = problem, params
+        self.inner_objective = problem.inner_objective
+        self.outer_objective = problem.outer_objective
+
+    def init(self, meta: Meta, task: range) -> Params:
+        start = self._problem.init(meta, task)
+        return {name: p + (self._params[name] - p.detach()) for name, p in start.items()}
+
+
+def _reached(problem: KnownProblem, inner: InnerSolver) -> tuple[_Begun, Cost]:
+    """The problem begun where the inner loop ends, and what that cost."""
+
+    def run(counted: BilevelProblem) -> Params:
+        start = counted.init(problem.meta, problem.task)
+        return inner.minimise(
+            lambda params: counted.inner_objective(params, problem.meta, problem.task), start
+        )[0]
+
+    params, cost = spent(problem, run)
+    return _Begun(problem, params), cost
+
+
+def _each(problem: BilevelProblem, metagrad: MetaGradient, known: KnownProblem) -> Tensor:
+    """Each task's own meta-gradient, (T, size)."""
+    grads: Tensor = metagrad(problem, known.meta, known.task).grads["theta"]
+    return grads * len(known.task)
+
+
+def _error(found: Tensor, exact: Tensor) -> dict[str, float]:
+    """Relative to the exact one: geometric mean and range over the tasks."""
+    errors = (found - exact).norm(dim=1) / exact.norm(dim=1)
+    # Below rounding nothing is known, and a logarithm needs a number.
+    errors = errors.clamp_min(torch.finfo(errors.dtype).eps)
+    return {
+        "error": float(errors.log().mean().exp()),
+        "error_low": float(errors.min()),
+        "error_high": float(errors.max()),
+    }

@@ -1,0 +1,216 @@
+"""Hyper-parameters by implicit gradients, beside unrolled ones and grid search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from metalearn.errors import UsageError, check_known
+from metalearn.inner import LBFGS, GradientDescent
+from metalearn.linear_solve import CG, Neumann
+from metalearn.metagrad import Implicit, MetaGradient, Unrolled
+from metalearn.problem import Meta
+from metalearn.problems.hyper_parameters import FeaturePenalties
+from metalearn.studies.frame import Cell, Row
+from metalearn.studies.hpo import report as hpo_report
+from metalearn.studies.hpo.exact import (
+    claiming_exactness,
+    relative_error,
+    ridge_hypergradient,
+    slope_error,
+    solved,
+)
+from metalearn.studies.hpo.measure import (
+    Case,
+    decays,
+    grid_search,
+    path,
+    peak_of_one,
+    penalties,
+    references,
+    weights,
+)
+from metalearn.studies.hpo.search import Method, Search, quasi_newton
+from metalearn.training.optimiser import descend
+
+PENALTIES = {
+    "ridge": ("diabetes", False),
+    "ridge_features": ("diabetes", True),
+    "cancer_features": ("breast_cancer", True),
+    "digits_features": ("digits", True),
+}
+"""The data of a search for penalties, and whether each feature has its own."""
+NETWORKS = ("decays", "weights", "overfit")
+EXACT_AT = 0.2
+"""The penalty at which exactness is looked at: where the slowest solvers still take seconds."""
+METHODS = ("cg", "neumann", "unrolled", "cg_cold", "cg_tight")
+"""cg_cold begins every inner loop anew, cg_tight has the last tolerance from the first on."""
+
+
+@dataclass(frozen=True)
+class HPOStudy:
+    """
+    Args:
+        problems: names in `PENALTIES` and `NETWORKS`.
+        methods: some of `METHODS`.
+        splits: seeds of the splits in three for penalties.
+        grid, bounds: of the grid search for one penalty.
+        start, spread: of the searches for penalties (`FeaturePenalties`).
+        hypergradients: of a search for penalties.
+        iterations, unrolled_steps: of a hyper-gradient.
+        tols: inner gradient norms, the schedule's first and last.
+        directions: along which finite differences are taken.
+        seeds: of networks and of their data.
+        hidden, images, validation, few: units; images to train, to validate, and both of overfit.
+        network_hypergradients, lr: of the other searches.
+        inner_steps, damping: of a network's implicit gradients.
+    """
+
+    title: ClassVar[str] = "Hyper-parameters by implicit gradients, unrolling and grid search"
+
+    problems: Sequence[str]
+    methods: Sequence[str]
+    splits: Sequence[int]
+    grid: int
+    bounds: Sequence[float]
+    start: float
+    spread: float
+    hypergradients: int
+    iterations: int
+    unrolled_steps: int
+    tols: Sequence[float]
+    directions: int
+    seeds: Sequence[int]
+    hidden: int
+    images: int
+    validation: int
+    few: int
+    network_hypergradients: int
+    inner_steps: int
+    damping: float
+    lr: float
+
+    def __post_init__(self) -> None:
+        counts = ("grid", "hypergradients", "iterations", "unrolled_steps", "directions", "hidden")
+        for name in (*counts, "network_hypergradients", "inner_steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)}; expected at least 1")
+        for name in ("start", "spread", "lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{name}={getattr(self, name)}; expected a number above 0")
+        if not 0 <= self.damping < math.inf:
+            raise UsageError(f"damping={self.damping}; expected a number of at least 0")
+        for name, known in (("problems", (*PENALTIES, *NETWORKS)), ("methods", METHODS)):
+            if not getattr(self, name):
+                raise UsageError(f"{name}=[]; expected some of {', '.join(known)}")
+            check_known(name, getattr(self, name), known)
+        for name in ("splits", "seeds"):
+            seeds = list(getattr(self, name))
+            if not seeds or not 0 <= min(seeds) <= max(seeds) < 2**32:
+                raise UsageError(f"{name}={seeds}; expected seeds from 0 to {2**32 - 1}")
+        for name, order in (("bounds", "the lower first"), ("tols", "the larger first")):
+            pair = list(getattr(self, name))
+            rising = pair == sorted(pair)
+            fit = len(pair) == 2 and all(0 < x < math.inf for x in pair)
+            if not fit or (pair[0] != pair[1] and rising != (name == "bounds")):
+                raise UsageError(f"{name}={pair}; expected two numbers above 0, {order}")
+        self._case("weights", self.seeds[0], torch.device("cpu"))  # refuses unfit numbers of images
+        self._case("overfit", self.seeds[0], torch.device("cpu"))
+
+    def cells(self) -> list[Cell]:
+        found: list[Cell] = []
+        for problem in self.problems:
+            seeds = self.splits if problem in PENALTIES else self.seeds
+            for seed in seeds:
+                extra = ["exact"] * (seed == seeds[0]) + ["grid"] if problem in PENALTIES else []
+                methods = [*extra, *self.methods]
+                found += [{"problem": problem, "seed": seed, "method": m} for m in methods]
+        return found
+
+    def measure(self, cell: Cell, device: torch.device) -> list[Row]:
+        problem, seed, method = str(cell["problem"]), cell["seed"], str(cell["method"])
+        case = self._case(problem, seed, device)
+        if method == "exact":
+            return self._exact(case)
+        tight = LBFGS(5000, memory=20, tol=self.tols[1])
+        if method == "grid":
+            return [grid_search(case, self.grid, self.bounds, tight)]
+        linear = problem in PENALTIES
+        steps = self.hypergradients if linear else self.network_hypergradients
+        search = Search(self._method(method, case, steps), warm=method != "cg_cold")
+        if linear:
+            quasi_newton(search, case.problem, case.meta, case.task, steps)
+        else:
+            task = case.task
+            descend(case.problem, search, case.meta, lambda: task, steps, self.lr, lambda *_: None)
+        # The exact hyper-gradient takes longer than the search: of the first split or seed alone.
+        first = seed == (self.splits if linear else self.seeds)[0]
+        rows = path(case, search, exact=first)
+        if first:
+            rows[0]["peak_bytes"] = peak_of_one(case, search, device)
+        if case.wrong is not None:
+            rows[0] |= references(case, tight)
+        return list(rows)
+
+    def _case(self, problem: str, seed: Any, device: torch.device) -> Case:
+        if problem in PENALTIES:
+            data, per_feature = PENALTIES[problem]
+            return penalties(data, per_feature, self.start, self.spread, seed, device)
+        if problem == "weights":
+            return weights(self.images, self.validation, seed, device)
+        images = self.few if problem == "overfit" else self.validation
+        return decays(images, self.hidden, seed, device)
+
+    def _exact(self, case: Case) -> list[Row]:
+        """Every meta-gradient that claims exactness, begun at the solution, beside the exact."""
+        problem = case.problem
+        assert isinstance(problem, FeaturePenalties)
+        meta = problem.begin(math.log(EXACT_AT), per_feature="own" in case.meta)
+        task = solved(problem, meta, case.task)
+        found = {
+            name: metagrad(problem, meta, task).grads
+            for name, metagrad in claiming_exactness(problem, meta).items()
+        }
+        if problem.train.y.is_floating_point():
+            exact = ridge_hypergradient(problem, meta, task)
+            errors, reference = [relative_error(g, exact) for g in found.values()], "closed form"
+        else:
+            errors = slope_error(problem, meta, list(found.values()), task, self.directions, 0)
+            reference = "finite differences"
+        return [
+            {"meta_gradient": name, "error": error, "reference": reference}
+            for name, error in zip(found, errors, strict=True)
+        ]
+
+    def _method(self, name: str, case: Case, hypergradients: int) -> Method:
+        def method(step: int, meta: Meta) -> MetaGradient:
+            if name == "unrolled":
+                rate = 1 / case.curvature(meta)
+                inner = GradientDescent(self.unrolled_steps, rate, momentum=0.9)
+                return Unrolled(inner, backend="batched")
+            first, last = self.tols
+            share = 1.0 if name == "cg_tight" else step / max(hypergradients - 1, 1)
+            most = 5000 if case.convex else self.inner_steps
+            solver = Neumann if name == "neumann" else CG
+            return Implicit(
+                LBFGS(most, memory=20, tol=first * (last / first) ** share),
+                solver(self.iterations, rtol=1e-6),
+                damping=0.0 if case.convex else self.damping,
+            )
+
+        return method
+
+    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        return hpo_report.tables(rows)
+
+    def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
+        return hpo_report.figures(rows)
+
+    def findings(self, rows: pd.DataFrame) -> list[str]:
+        return hpo_report.findings(rows)

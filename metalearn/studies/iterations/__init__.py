@@ -1,0 +1,1 @@
+"""CG iterations and trained accuracy."""

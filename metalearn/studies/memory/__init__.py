@@ -1,0 +1,1 @@
+"""Memory of MAML and iMAML."""

@@ -1,0 +1,176 @@
+"""Architecture search by gradients: which operation each edge of a cell should be."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from metalearn.errors import UsageError, check_known
+from metalearn.inner import Adam, GradientDescent
+from metalearn.linear_solve import CG, Neumann
+from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
+from metalearn.nn.mixed_cell import OPERATIONS, Architecture, MixedCell, edges
+from metalearn.studies.frame import Cell, Row
+from metalearn.studies.nas import report as nas_report
+from metalearn.studies.nas.measure import search, trained
+from metalearn.tasks.image_splits import CLASSES, Splits, image_splits
+
+MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class NASStudy:
+    """
+    Args:
+        seeds: of the splits, of weights, and of the architectures chosen at random.
+        dataset, source, test, validation, train: `image_splits`'s.
+        nodes: of the cell, after its input.
+        channels: of every node.
+        decay: of the weights.
+        methods: meta-gradients, by their names in `_meta_gradients`.
+        warmup: steps of Adam on the weights before the search.
+        weight_steps, weight_lr: of the inner descent of a meta-step.
+        solver_iters, damping: of an implicit gradient's linear solve.
+        steps, lr: of Adam on the mixtures.
+        random: architectures chosen at random for each seed.
+        retrain_steps, retrain_lr: of Adam on the weights of every network that is compared.
+        retrain_starts: networks trained of each architecture.
+    """
+
+    title: ClassVar[str] = "Architecture search by gradients, beside architectures chosen at random"
+
+    seeds: Sequence[int]
+    dataset: str
+    source: str | None
+    test: float
+    validation: float
+    train: int
+    nodes: int
+    channels: int
+    decay: float
+    methods: Sequence[str]
+    warmup: int
+    weight_steps: int
+    weight_lr: float
+    solver_iters: int
+    damping: float
+    steps: int
+    lr: float
+    random: int
+    retrain_steps: int
+    retrain_lr: float
+    retrain_starts: int
+
+    def __post_init__(self) -> None:
+        counts = ("nodes", "channels", "weight_steps", "solver_iters", "steps", "random")
+        for name in (*counts, "retrain_steps", "retrain_starts"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)}; expected at least 1")
+        if self.warmup < 0:
+            raise UsageError(f"warmup={self.warmup}; expected at least 0")
+        for name in ("decay", "weight_lr", "lr", "retrain_lr"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name}={getattr(self, name)}; expected a number above 0")
+        if not self.damping >= 0:
+            raise UsageError(f"damping={self.damping}; expected a number of at least 0")
+        for name in ("seeds", "methods"):
+            if not getattr(self, name):
+                raise UsageError(f"{name}=[]; expected at least one")
+        check_known("methods", self.methods, self._meta_gradients())
+        if self.random > (most := len(OPERATIONS) ** len(edges(self.nodes))):
+            raise UsageError(
+                f"random={self.random}; a cell of nodes={self.nodes} has no more than {most} "
+                "architectures"
+            )
+        self._data(self.seeds[0])  # an unfit dataset is refused before anything is measured
+
+    def cells(self) -> list[Cell]:
+        found: list[Cell] = []
+        for seed in self.seeds:
+            found += [
+                {"source": "random", "seed": seed, "draw": draw} for draw in range(self.random)
+            ]
+            found += [
+                {"source": name, "seed": seed} for name in ("average", "largest", *self.methods)
+            ]
+        return found
+
+    def measure(self, cell: Cell, device: torch.device) -> list[Row]:
+        seed: Any = cell["seed"]
+        data = self._data(seed).to(device)
+        source = str(cell["source"])
+        every_edge = len(edges(self.nodes))
+        if source == "random":
+            return [self._retrained(self.drawn(seed)[int(cell["draw"] or 0)], seed, data)]
+        if source == "largest":
+            return [self._retrained(("conv_5x5",) * every_edge, seed, data)]
+        mixed = self._made_of([tuple(OPERATIONS)] * every_edge)
+        if source == "average":
+            return [self._trained(mixed, seed, data)]
+        torch.manual_seed(seed)
+        found = search(
+            mixed,
+            self._meta_gradients()[source],
+            data,
+            self.decay,
+            Adam(self.warmup, self.retrain_lr),
+            self.steps,
+            self.lr,
+        )
+        rows: list[Row] = [
+            {**self._retrained(mixed.chosen(found.alphas), seed, data), **found.figures}
+        ]
+        for edge, operation, share in mixed.mixtures(found.alphas):
+            rows.append({"what": "mixture", "edge": edge, "operation": operation, "share": share})
+        return rows + found.curve
+
+    def drawn(self, seed: int) -> list[Architecture]:
+        """The seed's random architectures, no two of them equal."""
+        draws, names = random.Random(seed), list(OPERATIONS)
+        found: dict[Architecture, None] = {}
+        while len(found) < self.random:
+            found[tuple(draws.choice(names) for _ in edges(self.nodes))] = None
+        return list(found)
+
+    def _data(self, seed: int) -> Splits:
+        return image_splits(self.dataset, self.source, seed, self.test, self.validation, self.train)
+
+    def _meta_gradients(self) -> dict[str, MetaGradient]:
+        descent = GradientDescent(self.weight_steps, self.weight_lr, MOMENTUM)
+        cg = CG(self.solver_iters)
+        return {
+            "first_order": FirstOrder(descent),
+            "unrolled_one": Unrolled(descent, "batched", truncate=1),
+            "unrolled": Unrolled(descent, "batched"),
+            "gauss_newton": Implicit(descent, cg, self.damping, "gauss_newton"),
+            "cg": Implicit(descent, cg, self.damping),
+            "neumann": Implicit(descent, Neumann(self.solver_iters), self.damping),
+        }
+
+    def _made_of(self, choices: Sequence[Sequence[str]]) -> MixedCell:
+        return MixedCell(choices, self.nodes, self.channels, CLASSES)
+
+    def _retrained(self, architecture: Architecture, seed: int, data: Splits) -> dict[str, Any]:
+        row = self._trained(self._made_of([(op,) for op in architecture]), seed, data)
+        return {**row, "architecture": ", ".join(architecture)}
+
+    def _trained(self, cell: MixedCell, seed: int, data: Splits) -> dict[str, Any]:
+        torch.manual_seed(seed)  # the same architecture begins alike, whatever found it
+        inner = Adam(self.retrain_steps, self.retrain_lr)
+        row = trained(cell, inner, data, self.decay, self.retrain_starts)
+        return {"what": "trained", **row}
+
+    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        return nas_report.tables(rows)
+
+    def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
+        return nas_report.figures(rows)
+
+    def findings(self, rows: pd.DataFrame) -> list[str]:
+        return nas_report.findings(rows)

@@ -1,0 +1,268 @@
+"""The properties in which unrolled and implicit differentiation are said to differ, measured."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from metalearn.errors import UsageError
+from metalearn.inner import GradientDescent, value_and_grad
+from metalearn.linear_solve import CG
+from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
+from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.oracle_calls import Counted
+from metalearn.studies.frame.timing import seconds
+from metalearn.studies.gradient.problems import Logistic
+from metalearn.studies.memory.methods import NETWORKS, setting, work
+from metalearn.studies.properties import report as properties_report
+from metalearn.studies.properties.implementation import (
+    autodiff_used,
+    custom_derivatives,
+    functions_run,
+    lines_of,
+)
+from metalearn.system.memory import peak_bytes
+
+CPU = torch.device("cpu")
+METHODS = ("unrolled", "implicit")
+STUDIES = ("memory", "cg", "gradient")
+"""Those whose rows are further evidence, where they lie beside this one's."""
+
+
+@dataclass(frozen=True)
+class PropertiesStudy:
+    """
+    Args:
+        network: on whose tasks memory is measured, a name of `memory_methods.NETWORKS`.
+        memory_steps: inner steps there.
+        seeds: of the logistic regressions, whose exact meta-gradient is known.
+        size: their unknowns.
+        conditions: condition numbers of their inner Hessians, for the count of CG iterations.
+        condition: the one at which error is looked at against convergence.
+        steps: inner steps there, from a loop cut short to one that has converged.
+        forward_steps: up to so many, the derivative of the K steps is also had by forward mode.
+        compute_steps: inner steps where the cost of a gradient is counted.
+        rtol: the relative residual to which CG solves there.
+        results: where this study goes, and where the others' rows are looked for.
+    """
+
+    title: ClassVar[str] = "Unrolled and implicit differentiation, property by property"
+
+    network: str
+    memory_steps: Sequence[int]
+    seeds: Sequence[int]
+    size: int
+    conditions: Sequence[float]
+    condition: float
+    steps: Sequence[int]
+    forward_steps: int
+    compute_steps: int
+    rtol: float
+    results: str
+
+    def __post_init__(self) -> None:
+        if self.network not in NETWORKS:
+            raise UsageError(f"network={self.network}; expected one of {', '.join(NETWORKS)}")
+        for name in ("memory_steps", "steps"):
+            values = getattr(self, name)
+            if len(set(values)) < 3 or len(set(values)) < len(values) or min(values) < 1:
+                raise UsageError(
+                    f"{name}={list(values)}; expected three or more different numbers of at least 1"
+                )
+        if not self.seeds or min(self.seeds) < 0:
+            raise UsageError(f"seeds={list(self.seeds)}; expected numbers of at least 0")
+        if self.size < 2 or self.compute_steps < 1 or self.forward_steps < min(self.steps):
+            raise UsageError(
+                f"size={self.size}, compute_steps={self.compute_steps}, "
+                f"forward_steps={self.forward_steps}; expected at least 2, 1 and {min(self.steps)}"
+            )
+        kappas = [*self.conditions, self.condition]
+        if not self.conditions or not all(1 < kappa <= 1e5 for kappa in kappas):
+            raise UsageError(
+                f"conditions={list(self.conditions)}, condition={self.condition}; expected "
+                "condition numbers above 1 and up to 100000"
+            )
+        if not 0 < self.rtol < 1:
+            raise UsageError(f"rtol={self.rtol}; expected a number above 0 and below 1")
+
+    def cells(self) -> list[Cell]:
+        found: list[Cell] = []
+        for method in METHODS:
+            found += [{"part": "memory", "method": method, "steps": k} for k in self.memory_steps]
+        for method in METHODS:
+            for condition in (*self.conditions, None):
+                found.append({"part": "compute", "method": method, "condition": condition})
+        found += [{"part": "convergence", "steps": k} for k in sorted(self.steps)]
+        found += [{"part": "implementation", "method": method} for method in METHODS]
+        return found + [{"part": "evidence", "study": name} for name in STUDIES]
+
+    def measure(self, cell: Cell, device: torch.device) -> list[Row]:
+        if device != CPU:
+            raise UsageError(f"device={device}; the properties are measured on cpu")
+        at: Any = cell
+        if at["part"] == "memory":
+            name = {"unrolled": "unrolled, higher", "implicit": "implicit, 5 CG"}[at["method"]]
+            run = work(self.network, 1, CPU, name, at["steps"])
+            one = work(self.network, 1, CPU, "one inner gradient", 1)
+            return [{"peak_bytes": peak_bytes(run, CPU)[1], "one": peak_bytes(one, CPU)[1]}]
+        if at["part"] == "compute":
+            return [self._compute(at["method"], at["condition"])]
+        if at["part"] == "convergence":
+            return self._convergence(at["steps"])
+        if at["part"] == "implementation":
+            return [self._implementation(at["method"])]
+        return [self._evidence(at["study"])]
+
+    def _metagrad(self, method: str, inner: GradientDescent, rtol: float) -> MetaGradient:
+        if method == "unrolled":
+            return Unrolled(inner, "batched")
+        return Implicit(inner, CG(2000, rtol=rtol))
+
+    def _logistic(self, condition: float, steps: int) -> tuple[Logistic, GradientDescent]:
+        """The problem, and gradient descent at its best constant rate."""
+        problem = Logistic(condition, self.size, self.seeds)
+        least, largest = problem.curvature
+        return problem, GradientDescent(steps, 2 / (least + largest))
+
+    def _compute(self, method: str, condition: float | None) -> Row:
+        """What one meta-gradient takes: counted, and in the time of one inner gradient."""
+        problem: Any
+        if condition is None:  # a small network, in float64 like the others
+            problem, meta, task = setting("small", 1, CPU, prox=2.0)
+            meta = {name: p.detach().double() for name, p in meta.items()}
+            task, inner = task.to(torch.float64), GradientDescent(self.compute_steps, 0.1)
+        else:
+            problem, inner = self._logistic(condition, self.compute_steps)
+            meta, task = problem.meta, problem.task
+        metagrad = self._metagrad(method, inner, self.rtol)
+        counted = Counted(problem)
+        certificate = metagrad(counted, meta, task).certificate
+        params = metagrad.adapt(problem, meta, task).params
+        adapt, one, whole = seconds(
+            lambda: metagrad.adapt(problem, meta, task),
+            lambda: value_and_grad(lambda p: problem.inner_objective(p, meta, task), params),
+            lambda: metagrad(problem, meta, task),
+            rounds=5,
+            choose=min,  # their differences are looked at
+        )
+        iterations = residual = None
+        if certificate is not None:
+            assert certificate.iterations is not None and certificate.relative_residual is not None
+            iterations = int(certificate.iterations.max())
+            residual = float(certificate.relative_residual.max())
+        return {
+            "problem": "a small Conv4" if condition is None else "logistic regression",
+            "inner_steps": self.compute_steps,
+            "gradients": counted.gradients,
+            "products": counted.products,
+            "cg_iterations": iterations,
+            "residual": residual,
+            "differentiating_s": max(0.0, whole - adapt),
+            "one_gradient_s": one,
+        }
+
+    def _convergence(self, steps: int) -> list[Row]:
+        """The errors of both, from the converged problem's gradient and from the K steps'."""
+        problem, inner = self._logistic(self.condition, steps)
+        rows: list[Row] = []
+        of_steps = forward_gradient(problem, inner) if steps <= self.forward_steps else None
+        for method in METHODS:
+            metagrad = self._metagrad(method, inner, 1e-13)
+            result = metagrad(problem, problem.meta, problem.task)
+            grads = result.grads["theta"] * len(problem.task)  # each task's theta is its own
+            rows.append(
+                {
+                    "method": method,
+                    "inner_grad_norm": float(result.inner.grad_norm.log().mean().exp()),
+                    "error": _error(grads, problem.exact),
+                    "error_of_steps": None if of_steps is None else _error(grads, of_steps),
+                }
+            )
+        return rows
+
+    def _implementation(self, method: str) -> Row:
+        """One gradient of a logistic regression, beside the first-order gradient that both have."""
+        problem, inner = self._logistic(self.condition, self.compute_steps)
+
+        def run(metagrad: MetaGradient) -> Callable[[], Any]:
+            return lambda: metagrad(problem, problem.meta, problem.task)
+
+        own = run(self._metagrad(method, inner, self.rtol))
+        functions = functions_run(own)
+        lines = lines_of(functions)
+        used = autodiff_used(own)
+        return {
+            "inner_steps": self.compute_steps,
+            "lines": len(lines),
+            "lines_of_its_own": len(lines - lines_of(functions_run(run(FirstOrder(inner))))),
+            "custom_derivatives": len(custom_derivatives(functions)),
+            **{f"autograd_{what}": count for what, count in used.items()},
+        }
+
+    def _evidence(self, name: str) -> Row:
+        """What another study found, where its rows lie in `results`."""
+        folder = Path(self.results) / name
+        try:
+            origin = json.loads((folder / "provenance.json").read_text())
+            findings = json.loads((folder / "findings.json").read_text())
+            measured = len(pd.read_csv(folder / "rows.csv"))
+        except FileNotFoundError:
+            return {"found": False}
+        return {
+            "found": True,
+            "title": origin["title"],
+            "command": origin["command"],
+            "commit": (origin.get("commit") or "none")[:7],
+            "measured": measured,
+            "findings": "\n".join(findings),
+        }
+
+    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        return properties_report.tables(rows)
+
+    def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
+        return properties_report.figures(rows)
+
+    def findings(self, rows: pd.DataFrame) -> list[str]:
+        return properties_report.findings(rows)
+
+
+def forward_gradient(problem: Logistic, inner: GradientDescent) -> Tensor:
+    """Each task's derivative of the outer loss after the K steps, (T, size), by forward mode: what
+    no backward sweep had a part in."""
+    theta = problem.meta["theta"]
+
+    def after(theta: Tensor) -> Tensor:
+        meta = {"theta": theta}
+        params = problem.init(meta, problem.task)
+        slope = torch.func.grad(lambda p: problem.inner_objective(p, meta, problem.task).sum())
+        for _ in range(inner.steps):
+            slopes = slope(params)
+            params = {name: p - inner.lr * slopes[name] for name, p in params.items()}
+        return problem.outer_objective(params, meta, problem.task)[0]
+
+    def along(direction: Tensor) -> Tensor:
+        tangent: Tensor = torch.func.jvp(after, (theta,), (direction.expand_as(theta),))[1]
+        return tangent
+
+    with warnings.catch_warnings():
+        # torch 2.14 scripts its forward-mode rules by what it deprecates itself.
+        warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
+        warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
+        found: Tensor = torch.func.vmap(along)(torch.eye(theta.shape[1], dtype=theta.dtype))
+    return found.mT
+
+
+def _error(found: Tensor, exact: Tensor) -> float:
+    """Relative, the geometric mean over the tasks; below rounding nothing is known."""
+    errors = (found - exact).norm(dim=1) / exact.norm(dim=1)
+    return float(errors.clamp_min(torch.finfo(errors.dtype).eps).log().mean().exp())

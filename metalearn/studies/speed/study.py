@@ -1,0 +1,267 @@
+"""The speed of meta-gradients beside that of other libraries, and beside the arithmetic."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from metalearn.errors import UsageError
+from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.timing import Times, clocked, rounds, spread
+from metalearn.studies.speed import findings as speed_findings
+from metalearn.studies.speed import report as speed_report
+from metalearn.studies.speed.competitors import (
+    COMPETITORS,
+    WAYS,
+    Competitor,
+    in_parts,
+    ours,
+    parts_of,
+)
+from metalearn.studies.speed.exact import Reference, same
+from metalearn.studies.speed.floor import matrix_product, operations
+from metalearn.studies.speed.overhead import SKIPPED, overhead
+from metalearn.studies.speed.peers import maml_by_higher
+from metalearn.studies.speed.process import Facts, Failed, Worker, full_precision
+from metalearn.studies.speed.workloads import WORKLOADS, Run, Workload, setting
+from metalearn.system.memory import keep_freed_memory
+
+AXES = {
+    "tasks": "tasks",
+    "ways": "ways",
+    "inner_steps": "steps",
+    "cg_iterations": "cg",
+    "widths": "channels",
+}
+"""The axes of the scaling curves, and the `Workload`'s field that each one varies."""
+CURVES = {"imaml": WORKLOADS["imaml-5w1s"], "maml": replace(WORKLOADS["maml-5w1s-q15"], queries=1)}
+"""What they start from: each method on 16 tasks of 5 ways and 1 shot."""
+KEEPERS = ("all", "ours", "none")
+SINGLES = 4
+"""Tasks that a curve's point takes one by one; more of them take as much more."""
+
+
+@dataclass(frozen=True)
+class SpeedStudy:
+    """
+    Args:
+        workloads: names of `WORKLOADS`.
+        rounds: in which every competitor runs once, in an order that rotates.
+        timing_s: seconds of a workload's or a curve's point after which no further round begins;
+            two are made anyhow.
+        differing: times those too whose gradient is another one.
+        tasks, ways, inner_steps, cg_iterations, widths: points of the scaling curves, each axis
+            varied alone; [] leaves one out.
+        curve_rounds: as `rounds`, of a curve's point.
+        overhead_steps: meta-steps of a training whose time around the gradient is taken; 0: none.
+        keep_memory: whose process keeps the memory it frees, as `metalearn train`'s does: "all",
+            "ours" or "none". Curves, in one process: any but "none".
+        copies: of a task in the batch in which its own gradient is compared with float64's; where
+            fewer are timed, as many as that.
+    """
+
+    title: ClassVar[str] = "Speed of meta-gradients"
+
+    workloads: Sequence[str]
+    rounds: int
+    timing_s: float
+    differing: bool
+    tasks: Sequence[int]
+    ways: Sequence[int]
+    inner_steps: Sequence[int]
+    cg_iterations: Sequence[int]
+    widths: Sequence[int]
+    curve_rounds: int
+    overhead_steps: int
+    keep_memory: str
+    copies: int
+
+    def __post_init__(self) -> None:
+        if not self.workloads or not set(self.workloads) <= set(WORKLOADS):
+            raise UsageError(
+                f"workloads={list(self.workloads)}; expected any of {', '.join(WORKLOADS)}"
+            )
+        for name in AXES:
+            values = getattr(self, name)
+            if values and min(values) < 1:
+                raise UsageError(f"{name}={list(values)}; expected numbers of at least 1")
+        if self.rounds < 2 or self.curve_rounds < 2 or not self.timing_s >= 0:
+            raise UsageError(
+                f"rounds={self.rounds}, curve_rounds={self.curve_rounds}, "
+                f"timing_s={self.timing_s}; expected at least 2, 2 and 0"
+            )
+
+        if self.copies < 1:
+            raise UsageError(f"copies={self.copies}; expected a number of at least 1")
+        if self.keep_memory not in KEEPERS:
+            raise UsageError(
+                f"keep_memory={self.keep_memory}; expected one of {', '.join(KEEPERS)}"
+            )
+        if self.overhead_steps and self.overhead_steps < 2 * SKIPPED:
+            raise UsageError(
+                f"overhead_steps={self.overhead_steps}; expected 0, or at least {2 * SKIPPED}"
+            )
+
+    def cells(self) -> list[Cell]:
+        found: list[Cell] = [{"part": "workload", "workload": name} for name in self.workloads]
+        for axis, field in AXES.items():
+            for method in ("imaml",) if field == "cg" else tuple(CURVES):
+                found += [
+                    {"part": "curve", "method": method, "axis": axis, "value": value}
+                    for value in sorted(getattr(self, axis))
+                ]
+        if self.overhead_steps:
+            found.append({"part": "overhead"})
+        return found
+
+    def measure(self, cell: Cell, device: torch.device) -> list[Row]:
+        about = {"device": device.type, "keep_memory": self.keep_memory}
+        return [{**row, **about} for row in self._measure(cell, device)]
+
+    def _measure(self, at: Any, device: torch.device) -> list[Row]:
+        full_precision()
+        if at["part"] == "workload":
+            return self._workload(WORKLOADS[at["workload"]], device)
+        if self.keep_memory != "none":
+            keep_freed_memory()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peers' own, of what torch deprecates
+            if at["part"] == "overhead":
+                return overhead(self.overhead_steps, device)
+            return self._point(at["method"], AXES[at["axis"]], at["value"], device)
+
+    def _workload(self, w: Workload, device: torch.device) -> list[Row]:
+        every = COMPETITORS[w.method]
+        absent = {name: "is not installed" for name, c in every.items() if not c.installed}
+        chosen = {
+            name: c
+            for name, c in every.items()
+            if name not in absent and (self.differing or not c.differs)
+        }
+        workers: dict[str, Worker] = {}
+        facts: dict[str, Facts] = {}
+        with ExitStack() as stack:
+            for name, c in chosen.items():  # one by one, as some calibrate
+                keep = self.keep_memory == "all" or (self.keep_memory == "ours" and not c.library)
+                try:
+                    worker = Worker(torch.get_num_threads(), name, w, device, keep)
+                    workers[name] = stack.enter_context(closing(worker))
+                    facts[name] = worker.facts(0 if c.differs else self.copies)
+                except Failed as failure:
+                    _leave_out(failure, workers, absent)
+            if "ours, parts" in workers and facts["ours, parts"].parts == 1:  # `ours` again
+                workers.pop("ours, parts").close()
+            times, rate = self._timed(workers, absent, device)
+        reference = Reference.of(w, device)
+        rows: list[dict[str, Any]] = [
+            {
+                "competitor": name,
+                **_described(chosen[name], w, facts[name].parts),
+                **taken.row(),
+                **reference.errors(
+                    facts[name].gradient, facts[name].smooth_gradient, facts[name].task_gradients
+                ),
+                "peak_bytes": facts[name].peak_bytes,
+                "operations": facts[name].operations,
+                "floor_operations": operations(w),
+                "product_rate": rate,
+            }
+            for name, taken in times.items()
+        ]
+        own = [row for row in rows if not row["library"] and same(row)]
+        lead = min(own, key=lambda row: row["seconds"])["competitor"] if own else None
+        for row in rows:
+            row["lead"] = row["competitor"] == lead
+            if lead:
+                row |= spread("times_ours", times[row["competitor"]].wall / times[lead].wall)
+        left_out = [
+            {"competitor": name, **_described(every[name], w), "absent": True, "reason": reason}
+            for name, reason in absent.items()
+        ]
+        return [*rows, *left_out]
+
+    def _timed(
+        self, workers: dict[str, Worker], absent: dict[str, str], device: torch.device
+    ) -> tuple[dict[str, Times], float]:
+        """The times, and the best rate of a matrix product among them. Where one fails on the way,
+        the others begin again without it."""
+        product, per_product = matrix_product(device)
+        while True:
+            runs = {name: worker.seconds for name, worker in workers.items()}
+            try:
+                times = rounds(
+                    {**runs, "product": clocked(product, device)}, self.rounds, self.timing_s
+                )
+                return times, per_product / float(times.pop("product").wall.min())
+            except Failed as failure:
+                _leave_out(failure, workers, absent)
+
+    def _point(self, method: str, field: str, value: int, device: torch.device) -> list[Row]:
+        varied: Any = {field: value}
+        w = replace(CURVES[method], **varied)
+        start = setting(w, device)
+        some = replace(w, tasks=min(w.tasks, SINGLES))
+        singles = [start.of(t) for t in range(some.tasks)]
+        batched = ours(WAYS[method])
+        runs: dict[str, Run] = {"batched": batched(start)}
+        runs["one by one"] = _each([batched(one) for one in singles])
+        if method == "maml" and Competitor(maml_by_higher, "higher").installed:
+            runs["higher"] = _each([maml_by_higher(one) for one in singles])
+        parts = parts_of(in_parts(batched, start)(start))
+        for run in runs.values():
+            run()
+        timed = {name: clocked(run, device) for name, run in runs.items()}
+        times = rounds(timed, self.curve_rounds, self.timing_s)
+        for name in set(times) - {"batched"}:
+            times[name] = times[name].scaled(w.tasks / some.tasks)
+        return [
+            {
+                "competitor": name,
+                **taken.row(),
+                **spread("times_ours", taken.wall / times["batched"].wall),
+                "parts": parts if name == "batched" else None,
+            }
+            for name, taken in times.items()
+        ]
+
+    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        return speed_report.tables(rows)
+
+    def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
+        return speed_report.figures(rows)
+
+    def findings(self, rows: pd.DataFrame) -> list[str]:
+        return speed_findings.findings(rows)
+
+
+def _described(competitor: Competitor, w: Workload, parts: int = 1) -> dict[str, Any]:
+    return {
+        "library": competitor.library,
+        "differs": competitor.differs,
+        "parts": parts,
+        "in_flight": 1 if competitor.in_flight == "one" else math.ceil(w.tasks / parts),
+        "absent": False,
+        "reason": "",
+    }
+
+
+def _leave_out(failure: Failed, workers: dict[str, Worker], absent: dict[str, str]) -> None:
+    """Only a peer may be left out: where one of ours fails, so does the study."""
+    if failure.name.startswith("ours"):
+        raise failure
+    if failure.name in workers:
+        workers.pop(failure.name).close()
+    absent[failure.name] = failure.reason
+
+
+def _each(runs: Sequence[Run]) -> Run:
+    """One after the other; its value is the last one's."""
+    return lambda: [run() for run in runs][-1]

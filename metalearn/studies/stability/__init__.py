@@ -1,0 +1,1 @@
+"""The collapse of iMAML and its cure."""

@@ -1,0 +1,1 @@
+"""The machine below: files, memory, devices, random states, provenance."""

@@ -1,0 +1,120 @@
+"""What a run tells of itself: a row for each meta-step, and the lines on the screen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from metalearn.linear_solve import Status
+from metalearn.metagrad import MetaGradientResult
+from metalearn.system.memory import format_bytes
+from metalearn.training.evaluation import Estimate
+
+
+def figures(result: MetaGradientResult) -> dict[str, Any]:
+    """A meta-step's figures: means over the tasks; extremes of what must not be averaged."""
+    row: dict[str, Any] = {"query_loss": result.outer_loss.mean().item()}
+    row |= {f"query_{name}": value.mean().item() for name, value in result.metrics.items()}
+    row["inner_grad_norm"] = result.inner.grad_norm.mean().item()
+    certificate = result.certificate
+    if certificate is None or certificate.status is None:
+        return row
+    assert certificate.relative_residual is not None and certificate.iterations is not None
+    row["solve_relative_residual"] = certificate.relative_residual.mean().item()
+    row["solve_iterations"] = certificate.iterations.double().mean().item()
+    counts = torch.bincount(certificate.status.flatten(), minlength=len(Status)).tolist()
+    row |= {f"solve_{s.name.lower()}": counts[s] for s in Status}
+    if certificate.eigenvalue_bounds is not None:
+        low, high = certificate.eigenvalue_bounds
+        known = low.isfinite()
+        if known.any():
+            row |= {"ritz_low": low[known].min().item(), "ritz_high": high[known].max().item()}
+            row["ritz_high_mean"] = high[known].mean().item()
+    stability = certificate.inner_stability
+    if stability is not None and (known := stability.isfinite()).any():
+        row["inner_stability"] = stability[known].mean().item()
+        row["inner_unstable_share"] = (stability[known] > 1).double().mean().item()
+    return row
+
+
+ENDED_BADLY = (
+    Status.NEGATIVE_CURVATURE,
+    Status.BREAKDOWN,
+    Status.DIVERGED,
+    Status.SINGULAR,
+    Status.NON_FINITE,
+)
+
+
+def failed_solves(result: MetaGradientResult) -> dict[Status, int]:
+    """In how many tasks the linear solve ended without a solution to be had, by how it ended."""
+    certificate = result.certificate
+    if certificate is None or certificate.status is None:
+        return {}
+    statuses = certificate.status.flatten().tolist()
+    return {s: n for s in ENDED_BADLY if (n := statuses.count(s))}
+
+
+def solve_warning(result: MetaGradientResult) -> str | None:
+    """What to do where most tasks' linear solve ended badly."""
+    counts, tasks = failed_solves(result), len(result.outer_loss)
+    if 2 * sum(counts.values()) <= tasks:
+        return None
+    how = ", ".join(f"{s.name.lower()} {n}" for s, n in counts.items())
+    return (
+        f"warning: the linear solve of {sum(counts.values())} of {tasks} tasks broke off "
+        f"({how}); metagrad=imaml_gn (Gauss-Newton curvature), a larger prox or a larger "
+        "metagrad.damping makes its system definite"
+    )
+
+
+def stability_warning(result: MetaGradientResult) -> str | None:
+    """The remedy where the inner loop of most tasks is over its edge of stability, or None."""
+    certificate = result.certificate
+    stability = None if certificate is None else certificate.inner_stability
+    if stability is None or not 2 * int((stability > 1).sum()) > len(stability):
+        return None
+    assert certificate is not None and certificate.inner_rate is not None
+    return (
+        f"warning: the inner loop of {int((stability > 1).sum())} of {len(stability)} tasks is "
+        f"unstable: its rate {certificate.inner_rate:g} is above 2 / curvature. Use "
+        "metagrad=imaml_stable, or a smaller metagrad.inner.lr."
+    )
+
+
+def named(prefix: str, scores: dict[str, Estimate]) -> dict[str, float]:
+    return {f"{prefix}_{name}": e.mean for name, e in scores.items()} | {
+        f"{prefix}_{name}_interval": e.interval for name, e in scores.items()
+    }
+
+
+def progress_line(row: dict[str, Any], tasks: int, peak: int) -> str:
+    loss = f"loss {row['query_loss']:.4f}  " if "query_loss" in row else ""
+    accuracy = f"accuracy {row['query_accuracy']:.3f}  " if "query_accuracy" in row else ""
+    return f"{loss}{accuracy}{format_bytes(peak)}  {tasks / row['step_s']:.1f} tasks/s"
+
+
+def validation_line(step: int, scores: dict[str, Estimate]) -> str:
+    shown = scores.get("accuracy")
+    return f"meta-step {step}: validation " + (
+        f"accuracy {shown.percent()}" if shown else f"loss {scores['loss'].mean:.4f}"
+    )
+
+
+def closing(summary: dict[str, Any], folder: str, written: list[str]) -> list[str]:
+    mode = "transductive" if summary["transductive"] else "inductive"
+    lines = []
+    if "test_accuracy" in summary:
+        accuracy = Estimate(summary["test_accuracy"], summary["test_accuracy_interval"])
+        lines.append(
+            f"test accuracy {accuracy.percent()} over {summary['test_tasks']} tasks ({mode}), "
+            f"by the checkpoint of meta-step {summary['chosen_step']}"
+        )
+    else:
+        lines.append(f"test loss {summary['test_loss']:.4f} ± {summary['test_loss_interval']:.4f}")
+    lines.append(
+        f"peak memory {format_bytes(summary['peak_memory_bytes'])}, "
+        f"{summary['step_s']:.3f} s a meta-step"
+    )
+    return [*lines, f"wrote {folder}/: {', '.join(written)}"]

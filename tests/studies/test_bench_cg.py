@@ -1,0 +1,230 @@
+"""The study of CG iterations at a tiny size: what its rows mean, not their digits."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+from metalearn import config
+from metalearn.commands.main import main
+from metalearn.linear_solve import CG, Dense
+from metalearn.metagrad import Implicit
+from metalearn.metagrad.exact import exact_implicit
+from metalearn.studies.cg import findings as cg_findings
+from metalearn.studies.cg.findings import plateau
+from metalearn.studies.cg.points import compared
+from metalearn.studies.cg.study import CGStudy
+from metalearn.studies.frame import options
+
+CPU = torch.device("cpu")
+TINY = CGStudy(
+    seeds=[0],
+    iterations=[0, 1, 3, 12],
+    proxes=[2.0],
+    ways=["cg", "gauss_newton", "jacobi_cg"],
+    train_iterations=[0, 3],
+    way_iterations=3,
+    channels=2,
+    inner_steps=4,
+    inner_lr=0.1,
+    start_steps=2,
+    tasks=2,
+    steps=2,
+    meta_batch=2,
+    validation_tasks=2,
+    test_tasks=4,
+)
+
+
+def measured(*parts: str) -> list[dict]:
+    cells = [cell for cell in TINY.cells() if cell["part"] in parts]
+    return [{**cell, **row} for cell in cells for row in TINY.measure(cell, CPU)]
+
+
+@pytest.fixture(scope="module")
+def tasks() -> pd.DataFrame:
+    rows = pd.DataFrame(measured("task"))
+    return rows.assign(definite=rows.definite.astype(bool))
+
+
+@pytest.fixture(scope="module")
+def gradients() -> list[dict]:
+    return measured("gradient")
+
+
+def test_the_error_falls_under_the_bounds_where_the_system_is_definite(tasks):
+    definite = tasks[tasks.definite]
+    systems = definite.groupby(["prox", "point", "curvature", "task"])
+    assert len(systems) >= 3  # Gauss-Newton's 2, and a minimum
+    for _, rows in systems:
+        solved = rows[rows.iterations > 0]
+        # 1e-9: the reference itself is solved to 1e-10, times a condition number's root.
+        assert (solved.error.diff().dropna() <= 1e-9).all()
+        # In A's norm one iteration finds the best multiple of the first-order gradient.
+        assert (rows.energy_error.diff().dropna() <= 1e-9).all()
+        assert (rows.error <= rows.rate_bound + 1e-9).all()
+        assert (solved.error <= solved.solve_bound * (1 + 1e-6) + 1e-9).all()
+
+
+def test_gauss_newton_is_definite_by_construction_and_ritz_values_lie_inside(tasks):
+    gauss_newton = tasks[tasks.curvature == "gauss_newton"]
+    # (5 images and 5 classes leave most directions without curvature: prox is an eigenvalue.)
+    assert (gauss_newton.eigen_low / gauss_newton.prox - 1).abs().max() < 1e-5
+    solved = tasks[tasks.iterations > 0]
+    assert (solved.ritz_low >= solved.eigen_low - 1e-5 * solved.eigen_high.abs()).all()
+    assert (solved.ritz_high <= solved.eigen_high * (1 + 1e-5)).all()
+    assert gauss_newton.certificate.isna().all()  # its distance from the Hessian is not known
+
+
+def test_the_references_are_those_of_dense_algebra_and_of_the_exact_meta_gradient():
+    points = TINY._points(0, 2.0)
+    assert points.known
+    t = points.known[0]
+    systems = points.systems("minimum", "hessian")[t]
+    dense = systems.solve(Dense())
+    low, high = systems.spectrum()
+    assert dense.eigenvalue_bounds is not None
+    # eigsh is asked for 1e-6 of each eigenvalue.
+    assert torch.allclose(low, dense.eigenvalue_bounds[0], rtol=1e-5)
+    assert torch.allclose(high, dense.eigenvalue_bounds[1], rtol=1e-5)
+    x = points.minimum[t]
+    # A residual of 1e-10 times the condition number.
+    assert (systems.flat(dense.value)[0] - x).norm() <= 1e-10 * float(high / low) * x.norm()
+
+    experiment = points.experiment
+    meta = {name: p.detach().double() for name, p in experiment.meta.items()}
+    start = {name: p[t : t + 1] for name, p in points.places["minimum"].items()}
+    task = points.task[t : t + 1].to(torch.float64)
+    exact = exact_implicit(experiment.problem, meta, task, start)
+    flat = torch.cat([g.flatten() for g in exact.values()])
+    # Both minima have gradients of at most 1e-8.
+    assert (2.0 * x - flat).norm() <= 1e-5 * flat.norm()
+
+
+def test_a_full_solve_has_no_error_and_first_order_is_the_study_s_zero(gradients):
+    points = TINY._points(0, 2.0)
+    inner = points.experiment.metagrad.inner
+    full = compared(points, "minimum", Implicit(inner, CG(500, rtol=1e-7)))
+    assert full["error"] < 1e-2  # float32 and a condition number of some 1e3
+    assert full["error"] == full["true_error"]
+    rows = {(r["way"], r["iterations"], r["point"]): r for r in gradients}
+    first = compared(points, "adapted", Implicit(inner, None))
+    assert rows["cg", 0, "adapted"]["true_error"] == first["true_error"]
+    assert rows["cg", 0, "adapted"]["products"] == 0
+    assert rows["cg", 3, "minimum"]["products"] == 3  # the residual is the iteration's
+    assert rows["jacobi_cg", 3, "minimum"]["products"] == 11
+    assert rows["cg", 12, "minimum"]["error"] < rows["cg", 3, "minimum"]["error"]
+
+
+def test_a_multirun_s_jobs_have_the_accuracies_of_the_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = [c for c in TINY.cells() if c["part"] == "accuracy" and c["way"] == "cg"]
+    assert [c["iterations"] for c in cells] == [0, 3]
+    expected = [TINY.measure(cell, CPU)[-1]["test_accuracy"] for cell in cells]
+    words = [w for w in TINY.words("cg", 0, 2.0, 0) if "iterations" not in w]
+    sweep = [*words, "metagrad.iterations=0,3", "wandb=disabled", "threads=1"]
+    assert main(["train", "-m", *sweep]) == 0
+    folders = sorted((tmp_path / "runs").iterdir(), key=lambda f: f.name.split("-")[1])
+    found = [json.loads((f / "summary.json").read_text())["test_accuracy"] for f in folders]
+    assert found == expected
+
+
+def test_the_sweep_file_is_the_study_s_trainings():
+    study, _, _ = options.study("bench", "cg", [])
+    assert isinstance(study, CGStudy)
+    sweep = yaml.safe_load((config.config_folder() / "sweep" / "cg.yaml").read_text())
+    values = {name: given["values"] for name, given in sweep["parameters"].items()}
+    assert values == {
+        "metagrad.way": ["cg", "gauss_newton"],
+        "metagrad.iterations": study.train_iterations,
+        "prox": study.proxes,
+        "seed": study.seeds,
+    }
+    assert sweep["program"] == "metalearn"
+    assert sweep["command"][:3] == ["${env}", "${program}", "train"]
+    assert sweep["command"][-1] == "${args_no_hyphens}"
+    for job in (("cg", 0, 0.5, 0), ("gauss_newton", 20, 2.0, 2)):
+        given = {name: {"value": v} for name, v in zip(values, job, strict=True)}
+        words = create_sweep_command_args({"args": given})["args_no_hyphens"]
+        sent = config.compose("train", [*sweep["command"][3:-1], *words])
+        assert sent.wandb == "online"
+        sent.wandb = "offline"
+        assert sent == config.compose("train", study.words(*job))
+
+
+def test_the_number_at_which_accuracy_stops_improving():
+    columns = [0, 1, 5, 20]
+    rising = pd.DataFrame([[0.2, 0.3, 0.4, 0.4], [0.3, 0.4, 0.5, 0.5], [0.1, 0.2, 0.31, 0.3]])
+    rising.columns = columns
+    assert plateau(rising) == 5
+    noise = pd.DataFrame([[0.2, 0.3, 0.1, 0.2], [0.3, 0.2, 0.4, 0.3], [0.1, 0.2, 0.2, 0.1]])
+    noise.columns = columns
+    assert plateau(noise) == 0
+
+
+def by_hand(**changes):
+    """Final rows of three seeds, one of whose trainings may have stopped."""
+    rows = []
+    for seed, accuracies in enumerate([(0.2, 0.3, 0.3), (0.3, 0.4, 0.4), (0.1, 0.21, 0.2)]):
+        for iterations, accuracy in zip((0, 5, 20), accuracies, strict=True):
+            row = {"part": "accuracy", "way": "cg", "prox": 2.0, "seed": seed}
+            row |= {"iterations": iterations, "train_s": 1.0, "test_accuracy": accuracy}
+            rows.append(row | {"validation_accuracy": accuracy, "stopped": False})
+    frame = pd.DataFrame(rows)
+    for name, value in changes.items():
+        frame.loc[frame.index[-1], name] = value
+    return frame
+
+
+def test_a_plateau_is_of_the_seeds_that_have_all_trainings():
+    (whole,) = cg_findings._plateaus(by_hand())
+    assert "improving measurably at 5 iterations" in whole and "over 3 seeds no larger" in whole
+    assert "over 0 iterations it gains +10.3 ± 1.4 points" in whole
+    (short,) = cg_findings._plateaus(by_hand(test_accuracy=float("nan"), stopped=True))
+    assert "over 2 seeds (1 more had a training that stopped)" in short and "nan" not in short
+
+
+def errors_by_hand(errors):
+    row = {"part": "task", "point": "minimum", "curvature": "hessian", "prox": 2.0, "task": 0}
+    numbers = zip((0, 2, 5, 10), errors, strict=True)
+    return pd.DataFrame(
+        [{**row, "definite": True, "iterations": n, "error": e} for n, e in numbers]
+    )
+
+
+@pytest.mark.parametrize(
+    ("errors", "sentence"),
+    [
+        (
+            (0.5, 0.6, 0.4, 0.1),
+            "CG with 2 iterations by 0.6 (medians); CG is the nearer one from 5",
+        ),
+        ((0.5, 0.4, 0.7, 0.6), "CG is the nearer one at none of these numbers"),
+        ((0.5, 0.4, 0.7, 0.1), "CG is the nearer one from 10 iterations on"),
+        ((0.5, 0.4, 0.3, 0.1), "CG is the nearer one from 2 iterations on"),
+    ],
+)
+def test_cg_is_nearer_from_where_it_stays_so(errors, sentence):
+    (found,) = cg_findings._beaten(errors_by_hand(errors))
+    assert sentence in found
+
+
+def test_the_report_is_made_from_rows_alone(tasks, gradients):
+    rows = [*tasks.to_dict("records"), *gradients, *measured("accuracy")]
+    for cell in TINY.cells():
+        if cell["part"] == "cost" and cell["iterations"] in (0, 3):
+            rows += [{**cell, **row} for row in TINY.measure(cell, CPU)]
+    frame = pd.DataFrame(rows)
+    accuracy = frame[frame.part == "accuracy"]
+    assert (accuracy.groupby(["way", "iterations", "prox"]).trained_tasks.max() == 4).all()
+    assert (frame[frame.part == "cost"].peak_bytes > 0).all()
+    tables = TINY.tables(frame)
+    assert len(tables) == 5 and all(len(table) for table in tables.values())
+    assert set(TINY.figures(frame)) == {"accuracy", "cost", "error"}
+    said = " ".join(TINY.findings(frame))
+    assert "under the bound of theory" in said and "nan" not in said

@@ -1,0 +1,104 @@
+"""The digest of a study's code follows what its rows depend on, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metalearn.studies.frame.code import PACKAGE, digest_code, find_code
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A copy of the package's code, to be edited."""
+    return shutil.copytree(
+        PACKAGE, tmp_path / "metalearn", ignore=lambda _, names: [n for n in names if "pub" in n]
+    )
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_no_docstring_comment_or_report_counts(package):
+    study = package / "bench" / "cg.py"
+    before = digest_code(study, package)
+    assert before == digest_code(PACKAGE / "bench" / "cg.py")
+    trainer = package / "trainer.py"
+    edit(trainer, '"""The outer loop', '"""The loop outside')
+    edit(trainer, "MOST_TASKS = 100_000", "# far more than fit\n\nMOST_TASKS = (100_000)")
+    edit(package / "training_state.py", '"""The optimiser\'s step', '"""One step')
+    for report in ("bench/cg_report", "bench/cg_findings", "study/plot", "study/index"):
+        with (package / f"{report}.py").open("a") as file:
+            file.write("\nWIDTH = 4\n")
+    for other in ("bench/speed", "cli", "study/run", "solve/hpo"):
+        with (package / f"{other}.py").open("a") as file:
+            file.write("\nOTHER = 4\n")
+    assert digest_code(study, package) == before
+
+
+EDITS = [
+    ("bench/cg.py", '"experiment=glyphs_cg"', '"experiment=glyphs"'),
+    ("trainer.py", "MOST_TASKS = 100_000", "MOST_TASKS = 100_001"),
+    ("linear_solve/cg.py", "max_iters: int = 10", "max_iters: int = 11"),
+    ("nn/__init__.py", "from metalearn.nn.mlp", "from metalearn.nn.conv4"),
+    # What only a config names, by a text of metalearn.config.build.
+    ("tasks/glyphs.py", "import torch", "import torch as torch"),
+]
+
+
+def test_a_statement_of_what_is_measured_counts(package):
+    study = package / "bench" / "cg.py"
+    digests = [digest_code(study, package)]
+    for file, old, new in EDITS:
+        edit(package / file, old, new)
+        digests.append(digest_code(study, package))
+    assert len(set(digests)) == len(EDITS) + 1
+
+
+@pytest.mark.parametrize("study", ["bench.ranks", "bench.soak"])
+def test_a_study_of_processes_depends_on_what_they_run(study):
+    found = find_code(PACKAGE / (study.replace(".", "/") + ".py"))
+    assert PACKAGE / "trainer.py" in found and PACKAGE / "train_command.py" in found
+
+
+LOAD = """
+import sys
+from unittest.mock import MagicMock
+study, *reports = sys.argv[1:]
+sys.modules.update({name: MagicMock(__file__="") for name in reports})
+__import__(study)
+print(*(m.__file__ for name, m in sys.modules.items() if name.startswith("metalearn")))
+"""
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        "bench.fewshot",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("bench.speed", "solve.nas")),
+    ],
+)
+def test_all_that_python_loads_for_a_study_beside_its_reports_counts(study):
+    ends = ("_report", "_figures", "_findings")
+    names = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in FILES]
+    reports = [n for n in names if n.endswith(ends) or n.startswith("metalearn.report.")]
+    reports += [
+        "metalearn.report",
+        "metalearn.studies.frame.plot",
+        "metalearn.studies.frame.published.memory",
+    ]
+    command = [sys.executable, "-c", LOAD, f"metalearn.{study}", *reports]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = {Path(file) for file in done.stdout.split()}
+    source = PACKAGE / (study.replace(".", "/") + ".py")
+    assert source in loaded and len(loaded) > 20
+    assert loaded <= set(find_code(source))

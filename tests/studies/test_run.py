@@ -1,0 +1,216 @@
+"""A study from its cells to its folder, interrupted and not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+import pandas as pd
+import pytest
+import torch
+
+from metalearn.errors import UsageError
+from metalearn.studies.frame.index import write_index
+from metalearn.studies.frame.plot import canvas, label_lines
+from metalearn.studies.frame.run import Publication, run_study
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Squares:
+    """n^2 and n^3 for n below `count`; fails at `fails_at`."""
+
+    count: int
+    fails_at: int = -1
+    title = "Squares"
+    seen: tuple[list, ...] = ([],)
+
+    def cells(self):
+        return [{"n": n} for n in range(self.count)]
+
+    def measure(self, cell, device):
+        if cell["n"] == self.fails_at:
+            raise RuntimeError("the power went out")
+        self.seen[0].append(cell["n"])
+        return [{"power": p, "value": float(cell["n"] ** p)} for p in (2, 3)]
+
+    def tables(self, rows):
+        return {"All": rows}
+
+    def figures(self, rows):
+        figure, (axes,) = canvas()
+        for power, part in rows.groupby("power"):
+            axes.plot(part.n, part.value, label=f"power {power}")
+        label_lines(axes)
+        return {"growth": figure}
+
+    def findings(self, rows):
+        return [f"The largest is {rows.value.max():g}."]
+
+
+def publication(tmp_path, **options):
+    options = {"_target_": "here.Squares", **options}
+    return Publication(
+        "squares", options, tmp_path / "results", tmp_path / "runs", wandb="disabled"
+    )
+
+
+def test_a_study_publishes_rows_table_figure_findings_and_provenance(tmp_path, capsys):
+    folder = run_study(Squares(4, seen=([],)), publication(tmp_path), CPU)
+    rows = pd.read_csv(folder / "rows.csv")
+    assert rows.columns.tolist() == ["n", "power", "value"]
+    assert (rows.value == rows.n**rows.power).all()
+    assert "| 3   | 3       | 27      |" in (folder / "table.md").read_text()
+    tables = json.loads((folder / "tables.json").read_text())
+    assert tables["All"]["columns"] == ["n", "power", "value"]
+    assert tables["All"]["rows"] == rows.values.tolist()
+    assert json.loads((folder / "findings.json").read_text()) == ["The largest is 27."]
+    assert "power 3" in (folder / "growth.svg").read_text()
+    origin = json.loads((folder / "provenance.json").read_text())
+    assert {"command", "commit", "versions", "machine", "date", "threads", "measure_s"} <= set(
+        origin
+    )
+    index = (tmp_path / "results" / "README.md").read_text()
+    assert "[Squares](squares/table.md)" in index and origin["command"] in index
+    assert "4 measurements" in capsys.readouterr().out
+    assert not list((tmp_path / "runs").rglob("rows-*"))
+
+
+def test_tables_say_in_json_what_is_missing_and_what_is_infinite(tmp_path, monkeypatch):
+    def tables(self, rows):
+        values = {"a": [1.5, float("nan"), float("inf")], "b": [None, "x", True], "c": [1, 2, 3]}
+        return {"Odd": pd.DataFrame(values)}
+
+    monkeypatch.setattr(Squares, "tables", tables)
+    folder = run_study(Squares(1, seen=([],)), publication(tmp_path), CPU)
+    text = (folder / "tables.json").read_text()
+    rows = json.loads(text, parse_constant=pytest.fail)["Odd"]["rows"]
+    assert rows == [[1.5, None, 1], [None, "x", 2], ["inf", True, 3]]
+
+
+def test_an_interrupted_study_goes_on_from_its_rows(tmp_path):
+    seen = ([],)
+    with pytest.raises(RuntimeError, match="power went out"):
+        run_study(Squares(4, fails_at=2, seen=seen), publication(tmp_path), CPU)
+    assert not list((tmp_path / "results" / "squares").iterdir())
+    folder = run_study(Squares(4, seen=seen), publication(tmp_path), CPU)
+    assert seen[0] == [0, 1, 2, 3]  # each once
+    whole = run_study(Squares(4, seen=([],)), publication(tmp_path / "whole"), CPU)
+    assert (folder / "rows.csv").read_text() == (whole / "rows.csv").read_text()
+
+
+def test_other_options_start_their_own_rows(tmp_path):
+    with pytest.raises(RuntimeError):
+        run_study(Squares(4, fails_at=2, seen=([],)), publication(tmp_path, width=1), CPU)
+    seen = ([],)
+    run_study(Squares(4, seen=seen), publication(tmp_path, width=2), CPU)
+    assert seen[0] == [0, 1, 2, 3]
+
+
+def test_options_added_at_their_defaults_go_on_from_the_rows(tmp_path):
+    then = {"count": 4, "device": "cpu"}
+    added = {"fails_at": -1, "threads": None}  # of the constructor, and of configs/study.yaml
+    for now, measured in (
+        (then | added, [0, 1, 2, 3]),
+        ({**then, "fails_at": 9}, [0, 1, 0, 1, 2, 3]),
+    ):
+        seen, root = ([],), tmp_path / str(now["fails_at"])
+        with pytest.raises(RuntimeError):
+            run_study(Squares(4, fails_at=2, seen=seen), publication(root, **then), CPU)
+        run_study(Squares(4, seen=seen), publication(root, **now), CPU)
+        assert seen[0] == measured
+
+
+def test_rows_of_other_code_are_not_gone_on_from(tmp_path, monkeypatch):
+    seen = ([],)
+    with pytest.raises(RuntimeError):
+        run_study(Squares(4, fails_at=2, seen=seen), publication(tmp_path), CPU)
+    monkeypatch.setattr("metalearn.studies.frame.run.digest_code", lambda source: "another")
+    run_study(Squares(4, seen=seen), publication(tmp_path), CPU)
+    assert seen[0] == [0, 1, 0, 1, 2, 3]
+
+
+def test_the_same_rows_make_the_same_files(tmp_path):
+    once = run_study(Squares(3, seen=([],)), publication(tmp_path / "a"), CPU)
+    twice = run_study(Squares(3, seen=([],)), publication(tmp_path / "b"), CPU)
+    for name in ("rows.csv", "table.md", "tables.json", "growth.svg", "findings.json"):
+        assert (once / name).read_bytes() == (twice / name).read_bytes()
+
+
+def test_a_failure_to_draw_leaves_the_published_study_whole(tmp_path, monkeypatch):
+    folder = run_study(Squares(3, seen=([],)), publication(tmp_path), CPU)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def broken(self, rows):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(Squares, "figures", broken)
+    with pytest.raises(RuntimeError, match="no ink"):
+        run_study(Squares(4, seen=([],)), publication(tmp_path), CPU)
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "results").write_text("a file")
+    with pytest.raises(UsageError, match="cannot be written"):
+        run_study(Squares(1, seen=([],)), publication(tmp_path), CPU)
+
+
+def test_all_but_the_rows_can_be_made_again_without_measuring(tmp_path):
+    folder = run_study(Squares(3, seen=([],)), publication(tmp_path), CPU)
+    rows = (folder / "rows.csv").read_bytes()
+    before = json.loads((folder / "provenance.json").read_text())
+    for name in ("table.md", "growth.svg"):
+        (folder / name).write_text("old")
+    seen = ([],)
+    again = replace(publication(tmp_path), measure=False)
+    run_study(Squares(3, seen=seen), again, CPU)
+    assert not seen[0] and (folder / "rows.csv").read_bytes() == rows
+    assert "| 2   | 3       | 8       |" in (folder / "table.md").read_text()
+    assert "power 3" in (folder / "growth.svg").read_text()
+    after = json.loads((folder / "provenance.json").read_text())
+    assert {**after, "remade": None} == {**before, "remade": None}
+    assert set(after["remade"]) == {"command", "commit", "date"}
+    moved = before | {"options": {**before["options"], "_target_": "elsewhere.Squares"}}
+    (folder / "provenance.json").write_text(json.dumps(moved))
+    run_study(Squares(3, seen=seen), again, CPU)
+    other = before | {"options": {**before["options"], "_target_": "elsewhere.Cubes"}}
+    (folder / "provenance.json").write_text(json.dumps(other))
+    with pytest.raises(UsageError, match="are of another study"):
+        run_study(Squares(3, seen=([],)), again, CPU)
+    (folder / "rows.csv").unlink()
+    with pytest.raises(UsageError, match="no rows and provenance"):
+        run_study(Squares(3, seen=([],)), again, CPU)
+
+
+@dataclass(frozen=True)
+class Twice(Squares):
+    def cells(self):
+        return [{"n": 1}, {"n": 1}]
+
+
+def test_one_measurement_asked_for_twice_is_refused_before_any(tmp_path):
+    seen = ([],)
+    with pytest.raises(UsageError, match="n=1 is asked for twice"):
+        run_study(Twice(2, seen=seen), publication(tmp_path), CPU)
+    assert not seen[0] and not list(tmp_path.iterdir())
+
+
+def test_the_index_lists_what_has_a_provenance_and_survives_what_has_none(tmp_path):
+    run_study(Squares(1, seen=([],)), publication(tmp_path), CPU)
+    results = tmp_path / "results"
+    (results / "lone.json").write_text('{"date": "2026-01-02T03:04:05", "command": "x.py"}')
+    (results / "old.json").write_text('{"date": "2025-01-02", "commit": "abcdef0123"}')
+    (results / "list.json").write_text("[1, 2]")
+    write_index(results)
+    index = (results / "README.md").read_text()
+    assert "| [lone](lone.json) | `x.py` | none | 2026-01-02 |" in index
+    assert "| [old](old.json) | not recorded | abcdef0 | 2025-01-02 |" in index
+    assert "list" not in index.split("|---|")[-1] and index.count("squares/table.md") == 1
+
+
+def test_rows_go_to_wandb(tmp_path):
+    to = Publication("squares", {}, tmp_path / "results", tmp_path / "runs", wandb="offline")
+    run_study(Squares(2, seen=([],)), to, CPU)
+    assert list((tmp_path / "runs" / "squares").rglob("*.wandb"))

@@ -1,0 +1,67 @@
+"""The soak, small, and what it makes of rows that are flat or not."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+
+from metalearn.errors import UsageError
+from metalearn.studies.soak.study import SoakStudy
+
+STUDY = SoakStudy(runs=["sinusoid"], steps=120, meta_batch=1, points=8)
+
+
+def made_up(growth: float) -> pd.DataFrame:
+    steps = range(100, 4100, 100)
+    return pd.DataFrame(
+        {
+            "run": "sinusoid",
+            "step": steps,
+            "memory_bytes": [8e8 * (1 + growth * step / 4000) for step in steps],
+            "tracker_bytes": 4e7,
+            "handles": 9,
+            "step_s": 0.01,
+        }
+    )
+
+
+@pytest.mark.slow
+def test_a_training_is_watched_from_outside():
+    (cell,) = STUDY.cells()
+    rows = pd.DataFrame(STUDY.measure(cell, torch.device("cpu")))
+    assert 4 <= len(rows) <= STUDY.points
+    assert rows.step.is_monotonic_increasing and rows.step.iloc[-1] < STUDY.steps
+    assert (rows.memory_bytes > 1e8).all()  # PyTorch alone takes that
+    assert (rows.tracker_bytes > 0).all()
+    assert (rows.handles > 3).all()
+    assert (rows.step_s > 0).all()
+
+
+@pytest.mark.parametrize(("growth", "verdict"), [(0.0, "flat"), (0.01, "flat"), (0.1, "not flat")])
+def test_what_grows_is_called_so(growth, verdict):
+    rows = made_up(growth)
+    (finding,) = STUDY.findings(rows)
+    assert f": {verdict} within 2 %" in finding
+    # Means over the first and last quarter of a line lie 3/4 of its rise apart.
+    change = 0.75 * growth / (1 + 0.1375 * growth)
+    assert f"memory changed by {100 * change:+.2f} %" in finding
+    (table,) = STUDY.tables(rows).values()
+    assert table["change %"][0] == pytest.approx(100 * change)
+    assert set(STUDY.figures(rows)) == {"soak"}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"runs": ["sinus"]}, "runs has sinus"),
+        ({"runs": []}, "expected names"),
+        ({"steps": 7}, "at least 8 points"),
+        ({"points": 7}, "at least 8 points"),
+        ({"meta_batch": 0}, "and a task"),
+    ],
+)
+def test_options_that_are_none(options, sentence):
+    fields = {"runs": ["sinusoid"], "steps": 100, "meta_batch": 1, "points": 10}
+    with pytest.raises(UsageError, match=sentence):
+        SoakStudy(**{**fields, **options})

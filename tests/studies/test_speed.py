@@ -1,0 +1,408 @@
+"""The study of speed on tiny workloads: what its rows mean, not the seconds in them."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import warnings
+from contextlib import closing
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from metalearn.studies.frame.timing import clocked, rounds
+from metalearn.studies.speed import findings as speed_findings
+from metalearn.studies.speed import floor as speed_floor
+from metalearn.studies.speed import overhead as speed_overhead
+from metalearn.studies.speed import report as speed_report
+from metalearn.studies.speed import study as speed
+from metalearn.studies.speed.competitors import COMPETITORS, WAYS, Competitor, ours
+from metalearn.studies.speed.exact import (
+    Reference,
+    exact,
+    exact_by_task,
+    mean,
+    relative_error,
+    rounding,
+    same,
+)
+from metalearn.studies.speed.process import Contender, Failed, Worker, full_precision
+from metalearn.studies.speed.study import SpeedStudy
+from metalearn.studies.speed.workloads import Workload, setting
+
+CPU = torch.device("cpu")
+TINY = {
+    "imaml": Workload("imaml", 2, 3, 1, 2, 3, 2, channels=4, activation="silu"),
+    "maml": Workload("maml", 2, 3, 1, 2, 3, channels=4, activation="silu"),
+}
+EVERY = [(method, name) for method in COMPETITORS for name in COMPETITORS[method]]
+STUDY = SpeedStudy(
+    workloads=["imaml-5w1s", "maml-5w1s-q15"],
+    rounds=2,
+    timing_s=0.0,
+    differing=True,
+    tasks=[1, 3],
+    ways=[],
+    inner_steps=[],
+    cg_iterations=[1],
+    widths=[],
+    curve_rounds=2,
+    overhead_steps=0,
+    keep_memory="none",
+    copies=16,
+)
+
+
+@pytest.fixture(autouse=True)
+def others_deprecations():
+    """What other libraries call of torch's is their own; the study does not show it either."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+# Without kinks rounding alone is left: float64's, and float32's in the layout that is timed.
+@pytest.mark.parametrize(("double", "most"), [(True, 1e-10), (False, 1e-4)], ids=["64", "32"])
+@pytest.mark.parametrize(("method", "name"), EVERY)
+def test_a_competitor_computes_the_exact_gradient_or_says_that_it_differs(
+    method, name, double, most
+):
+    competitor = COMPETITORS[method][name]
+    if not competitor.installed:
+        pytest.skip(f"{competitor.library} is not installed")
+    start = setting(TINY[method], CPU)
+    if double:
+        start = start.double()
+    error = relative_error(competitor.settled(start)(start)(), exact(start))
+    # What differs does so by far more than float64's rounding.
+    assert (error > 1e-6) if competitor.differs else (error < most)
+
+
+@pytest.mark.parametrize(("method", "name"), EVERY)
+def test_a_batch_of_one_task_over_and_over_gives_that_tasks_gradient(method, name):
+    competitor = COMPETITORS[method][name]
+    if competitor.differs or not competitor.installed:
+        pytest.skip("not compared")
+    start = setting(TINY[method], CPU).double()
+    every = exact_by_task(start)
+    assert relative_error(every[0], every[1]) > 0.1  # two tasks that are told apart
+    own = [competitor.make(start.filled(t, 3))() for t in range(len(every))]
+    for found, expected in zip(own, every, strict=True):
+        assert relative_error(found, expected) < 1e-10
+    assert relative_error(competitor.make(start)(), mean(own)) < 1e-10
+
+
+@pytest.mark.parametrize("method", ["imaml", "maml"])
+def test_competitors_can_be_called_again(method):
+    for name, competitor in COMPETITORS[method].items():
+        if competitor.installed and not competitor.differs:
+            run = competitor.make(setting(TINY[method], CPU))
+            first = [g.double() for g in run()]
+            assert relative_error(run(), first) < 1e-6, name
+
+
+def errors_of(found):
+    """Of a gradient `found` beside the exact one of every kind."""
+    exact = [torch.ones(2, dtype=torch.float64)]
+    reference = Reference([exact] * 3, exact, exact, 0.0)
+    return {"differs": ""} | reference.errors(**{"smooth": exact, "batch": exact} | found)
+
+
+@pytest.mark.parametrize(
+    ("found", "counts"),
+    [
+        ({"by_task": [[torch.ones(2)]] * 3}, True),
+        ({"by_task": [[torch.ones(2)]] * 2 + [[torch.zeros(2)]]}, True),  # a kink crossed
+        ({"by_task": [[torch.ones(2)]] + [[torch.zeros(2)]] * 2}, False),
+        ({"by_task": [[torch.ones(2)]] * 3, "smooth": [1.001 * torch.ones(2)]}, False),
+        ({"by_task": [[torch.ones(2)]] * 3, "batch": [torch.zeros(2)]}, True),  # its kinks
+        ({"by_task": [[1.001 * torch.ones(2)]] * 3}, False),
+        ({"by_task": []}, False),
+    ],
+)
+def test_a_gradient_counts_by_the_smooth_networks_and_by_half_of_the_tasks(found, counts):
+    assert same(errors_of(found)) is counts
+
+
+def test_rounding_moves_the_gradient_by_little_where_it_is_smooth():
+    start = setting(TINY["maml"], CPU)
+    assert 1e-9 < rounding(start, exact(start)) < 1e-4
+
+
+def test_the_floor_counts_a_gradient_as_the_counter_does():
+    w = replace(TINY["maml"], tasks=1, channels=8)
+    s = setting(w, CPU)
+    first, whole = speed_floor._forward(w, w.ways * w.shots)
+
+    def gradient():
+        loss = F.cross_entropy(s.model(s.task.support_x[0]), s.task.support_y[0])
+        torch.autograd.grad(loss, list(s.model.parameters()))
+
+    assert speed_floor.counted(gradient) == 3 * whole - first
+
+
+@pytest.mark.parametrize("method", ["imaml", "maml"])
+def test_the_floor_is_below_what_the_engine_does_and_not_far(method):
+    start = setting(replace(TINY[method], channels=16), CPU).of(0)
+    needed = speed_floor.operations(start.workload)
+    # Above it are a residual's product, and the inner gradient's norm at the end.
+    assert needed <= speed_floor.counted(ours(WAYS[method])(start)) <= 1.5 * needed
+
+
+@pytest.mark.parametrize("field", ["tasks", "steps"])
+def test_the_floor_is_linear_in_what_repeats(field):
+    few, more, most = (
+        speed_floor.operations(replace(TINY["imaml"], **{field: n})) for n in (1, 2, 3)
+    )
+    assert most - more == more - few > 0
+
+
+def test_rounds_rotate_and_stop_in_time():
+    order: list[str] = []
+    runs = {name: clocked(lambda name=name: order.append(name), CPU) for name in "abc"}
+    times = rounds(runs, 3, 100.0)
+    assert "".join(order) == "abcbcacab"
+    assert all(len(t.wall) == len(t.cpu) == 3 for t in times.values())
+    assert len(rounds(runs, 9, 0.0)["a"].wall) == 2
+
+
+def test_a_gpu_is_waited_for_before_and_after_each_run(monkeypatch):
+    events: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("wait"))
+    rounds({"run": clocked(lambda: events.append("run"), torch.device("cuda"))}, 2, 0.0)
+    assert events == ["wait", "run", "wait"] * 2
+
+
+class Here:
+    """A worker without a process: what a test replaces reaches it."""
+
+    def __init__(self, threads, *contender):
+        self.name = contender[0]
+        contender = Contender(*contender)
+        self.facts, self.seconds = contender.facts, contender.seconds
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def rows():
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setitem(speed.WORKLOADS, "imaml-5w1s", replace(TINY["imaml"], activation="relu"))
+        patch.setitem(speed.WORKLOADS, "maml-5w1s-q15", replace(TINY["maml"], activation="relu"))
+        for method, workload in TINY.items():
+            patch.setitem(speed.CURVES, method, workload)
+        patch.setitem(speed_floor.SIDE, "cpu", 64)
+        patch.setattr(speed, "Worker", Here)
+        find = importlib.util.find_spec
+        patch.setattr(importlib.util, "find_spec", lambda n: None if n == "torchopt" else find(n))
+        return pd.DataFrame(
+            [{**cell, **row} for cell in STUDY.cells() for row in STUDY.measure(cell, CPU)]
+        )
+
+
+def test_a_row_tells_who_was_how_fast(rows):
+    part = speed_report.timed(rows, "maml-5w1s-q15")
+    assert {"ours", "ours, by higher", "higher", "vmap"} <= set(part.competitor)
+    lead = part[part.lead.astype(bool)]
+    assert len(lead) == 1 and lead.library.item() == "" and lead.differs.item() == ""
+    own = part[(part.library == "") & (part.differs == "")]
+    assert lead.seconds.item() == own.seconds.min()
+    counted = part[part.differs == ""]
+    assert (counted.tasks_checked == 2).all() and (counted.error_task < 1e-4).all()
+    # Of what takes the task axis wrongly, the batch would not be the mean of its tasks.
+    assert (counted.error_mean < 1e-5).all()
+    assert (part[part.differs != ""].tasks_checked == 0).all()
+    # The arithmetic at one rate for all workloads: ratios of it are ratios of the seconds.
+    both = pd.concat([part, speed_report.timed(rows, "imaml-5w1s")])
+    seconds = both.over_floor * both.floor_operations / rows.product_rate.max()
+    assert seconds.to_numpy() == pytest.approx(both.seconds.to_numpy())
+
+
+def test_ours_wrong_is_said_and_given_no_verdict(rows):
+    wrong = rows.copy()
+    ours_there = (wrong.workload == "maml-5w1s-q15") & wrong.competitor.str.startswith("ours")
+    wrong.loc[ours_there, "error_smooth"] = 0.3
+    assert speed_report.lead(speed_report.timed(wrong, "maml-5w1s-q15")) is None
+    targets = STUDY.tables(wrong)["Targets, and what was reached"].set_index("workload")
+    assert targets.loc["maml-5w1s-q15", "met"] == targets.loc["maml-5w1s-q15", "met "] == ""
+    assert targets.loc["imaml-5w1s", "met"] in ("yes", "no")
+    said = [f for f in STUDY.findings(wrong) if f.startswith("maml-5w1s-q15")]
+    assert len(said) == 1 and "ours did not compute the gradient" in said[0]
+    assert "target" not in said[0]
+
+
+def measured_here(monkeypatch, worker=Here):
+    monkeypatch.setattr(speed, "Worker", worker)
+    monkeypatch.setitem(speed.WORKLOADS, "maml-5w1s-q15", TINY["maml"])
+    monkeypatch.setitem(speed_floor.SIDE, "cpu", 64)
+    cell = {"part": "workload", "workload": "maml-5w1s-q15"}
+    return pd.DataFrame([{**cell, **row} for row in STUDY.measure(cell, CPU)])
+
+
+def test_nothing_is_compared_with_ours_where_ours_is_wrong(monkeypatch):
+    def wrong(setting):
+        run = ours(WAYS["maml"])(setting)
+        return lambda: [1.01 * g for g in run()]
+
+    some = {"ours": Competitor(wrong), "vmap": COMPETITORS["maml"]["vmap"]}
+    monkeypatch.setitem(COMPETITORS, "maml", some)
+    found = measured_here(monkeypatch)
+    assert not found.lead.any() and "times_ours" not in found
+    assert any("ours did not compute the gradient" in f for f in STUDY.findings(found))
+    assert STUDY.tables(found) and STUDY.figures(found)
+
+
+def test_a_peer_that_fails_is_left_out_with_the_reason(monkeypatch):
+    class Failing(Here):
+        def __init__(self, threads, *contender):
+            super().__init__(threads, *contender)
+            if self.name == "vmap":
+                raise Failed("vmap", "failed (ImportError: no such symbol)")
+            if self.name == "higher":
+                self.seconds = self.end
+
+        def end(self):
+            raise Failed("higher", "had its process ended")
+
+    some = {name: COMPETITORS["maml"][name] for name in ("ours", "higher", "vmap")}
+    some["another"] = Competitor(ours(WAYS["maml"]), "no_such_library")
+    monkeypatch.setitem(COMPETITORS, "maml", some)
+    found = measured_here(monkeypatch, Failing)
+    assert list(found.competitor[~found.absent]) == ["ours"]
+    said = [f for f in STUDY.findings(found) if "left out" in f]
+    assert said == [
+        "no_such_library is not installed, and its another was left out.",
+        "torch failed (ImportError: no such symbol), and its vmap was left out.",
+        "higher had its process ended, and its higher was left out.",
+    ]
+
+    class Ours(Here):
+        def facts(self, copies):
+            raise Failed("ours", "had its process ended")
+
+        def __init__(self, threads, *contender):
+            self.name = contender[0]
+
+    with pytest.raises(Failed, match="ours had its process ended"):
+        measured_here(monkeypatch, Ours)
+
+
+def test_a_process_finds_what_is_found_here():
+    about = "ours", TINY["maml"], CPU, False
+    with closing(Worker(1, *about)) as worker:
+        there, seconds = worker.facts(2), worker.seconds()
+    here = Contender(*about).facts(2)
+    for found, expected in zip(there.gradient, here.gradient, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert len(there.task_gradients) == TINY["maml"].tasks
+    assert there.operations == here.operations and min(there.peak_bytes, *seconds) > 0
+
+
+def test_a_process_says_why_it_failed():
+    with pytest.raises(Failed, match=r"nobody failed \(KeyError: 'nobody'\)"):
+        Worker(1, "nobody", TINY["maml"], CPU, False)
+    with (
+        closing(Worker(1, "ours", TINY["maml"], CPU, False)) as worker,
+        pytest.raises(Failed, match="ours had its process ended"),
+    ):
+        worker._result(signal.raise_signal, signal.SIGKILL)
+
+
+def test_products_are_made_in_float32():
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = True
+        full_precision()
+        assert not any(switch.allow_tf32 for switch in switches)
+    finally:
+        for switch, was in zip(switches, before, strict=True):
+            switch.allow_tf32 = was
+
+
+def test_what_held_for_all_is_said(rows):
+    assert "TF32" not in STUDY.findings(rows)[0]
+    held = {
+        kept: STUDY.findings(rows.assign(keep_memory=kept, device="cuda"))[0]
+        for kept in ("all", "ours", "none")
+    }
+    assert len(set(held.values())) == 3 and all("TF32 switched off" in f for f in held.values())
+
+
+def curve(**ways):
+    """Rows of a curve: of each way (times batched, quartiles) at 1 and 2 tasks."""
+    rows = [
+        {"part": "curve", "method": "maml", "axis": "tasks", "value": value, "competitor": way}
+        | dict(zip(("times_ours_low", "times_ours", "times_ours_high"), ratios, strict=True))
+        for way, points in ways.items()
+        for value, ratios in enumerate(points, 1)
+    ]
+    return pd.DataFrame(rows).replace({"one_by_one": "one by one"})
+
+
+def test_a_curve_tells_where_the_batch_is_slower_than_either_by_more_than_the_rounds_differ():
+    one = [(0.9, 0.96, 1.05), (1.6, 1.7, 1.8)]
+    said = speed_findings._curve_finding(curve(one_by_one=one), "maml", "tasks")
+    assert said.endswith("slower than one by one nowhere by more than the rounds differ.")
+    both = curve(one_by_one=one, higher=[(0.7, 0.72, 0.75), (1.2, 1.24, 1.3)])
+    said = speed_findings._curve_finding(both, "maml", "tasks")
+    assert said.endswith("and slower than higher at 1 (by up to 1.39 times).")
+
+
+def test_only_equal_gradients_of_others_count(rows):
+    part = speed_report.timed(rows, "maml-5w1s-q15").reset_index(drop=True)
+    part.loc[part.library == "", "seconds"] = 1.0
+    part.loc[part.library != "", "seconds"] = 3.0
+    part.loc[part.competitor == "vmap, torch's norm", "seconds"] = 0.1  # differs
+    part.loc[part.competitor == "higher", "seconds"] = 0.2
+    part.loc[part.competitor == "higher", "error_smooth"] = 1e-2  # was wrong
+    part.loc[part.competitor == "vmap", "seconds"] = 1.5
+    part.loc[part.competitor == "learn2learn", "seconds"] = 2.0
+    assert speed_report.fastest(part).competitor == "vmap"
+    assert speed_report.fastest(part, libraries_only=True).competitor == "learn2learn"
+
+
+def test_what_is_not_installed_is_left_out_with_one_line(rows):
+    gone = rows[rows.absent.fillna(False).astype(bool)]
+    assert set(gone.library) == {"torchopt"}
+    said = [f for f in STUDY.findings(rows) if "not installed" in f]
+    assert len(said) == 1 and "torchopt" in said[0]
+
+
+def test_the_report_is_made_from_rows_alone(rows, tmp_path):
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    read = pd.read_csv(tmp_path / "rows.csv")
+    tables = STUDY.tables(read)
+    assert max(map(len, tables)) <= 110
+    assert len(tables["Targets, and what was reached"]) == 2
+    assert len(tables["iMAML: seconds against tasks in a batch, quartiles in brackets"]) == 2
+    assert set(STUDY.figures(read)) == {
+        *("time_imaml", "time_maml", "scaling_imaml", "scaling_maml")
+    }
+    findings = STUDY.findings(read)
+    assert sum("the target of 2.0" in f for f in findings) == 2
+    assert any("tasks in a batch from 1 to 3" in f for f in findings)
+    assert findings[0].startswith("No process kept the memory that it freed")
+    assert any(
+        "ours 2 of 2" in f and "mean of their tasks' own" in f and "higher 2 of 2" in f
+        for f in findings
+    )
+
+
+def test_a_curve_is_left_out_by_an_empty_axis():
+    axes = {(c["axis"], c["method"]) for c in STUDY.cells() if c["part"] == "curve"}
+    # MAML solves nothing.
+    assert axes == {("tasks", "imaml"), ("tasks", "maml"), ("cg_iterations", "imaml")}
+
+
+@pytest.mark.slow
+def test_the_time_around_the_gradient_is_that_of_a_run():
+    found = {row["piece"]: row["seconds"] for row in speed_overhead.overhead(7, CPU)}
+    assert found["gradient"] > found["around it"] > found["sampling and moving"] > 0
+    assert found["checkpoints"] > 0 and found["the rest"] > 0

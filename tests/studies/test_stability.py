@@ -1,0 +1,95 @@
+"""The study of iMAML's stability: its runs, and what it says of made-up ones."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+
+from metalearn.errors import UsageError
+from metalearn.studies.stability.study import SOLVERS, StabilityStudy
+
+CPU = torch.device("cpu")
+
+
+def study(runs="unused", **options) -> StabilityStudy:
+    whole = {
+        "experiment": "omniglot_5w1s_imaml_collapse",
+        "solvers": list(SOLVERS),
+        "seeds": [0],
+        "steps": 4,
+        "words": ["tasks=glyphs", "model.channels=4", "meta_batch=2", "tasks.queries=1"],
+        "validation_every": 2,
+        "validation_tasks": 4,
+        "test_tasks": 4,
+        "runs": str(runs),
+    }
+    return StabilityStudy(**whole | options)
+
+
+def rows(collapsing: bool) -> pd.DataFrame:
+    found = []
+    for solver, fall in zip(SOLVERS, (0.3 if collapsing else 0.0, 0.0), strict=True):
+        for seed in (0, 1):
+            cell = {"solver": solver, "seed": seed}
+            for step, accuracy in ((100, 0.6), (200, 0.8), (300, 0.8 - fall)):
+                about = {"accuracy": accuracy, "accuracy_interval": 0.01}
+                found.append({**cell, "part": "validation", "step": step, **about})
+                found.append(
+                    {**cell, "part": "stretch", "step": step, "curvature": 18.0}
+                    | {"inner_grad_norm": 0.1}
+                )
+            for mode in ("transductive", "inductive"):
+                found.append(
+                    {**cell, "part": "test", "mode": mode, "step": 200, "edge": 20.0}
+                    | {"accuracy": 0.8, "accuracy_interval": 0.01}
+                )
+    return pd.DataFrame(found)
+
+
+def test_cells_are_both_solvers_of_each_seed() -> None:
+    cells = study(seeds=[3, 4]).cells()
+    assert [(c["solver"], c["seed"]) for c in cells] == [
+        (solver, seed) for seed in (3, 4) for solver in SOLVERS
+    ]
+
+
+def test_both_solvers_train_alike_but_for_the_inner_loop(tmp_path) -> None:
+    made = study(tmp_path)
+    found = {c["solver"]: pd.DataFrame(made.measure(c, CPU)) for c in made.cells()}
+    for frame in found.values():
+        assert list(frame[frame.part == "validation"].step) == [2, 4]
+        assert set(frame[frame.part == "test"]["mode"]) == {"transductive", "inductive"}
+        assert frame[frame.part == "stretch"].step.is_monotonic_increasing
+        assert (frame[frame.part == "test"].edge == 20.0).all()
+    assert "over_the_edge" in found["fixed rate"]
+    assert "over_the_edge" not in found["rate found by each task"]
+
+
+@pytest.mark.parametrize(("collapsing", "said"), [(True, "2 of 2"), (False, "0 of 2")])
+def test_findings_count_the_trainings_that_collapsed(collapsing: bool, said: str) -> None:
+    fixed, stable = study().findings(rows(collapsing))
+    assert f"collapsed trainings {said}" in fixed
+    assert "collapsed trainings 0 of 2" in stable
+    (table,) = study().tables(rows(collapsing)).values()
+    assert list(table.collapsed) == ["yes" if collapsing else "no"] * 2 + ["no", "no"]
+
+
+def test_the_figure_has_three_panels() -> None:
+    (figure,) = study().figures(rows(True)).values()
+    assert len(figure.axes) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"solvers": []}, "solvers="),
+        ({"solvers": ["fixed"]}, "fixed rate"),
+        ({"seeds": []}, "seeds="),
+        ({"steps": 0}, "steps=0"),
+        ({"test_tasks": 1}, "tasks=1"),
+    ],
+)
+def test_bad_options_are_refused(options, said) -> None:
+    with pytest.raises(UsageError, match=said):
+        study(**options)

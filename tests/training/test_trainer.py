@@ -1,0 +1,437 @@
+"""Training runs from the command line to the files that they leave."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import statistics
+
+import pytest
+import torch
+import wandb_log
+from tiny_run import TINY, rows, run, timeless
+
+from metalearn.commands.main import main
+from metalearn.config import config_folder
+from metalearn.training import checkpoint
+from metalearn.training import loop as trainer
+from metalearn.training.evaluation import Estimate
+from metalearn.training.metrics_file import to_json
+from metalearn.tree import leaves_of
+
+SINUSOID = ["tasks=sinusoid", "model=mlp_sinusoid", "metagrad=maml_batched", "steps=4"]
+SINUSOID += ["meta_batch=2", "validation.tasks=4", "test.tasks=4", "wandb=disabled"]
+CHOICES = sorted(file.stem for file in (config_folder() / "metagrad").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "r"
+    assert run(folder, "metagrad=imaml", "wandb=disabled") == 0
+    return folder
+
+
+@pytest.fixture
+def finished(trained, tmp_path):
+    """A finished run of 6 meta-steps, to be spoilt."""
+    return shutil.copytree(trained, tmp_path / "r")
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_run_leaves_what_it_promises(tmp_path, capsys):
+    assert run(tmp_path / "r", "metagrad=imaml") == 0
+    folder = tmp_path / "r"
+    names = {p.name for p in folder.iterdir()}
+    assert names == {
+        *("config.yaml", "metrics.jsonl", "summary.json", "wandb"),
+        *("best.pt", "last.pt", "last.1.pt"),
+    }
+    assert [row["step"] for row in rows(folder)] == [1, 2, 3, 4, 5, 6]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert 0 <= summary["test_accuracy"] <= 1
+    assert summary["test_accuracy_interval"] > 0
+    assert summary["test_tasks"] == 8
+    assert summary["transductive"] is True
+    assert summary["peak_memory_bytes"] > 0
+    assert summary["step_s"] > 0
+    assert summary["seed"] == 0
+    assert summary["versions"]["torch"] == torch.__version__.split("+")[0]
+    said = capsys.readouterr().out
+    assert "test accuracy" in said
+    assert "transductive" in said
+    assert str(folder) in said
+
+
+def test_the_same_seed_gives_the_same_metrics(tmp_path):
+    for name in ("a", "b"):
+        assert run(tmp_path / name, "metagrad=imaml", "wandb=disabled") == 0
+    assert timeless(tmp_path / "a") == timeless(tmp_path / "b")
+    assert run(tmp_path / "c", "metagrad=imaml", "wandb=disabled", "seed=1") == 0
+    assert timeless(tmp_path / "c") != timeless(tmp_path / "a")
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_meta_gradient_trains(tmp_path, choice):
+    assert run(tmp_path / "r", f"metagrad={choice}", "wandb=disabled") == 0
+    losses = [row["query_loss"] for row in rows(tmp_path / "r")]
+    assert len(losses) == 6
+    assert all(loss > 0 for loss in losses)
+
+
+def test_sinusoids_train_by_their_loss(tmp_path):
+    assert main(["train", *SINUSOID, f"run_dir={tmp_path / 'r'}"]) == 0
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert "test_accuracy" not in summary
+    assert summary["test_loss"] > 0
+
+
+def test_the_wandb_run_holds_what_was_measured(tmp_path):
+    assert run(tmp_path / "r", "metagrad=imaml") == 0
+    (log,) = (tmp_path / "r" / "wandb").glob("offline-run-*/*.wandb")
+    history = wandb_log.history(log)
+    everywhere = {
+        "query_loss",
+        "query_accuracy",
+        "peak_memory_bytes",
+        "step_s",
+        "inner_grad_norm",
+        "solve_relative_residual",
+        "solve_iterations",
+        "solve_converged",
+        "solve_negative_curvature",
+        "ritz_low",
+        "ritz_high",
+    }
+    steps = [row for row in history if "query_loss" in row]
+    assert len(steps) == 6
+    for row, logged in zip(rows(tmp_path / "r"), steps, strict=True):
+        assert everywhere <= logged.keys()
+        assert logged["query_loss"] == pytest.approx(row["query_loss"])
+    validated = [row for row in history if "validation_accuracy" in row]
+    assert len(validated) == 2
+    assert "validation_accuracy_interval" in validated[0]
+    config = wandb_log.config(log)
+    assert config["metagrad"]["linear_solver"]["max_iters"] == 5
+    summary = wandb_log.summary(log)
+    assert {"test_accuracy", "test_accuracy_interval", "peak_memory_bytes"} <= summary.keys()
+    assert list((tmp_path / "r" / "wandb").glob("offline-run-*/files/media/table/comparison*"))
+
+
+def test_a_broken_wandb_is_said_once_and_training_goes_on(tmp_path, monkeypatch, capsys):
+    import wandb
+
+    def broken(**options):
+        raise OSError("no")
+
+    monkeypatch.setattr(wandb, "init", broken)
+    assert run(tmp_path / "r", "metagrad=imaml") == 0
+    assert capsys.readouterr().out.count("W&B") == 1
+    assert len(rows(tmp_path / "r")) == 6
+
+
+def test_divergence_stops_with_the_last_good_state_kept(tmp_path, capsys):
+    status = run(
+        tmp_path / "r", "metagrad=maml_batched", "metagrad.inner.lr=1e30", "wandb=disabled"
+    )
+    assert status == 1
+    assert "not finite" in capsys.readouterr().err
+    state = checkpoint.load(tmp_path / "r" / "last.pt")
+    assert all(value.isfinite().all() for value in state["meta"].values())
+    assert not (tmp_path / "r" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "stopped"),
+    [
+        (["metagrad=first_order", "optimiser=sgd", "optimiser.lr=3e38"], "optimiser.lr"),
+        (["metagrad=first_order", "optimiser=sgd", "optimiser.lr=1e30"], "not finite"),
+        (["metagrad.inner.lr=1e30"], "not finite"),
+    ],
+    ids=["the step", "the next loss", "the loss"],
+)
+def test_a_checkpoint_never_holds_what_is_not_finite(tmp_path, capsys, words, stopped):
+    assert main(["train", *SINUSOID, *words, f"run_dir={tmp_path}"]) == 1
+    said = capsys.readouterr().err
+    state = checkpoint.load(tmp_path / "last.pt")
+    assert stopped in said and f"of meta-step {state['step']}," in said
+    assert f"stopped at meta-step {state['step'] + 1}:" in said
+    assert all(value.isfinite().all() for value in state["meta"].values())
+    assert state["step"] == len(rows(tmp_path))
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, capsys):
+    nan = {"loss": Estimate(math.nan, math.nan)}
+    monkeypatch.setattr("metalearn.training.loop.evaluate", lambda *_, **__: nan)
+    assert main(["train", *SINUSOID, f"run_dir={tmp_path}"]) == 1
+    assert "the validation loss is not finite" in capsys.readouterr().err
+    assert rows(tmp_path)[-1]["validation_loss"] is None
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 4
+
+
+def test_infinities_are_null_in_json():
+    text = to_json({"a": math.inf, "b": math.nan, "c": 1.5})
+    assert json.loads(text) == {"a": None, "b": None, "c": 1.5}
+
+
+def test_a_linear_solve_that_mostly_breaks_off_is_warned_of_once(tmp_path, capsys):
+    assert run(tmp_path / "r", "metagrad=imaml", "prox=1e-3", "wandb=disabled") == 0
+    assert all(row["solve_negative_curvature"] == 3 for row in rows(tmp_path / "r"))
+    said = capsys.readouterr().out
+    assert said.count("warning") == 1
+    assert "negative_curvature 3" in said and "larger prox" in said
+
+
+def test_a_run_is_not_written_over(tmp_path, capsys):
+    assert run(tmp_path / "r", "metagrad=imaml", "wandb=disabled") == 0
+    assert run(tmp_path / "r", "metagrad=imaml", "wandb=disabled") == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "choice", ["imaml", "imaml_warm", "imaml_learned_prox", "meta_sgd", "maml_plus_plus", "anil"]
+)
+def test_a_resumed_run_equals_an_undisturbed_one(tmp_path, choice):
+    words = [f"metagrad={choice}", "wandb=disabled"]
+    assert run(tmp_path / "whole", *words) == 0
+    assert run(tmp_path / "parts", *words, "steps=3") == 0
+    assert main(["train", f"resume={tmp_path / 'parts'}", "steps=6"]) == 0
+    assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
+    one, other = (checkpoint.load(tmp_path / k / "last.pt") for k in ("parts", "whole"))
+    for key in ("meta", "carry"):
+        pairs = zip(leaves_of(one[key]), leaves_of(other[key]), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert bool(one["carry"]) == (choice in ("imaml_warm", "maml_plus_plus"))
+
+
+def test_what_is_learned_beside_the_weights_is_trained_and_evaluated(tmp_path, capsys):
+    words = ["metagrad=maml_batched", "learn_rates=true", "learn_prox=true", "prox=0.5"]
+    words += ["adapt=head", "optimiser.lr=0.01", "wandb=disabled"]
+    assert run(tmp_path / "r", *words) == 0
+    meta = checkpoint.load(tmp_path / "r" / "best.pt")["meta"]
+    assert set(meta["log_rates"]) == {"3.weight", "3.bias"}
+    assert all((x != 0).all() for x in meta["log_rates"].values())
+    strength = meta["theta"]["log_prox"].exp().item()
+    assert rows(tmp_path / "r")[0]["query_prox"] == pytest.approx(0.5)
+    assert abs(strength - 0.5) > 1e-3
+    capsys.readouterr()
+    assert main(["evaluate", f"checkpoint={tmp_path / 'r' / 'best.pt'}", "tasks=8"]) == 0
+    said = capsys.readouterr().out
+    assert "accuracy" in said and f"prox {strength:.4f}" in said
+
+
+def test_a_warm_start_changes_what_the_second_meta_step_solves(tmp_path):
+    # Of one iteration each, so that the start shows in the residual.
+    words = ["metagrad.linear_solver.max_iters=1", "wandb=disabled", "steps=3"]
+    for choice in ("imaml", "imaml_warm"):
+        assert run(tmp_path / choice, f"metagrad={choice}", *words) == 0
+    cold, warm = timeless(tmp_path / "imaml"), timeless(tmp_path / "imaml_warm")
+    assert warm[0] == cold[0] | {"peak_memory_bytes": warm[0]["peak_memory_bytes"]}
+    assert warm[1]["solve_relative_residual"] != cold[1]["solve_relative_residual"]
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_steps_and_times(finished):
+    whole = (finished / "metrics.jsonl").read_text()
+    assert main(["train", f"resume={finished}"]) == 0
+    assert (finished / "metrics.jsonl").read_text() == whole
+    times = [row["step_s"] for row in rows(finished)]
+    assert main(["train", f"resume={finished}", "steps=8", "threads=1"]) == 0
+    times = [row["step_s"] for row in rows(finished)]
+    assert len(times) == 8
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["steps"] == 8
+    assert summary["train_s"] == pytest.approx(sum(times))
+    assert summary["step_s"] == statistics.median_high(times)
+
+
+def test_a_row_that_a_crash_cut_short_is_dropped(finished):
+    with (finished / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "query_lo')
+    assert main(["train", f"resume={finished}", "steps=8"]) == 0
+    assert [row["step"] for row in rows(finished)] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+SPOILT = {
+    "another option": (lambda f: None, ["prox=3"], "prox= cannot be given beside resume="),
+    "another choice": (lambda f: None, ["metagrad=maml"], "metagrad= cannot be given"),
+    "an experiment": (lambda f: None, ["experiment=omniglot_5w1s_maml"], "experiment= cannot"),
+    "fewer steps": (lambda f: None, ["steps=5"], "has taken 6"),
+    "cosine": (
+        lambda f: edit(f / "config.yaml", "schedule: constant", "schedule: cosine"),
+        ["steps=9"],
+        "schedule=cosine",
+    ),
+    "no rows": (lambda f: (f / "metrics.jsonl").unlink(), [], "metrics.jsonl is absent"),
+    "a bad row": (lambda f: edit(f / "metrics.jsonl", '{"step": 3', "{"), [], "line 3 of"),
+    "no checkpoint": (
+        lambda f: [(f / name).unlink() for name in ("last.pt", "last.1.pt")],
+        [],
+        "no checkpoint",
+    ),
+    "lost rows": (
+        lambda f: (f / "metrics.jsonl").write_text((f / "metrics.jsonl").read_text()[:20]),
+        [],
+        "ends at meta-step 0, before the checkpoint's 6",
+    ),
+    "no YAML": (lambda f: (f / "config.yaml").write_text("a: [1"), [], "cannot be read"),
+    "bytes": (lambda f: (f / "config.yaml").write_bytes(b"\xff\x00"), [], "cannot be read"),
+    "a list": (lambda f: (f / "config.yaml").write_text("[1]"), [], "holds no options"),
+    "half a config": (lambda f: (f / "config.yaml").write_text("seed: 0"), [], "lacks"),
+    "another type": (lambda f: edit(f / "config.yaml", "seed: 0", "seed: x"), [], "whole number"),
+    "another model": (
+        lambda f: edit(f / "config.yaml", "- 8\n", "- 9\n"),
+        [],
+        "do not fit the model",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILT)
+def test_a_run_that_cannot_be_resumed_is_left_as_it_was(fault, finished, capsys):
+    spoil, words, sentence = SPOILT[fault]
+    spoil(finished)
+    before = {p.name: p.read_bytes() for p in finished.iterdir()}
+    assert main(["train", f"resume={finished}", *words]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+    assert {p.name: p.read_bytes() for p in finished.iterdir()} == before
+
+
+def test_a_resumed_run_keeps_its_wandb_id_and_history(tmp_path):
+    assert run(tmp_path / "r", "metagrad=imaml", "steps=3") == 0
+    (first,) = (tmp_path / "r" / "wandb").glob("offline-run-*/*.wandb")
+    assert main(["train", f"resume={tmp_path / 'r'}", "steps=4", "wandb=disabled"]) == 0
+    assert main(["train", f"resume={tmp_path / 'r'}", "steps=6", "wandb=offline"]) == 0
+    (again,) = (tmp_path / "r" / "wandb").glob("offline-run-*/*.wandb")
+    assert again.name == first.name
+    assert [row["_step"] for row in wandb_log.history(again)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["threads=0"], "from 1 to"),
+        (["queries=99"], "images a class"),
+        (["inner_steps=[-1]"], "at least 0"),
+        (["device=meta"], "'cpu' or 'cuda'"),
+    ],
+    ids=" ".join,
+)
+def test_evaluation_refuses_in_one_sentence(trained, capsys, words, sentence):
+    assert main(["evaluate", f"checkpoint={trained / 'best.pt'}", "tasks=8", *words]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("key", ["config", "meta"])
+def test_a_checkpoint_that_lacks_a_part_is_refused(finished, capsys, key):
+    state = checkpoint.load(finished / "best.pt")
+    del state[key]
+    checkpoint.save(finished / "best.pt", state)
+    assert main(["evaluate", f"checkpoint={finished / 'best.pt'}"]) == 2
+    assert f"without {key}" in capsys.readouterr().err
+
+
+def test_evaluation_repeats_the_runs_own_figure_and_says_its_mode(tmp_path, capsys):
+    assert run(tmp_path / "r", "metagrad=imaml", "wandb=disabled") == 0
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    capsys.readouterr()
+    path = tmp_path / "r" / "best.pt"
+    assert main(["evaluate", f"checkpoint={path}", "tasks=8"]) == 0
+    said = capsys.readouterr().out
+    assert f"{100 * summary['test_accuracy']:.2f} ±" in said
+    assert "transductive" in said
+    assert main(["evaluate", f"checkpoint={path}", "tasks=8", "transductive=false"]) == 0
+    assert "inductive" in capsys.readouterr().out
+
+
+def test_a_sweep_gives_each_job_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [w for w in TINY if not w.startswith("steps")]
+    assert main(["train", "-m", *words, "steps=3", "wandb=disabled", "seed=0,1"]) == 0
+    folders = sorted((tmp_path / "runs").iterdir())
+    assert len(folders) == 2
+    seeds = {json.loads((f / "summary.json").read_text())["seed"] for f in folders}
+    assert seeds == {0, 1}
+
+
+def scores_in_turn(monkeypatch, scores):
+    """Validations score so, whatever the meta-parameters; the test is not affected."""
+    evaluate, left = trainer.evaluate, list(scores)
+
+    def scored(problem, metagrad, meta, sampler, tasks, **options):
+        if tasks == 6:  # TINY's number of validation tasks
+            return {"loss": Estimate(1.0, 0.1), "accuracy": Estimate(left.pop(0), 0.1)}
+        return evaluate(problem, metagrad, meta, sampler, tasks, **options)
+
+    monkeypatch.setattr(trainer, "evaluate", scored)
+
+
+def ranking(folder):
+    """(meta-step, score) of best.pt, best.1.pt and so on."""
+    states = [
+        checkpoint.load(checkpoint.best(folder, n)) for n in range(len([*folder.glob("best*")]))
+    ]
+    return [(state["step"], state["best"]) for state in states]
+
+
+BEST = ["metagrad=maml_batched", "wandb=disabled", "validation.every=1", "keep_best=3"]
+
+
+def test_the_best_are_kept_in_order_of_their_score_the_earlier_first(tmp_path, monkeypatch):
+    scores_in_turn(monkeypatch, [0.5, 0.7, 0.5, 0.6, 0.7, 0.4])
+    folder, every = tmp_path / "r", ["checkpoint_every=1", "keep_checkpoints=7"]
+    assert run(folder, *BEST, *every) == 0
+    assert ranking(folder) == [(2, 0.7), (5, 0.7), (4, 0.6)]
+    assert json.loads((folder / "summary.json").read_text())["chosen_step"] == 2
+    raw = {
+        s["step"]: s for n in range(7) for s in [checkpoint.load(checkpoint.generation(folder, n))]
+    }
+    for n in range(3):
+        kept = checkpoint.load(checkpoint.best(folder, n))
+        assert all(torch.equal(x, raw[kept["step"]]["meta"][k]) for k, x in kept["meta"].items())
+
+
+@pytest.mark.parametrize("stop", range(6))
+def test_kept_files_agree_with_the_state_that_is_gone_on_from(tmp_path, monkeypatch, stop):
+    """The last checkpoint is of meta-step 2 where the run ends, after later ones were chosen."""
+    scores = [0.5, 0.6, 0.7, 0.55, 0.8, 0.4]
+    scores_in_turn(monkeypatch, scores)
+    assert run(tmp_path / "whole", *BEST) == 0
+    folder = tmp_path / "r"
+    scores_in_turn(monkeypatch, scores)
+    writes, save = [], checkpoint.save
+
+    def killed(path, state):
+        writes.append(path)
+        if state["step"] > 2 and len(writes) > 3 + stop:
+            raise KeyboardInterrupt
+        save(path, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", killed)
+        assert run(folder, *BEST, "checkpoint_every=2") == 130
+    assert {path.name for path in folder.glob("best*")} <= {"best.pt", "best.1.pt", "best.2.pt"}
+    ranking(folder)  # each is whole
+    scores_in_turn(monkeypatch, scores[checkpoint.load(folder / "last.pt")["step"] :])
+    assert main(["train", f"resume={folder}"]) == 0
+    assert ranking(folder) == ranking(tmp_path / "whole") == [(5, 0.8), (3, 0.7), (2, 0.6)]
+
+
+def test_what_was_kept_after_the_checkpoint_goes(tmp_path, monkeypatch):
+    folder = tmp_path / "r"
+    scores_in_turn(monkeypatch, [0.5, 0.6, 0.7])
+    assert run(folder, *BEST, "steps=3", "checkpoint_every=1") == 0
+    (folder / "last.pt").write_bytes(
+        b"torn"
+    )  # of the third meta-step; the second's is gone on from
+    scores_in_turn(monkeypatch, [])
+    assert main(["train", f"resume={folder}", "steps=2"]) == 0
+    assert ranking(folder) == [(2, 0.6), (1, 0.5)]
+    assert main(["train", f"resume={folder}", "steps=2", "keep_best=1"]) == 0
+    assert ranking(folder) == [(2, 0.6)]
