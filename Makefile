@@ -21,10 +21,11 @@ test: bootstrap  ## the tests, without the slow ones
 test-slow: bootstrap  ## the slow tests
 	@$(pytest) -m slow
 
-lint: bootstrap  ## style, format and types
+lint: bootstrap  ## style, format, types and prose
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
+	@.venv/bin/python scripts/check_prose.py
 
 bench: bootstrap  ## the five studies of the gradients, small, into runs/quick/
 	@scripts/reproduce_studies memory cg gradient properties speed preset=quick

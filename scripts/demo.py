@@ -25,7 +25,7 @@ from metalearn.config import compose
 from metalearn.errors import UsageError
 from metalearn.metagrad.exact import NotConverged, meta_gradient_error
 from metalearn.system.memory import format_bytes
-from metalearn.training.evaluation import Estimate
+from metalearn.training.estimate import Estimate
 from metalearn.training.experiment import Experiment
 from metalearn.training.loop import train
 from metalearn.training.tracking import Tracker

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from metalearn.report.collect import Run
 from metalearn.studies.frame.plot import COLOURS, canvas, label_lines, log_axis
 from metalearn.studies.frame.published.accuracy import TITLES, published
-from metalearn.studies.frame.table import Table, table
+from metalearn.studies.frame.table import Table, make_table
 
 Setting = tuple[int, int]  # ways, shots
 
@@ -54,7 +54,7 @@ def tables(runs: Sequence[Run]) -> dict[str, Table]:
         columns = ["method", *map(_setting, settings), "trained for", "mark", "source", "remark"]
         whose = "our runs beside the published figures" if len(others) else "our runs"
         caption = f"{_title(dataset)}: test accuracy in %, {whose}"
-        found[caption] = table(columns, rows, marked=range(len(ours)))
+        found[caption] = make_table(columns, rows, marked=range(len(ours)))
     found["What our runs took"] = _cost(runs)
     return found
 
@@ -201,4 +201,4 @@ def _cost(runs: Sequence[Run]) -> Table:
         if values.get("peak_memory_bytes") is not None:
             values["peak_memory_bytes"] = round(values["peak_memory_bytes"] / 1e6, 1)
         rows.append([run.summary["name"], *(values.get(key) for key in columns)])
-    return table(["run", *columns.values()], rows)
+    return make_table(["run", *columns.values()], rows)

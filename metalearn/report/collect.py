@@ -13,7 +13,7 @@ import pandas as pd
 
 from metalearn.errors import UsageError
 from metalearn.studies.frame.published import FOLDER
-from metalearn.studies.frame.table import Table, table
+from metalearn.studies.frame.table import Table, make_table
 
 _OF_A_STUDY = ("provenance.json", "findings.json", "tables.json")
 # What `provenance` and a study write of a result's origin; the rest of a lone file is its content.
@@ -129,8 +129,8 @@ def _study(folder: Path, where: str) -> Result:
     if not isinstance(findings, list):
         raise UsageError(_damaged(folder / "findings.json"))
     try:
-        shown = {str(c): table(t["columns"], t["rows"]) for c, t in tables.items()}
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        shown = {str(c): Table.from_json(t) for c, t in tables.items()}
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UsageError(_damaged(folder / "tables.json")) from error
     return Result(
         where=where,
@@ -149,7 +149,7 @@ def _lone(path: Path, where: str, content: dict[str, Any]) -> Result:
         if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
             columns = list(dict.fromkeys(name for row in value for name in row))
             rows = [[row.get(name) for name in columns] for row in value]
-            tables[key.replace("_", " ")] = table([c.replace("_", " ") for c in columns], rows)
+            tables[key.replace("_", " ")] = make_table([c.replace("_", " ") for c in columns], rows)
         elif key not in ("title", "findings"):
             rest[key] = value
     own = {key: value for key, value in rest.items() if key not in _ORIGIN}
@@ -224,7 +224,7 @@ def _csv(path: Path) -> Table:
     except (OSError, ValueError) as error:
         raise UsageError(_damaged(path)) from error
     values = frame.astype(object).where(frame.notna(), None).values.tolist()
-    return table(list(frame.columns), values)
+    return make_table(list(frame.columns), values)
 
 
 def _json(path: Path) -> Any:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy import stats
 
 from metalearn.errors import UsageError
 from metalearn.metagrad import MetaGradient
@@ -17,26 +16,7 @@ from metalearn.parallel.batches import OutOfMemory, in_parts
 from metalearn.parallel.ranks import ALONE, Ranks
 from metalearn.problem import BilevelProblem, Meta, Params, query_predictions
 from metalearn.tasks import Sampler, TaskBatch
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over tasks and the half-width of its 95 % interval (Student's t)."""
-
-    mean: float
-    interval: float
-
-    @classmethod
-    def of(cls, values: torch.Tensor) -> Estimate:
-        n = len(values)
-        values = values.double()
-        if n < 2:
-            return cls(float(values.mean()), math.inf)
-        width = float(stats.t.ppf(0.975, n - 1)) * float(values.std()) / math.sqrt(n)
-        return cls(float(values.mean()), width)
-
-    def percent(self) -> str:
-        return f"{100 * self.mean:.2f} ± {100 * self.interval:.2f} %"
+from metalearn.training.estimate import Estimate
 
 
 def evaluate(
@@ -189,7 +169,7 @@ def _over_batches(
     found = [part for i in range(batches) for part in by_rank[i % ranks.size][i // ranks.size]]
     return {
         key: {
-            name: Estimate.of(torch.cat([values[key][name] for values in found]))
+            name: Estimate.of(torch.cat([values[key][name] for values in found]).cpu())
             for name in found[0][key]
         }
         for key in found[0]

@@ -17,7 +17,8 @@ from metalearn.parallel.batches import OutOfMemory
 from metalearn.parallel.ranks import ALONE, Ranks
 from metalearn.system.provenance import provenance
 from metalearn.system.random_state import seed_all
-from metalearn.training.evaluation import Estimate, evaluate
+from metalearn.training.estimate import Estimate
+from metalearn.training.evaluation import evaluate
 from metalearn.training.experiment import Experiment
 from metalearn.training.guards import REFUSALS
 from metalearn.training.messages import (

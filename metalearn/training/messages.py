@@ -9,7 +9,7 @@ import torch
 from metalearn.linear_solve import Status
 from metalearn.metagrad import MetaGradientResult
 from metalearn.system.memory import format_bytes
-from metalearn.training.evaluation import Estimate
+from metalearn.training.estimate import Estimate
 
 
 def figures(result: MetaGradientResult) -> dict[str, Any]:

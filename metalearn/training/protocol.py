@@ -21,7 +21,8 @@ from metalearn.system.files import replace_text, written_beside
 from metalearn.tasks import Sampler
 from metalearn.tasks.omniglot_official import RUNS, WAYS, FixedTasks, official_runs
 from metalearn.training import checkpoint
-from metalearn.training.evaluation import Estimate, Member, evaluate_each, evaluate_ensemble
+from metalearn.training.estimate import Estimate
+from metalearn.training.evaluation import Member, evaluate_each, evaluate_ensemble
 from metalearn.training.experiment import Experiment, few_shot_problem
 from metalearn.training.metrics_file import to_json
 

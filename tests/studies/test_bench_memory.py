@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from metalearn.studies.frame.findings import render_findings
 from metalearn.studies.frame.published import memory as published
 from metalearn.studies.memory import report as memory_report
 from metalearn.studies.memory.methods import METHODS, ONE_GRADIENT
@@ -118,19 +119,20 @@ def test_the_report_is_made_from_rows_alone(rows):
     marked.loc[(rows.method == "unrolled, higher") & (rows.steps == 6), "predicted"] = True
     tables = TINY.tables(marked)
     assert max(map(len, tables)) <= 110  # they name W&B's artifacts, which may have 128 characters
-    first = next(iter(tables.values())).set_index("method")
+    first = next(iter(tables.values())).texts().set_index("method")
     assert first.loc["unrolled, higher", "6"].startswith("*")
     assert not first.loc["unrolled, higher", "4"].startswith("*")
     assert set(TINY.figures(marked)) == {"memory", "time"}
-    findings = TINY.findings(marked)
-    assert any("predicted on a line" in f for f in findings)
+    told = TINY.facts(marked)["settings"][0]["predicted"]
+    assert [(p["method"], p["steps"]) for p in told] == [("unrolled, higher", 6)]
+    assert any("not run" in finding for finding in render_findings(TINY, marked))
 
 
 def test_published_figures_stand_beside_ours_with_their_source_and_status(rows):
-    table = published.beside(rows[rows.tasks == 1])
-    assert table.source.notna().all() and table.status.notna().all()
+    table = published.beside(rows[rows.tasks == 1]).texts()
+    assert table.source.all() and table.status.all()
     memory = table[table.what.str.startswith("memory") & (table["our method"] != "implicit, 5 CG")]
-    one = memory[(memory["inner steps"] == 1) & (memory.method == "MAML")].iloc[0]
+    one = memory[(memory["inner steps"] == "1") & (memory.method == "MAML")].iloc[0]
     assert one.ours == format_bytes(int(peaks(rows, "unrolled, higher")[1]))
     # The paper's figure is at 16 steps, which this size does not reach.
-    assert memory[memory["inner steps"] == 16].ours.tolist() == [""]
+    assert memory[memory["inner steps"] == "16"].ours.tolist() == [""]

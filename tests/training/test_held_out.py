@@ -25,13 +25,8 @@ from metalearn.problems.learned import LearnedProx, LearnedRates
 from metalearn.tasks import ImageTaskSampler, LabelledImages
 from metalearn.tasks.omniglot_official import official_runs
 from metalearn.training import checkpoint
-from metalearn.training.evaluation import (
-    Estimate,
-    Member,
-    evaluate,
-    evaluate_each,
-    evaluate_ensemble,
-)
+from metalearn.training.estimate import Estimate
+from metalearn.training.evaluation import Member, evaluate, evaluate_each, evaluate_ensemble
 from metalearn.training.protocol import Protocol, digest, over_seeds
 
 

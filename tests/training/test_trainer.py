@@ -16,7 +16,7 @@ from metalearn.commands.main import main
 from metalearn.config import config_folder
 from metalearn.training import checkpoint
 from metalearn.training import loop as trainer
-from metalearn.training.evaluation import Estimate
+from metalearn.training.estimate import Estimate
 from metalearn.training.metrics_file import to_json
 from metalearn.tree import leaves_of
 

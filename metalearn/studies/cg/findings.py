@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-import torch
 
 from metalearn.studies.cg.report import (
     CURVATURES,
@@ -21,7 +20,7 @@ from metalearn.studies.cg.report import (
     task_rows,
     within_time,
 )
-from metalearn.training.evaluation import Estimate
+from metalearn.training.estimate import Estimate
 
 
 def findings(rows: pd.DataFrame) -> list[str]:
@@ -146,7 +145,7 @@ def plateau(wide: pd.DataFrame) -> int:
 
 
 def _difference(wide: pd.DataFrame, before: Any, after: Any) -> Estimate:
-    return Estimate.of(torch.tensor((wide[after] - wide[before]).dropna().to_numpy()))
+    return Estimate.of((wide[after] - wide[before]).dropna())
 
 
 def _in_time(rows: pd.DataFrame) -> list[str]:

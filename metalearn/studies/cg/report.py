@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
 from metalearn.studies.frame.plot import COLOURS, canvas, label_lines, log_axis
 from metalearn.system.memory import format_bytes
-from metalearn.training.evaluation import Estimate
+from metalearn.training.estimate import Estimate
 
 NAMES = {
     "cg": "CG",
@@ -85,7 +84,7 @@ def within_time(rows: pd.DataFrame, prox: float) -> tuple[float, pd.DataFrame]:
 def percent(values: pd.Series) -> str:
     if values.empty:
         return ""
-    estimate = Estimate.of(torch.tensor(values.to_numpy(dtype=float)))
+    estimate = Estimate.of(values)
     if len(values) == 1:
         return f"{100 * estimate.mean:.1f}"
     return f"{100 * estimate.mean:.1f} ± {100 * estimate.interval:.1f}"
@@ -253,10 +252,7 @@ def _accuracy_figure(rows: pd.DataFrame) -> Figure:
     for axes, prox in zip(panels, proxes, strict=True):
         for shift, way in enumerate(swept_ways(final)):
             group = sweep_of(final, way, prox)
-            estimates = [
-                Estimate.of(torch.tensor(group[group.iterations == n].test_accuracy.to_numpy()))
-                for n in numbers
-            ]
+            estimates = [Estimate.of(group[group.iterations == n].test_accuracy) for n in numbers]
             axes.errorbar(
                 [i + 0.12 * shift for i in range(len(numbers))],
                 [100 * e.mean for e in estimates],

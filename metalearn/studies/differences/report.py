@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -15,7 +14,7 @@ from metalearn.studies.fewshot.report import pooled, setting_title, shown, test_
 from metalearn.studies.frame.plot import COLOURS, canvas
 from metalearn.studies.frame.validation_curve import best_and_last, falls, span, step_seconds
 from metalearn.system.provenance import short
-from metalearn.training.evaluation import Estimate
+from metalearn.training.estimate import Estimate
 
 STARTS = {"authors": "the authors' code", "paper": "the paper's algorithm"}
 
@@ -66,7 +65,7 @@ def difference(group: pd.DataFrame, start: pd.DataFrame) -> Estimate:
     both = group.set_index("seed").accuracy - start.set_index("seed").accuracy
     both = both.dropna().astype(float)
     if len(both) > 1:
-        paired = Estimate.of(_tensor(both))
+        paired = Estimate.of(both)
         return Estimate(100 * paired.mean, 100 * paired.interval)
     a, b = pooled(group), pooled(start)
     return Estimate(100 * (a.mean - b.mean), 100 * math.hypot(a.interval, b.interval))
@@ -77,10 +76,6 @@ def _chance(start: pd.DataFrame, more: int) -> float:
     n = len(start)
     spread = float(start.accuracy.astype(float).std())
     return float(stats.t.ppf(0.975, n - 1)) * spread * math.sqrt(1 / more + 1 / n)
-
-
-def _tensor(values: pd.Series) -> torch.Tensor:
-    return torch.tensor(values.to_numpy(dtype=float))
 
 
 def _given(value: Any) -> bool:

@@ -6,12 +6,11 @@ import math
 from typing import Any
 
 import pandas as pd
-import torch
 
 from metalearn.studies.frame.published.accuracy import TITLES, published
 from metalearn.studies.frame.validation_curve import falls, step_seconds
 from metalearn.system.provenance import short
-from metalearn.training.evaluation import Estimate
+from metalearn.training.estimate import Estimate
 
 PUBLISHED = {
     "maml": "MAML",
@@ -332,5 +331,5 @@ def _flat(rows: pd.DataFrame, setting: str, part: pd.DataFrame) -> list[str]:
 def pooled(group: pd.DataFrame) -> Estimate:
     """Of the accuracy: over seeds where there are several, else over the one seed's tasks."""
     if len(group) > 1:
-        return Estimate.of(torch.tensor(group.accuracy.to_numpy(dtype=float)))
+        return Estimate.of(group.accuracy)
     return Estimate(float(group.accuracy.iloc[0]), float(group.accuracy_interval.iloc[0]))

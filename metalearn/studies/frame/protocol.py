@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:  # slow, and `metalearn bench --help` needs none of it
     import pandas as pd
     import torch
     from matplotlib.figure import Figure
+
+    from metalearn.studies.frame.table import Table
 
 Value = bool | int | float | str | None
 Cell = Mapping[str, Value]
@@ -40,14 +42,14 @@ class Study(Protocol):
         """
         ...
 
-    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-        """What a reader wants to see of the rows, by caption."""
+    def tables(self, rows: pd.DataFrame) -> dict[str, Table]:
+        """Return what a reader wants to see of the rows, by caption."""
         ...
 
     def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
         """By file name, without a suffix."""
         ...
 
-    def findings(self, rows: pd.DataFrame) -> list[str]:
-        """What the rows show: a sentence each, its figures read from the rows."""
+    def facts(self, rows: pd.DataFrame) -> Mapping[str, Any]:
+        """Return the figures that the template of the findings names, `findings.md.j2`."""
         ...

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +19,12 @@ from metalearn.config.build import signature_defaults
 from metalearn.config.canonical import select_changed
 from metalearn.errors import UsageError
 from metalearn.studies.frame.code import digest_code
+from metalearn.studies.frame.findings import render_findings
 from metalearn.studies.frame.index import write_index
 from metalearn.studies.frame.plot import save
 from metalearn.studies.frame.protocol import Study
 from metalearn.studies.frame.rows import RowFile
+from metalearn.studies.frame.table import Table, make_table
 from metalearn.system.files import replace_text
 from metalearn.system.provenance import provenance
 from metalearn.training.progress import RunProgress
@@ -110,7 +111,7 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
         written = _publish(study, table, folder, origin)
         write_index(publication.results)
         _track(publication, study, table, scratch, progress.say)
-        for finding in study.findings(table):
+        for finding in _findings(study, table):
             progress.say(f"- {finding}")
         progress.say(f"wrote {folder}/: {', '.join(written)}")
     file.path.unlink()
@@ -156,17 +157,17 @@ def _key(study: Study, options: dict[str, Any], origin: dict[str, Any]) -> str:
 
 def _publish(study: Study, rows: pd.DataFrame, folder: Path, origin: dict[str, Any]) -> list[str]:
     """All that is made of the rows is made before the first file is written."""
-    figures, findings, tables = study.figures(rows), study.findings(rows), study.tables(rows)
+    figures, findings, tables = study.figures(rows), _findings(study, rows), _tables(study, rows)
     text = [f"# {study.title}", "", *(f"- {f}" for f in findings), ""]
     for caption, table in tables.items():
-        shown = table.map(lambda v: f"{v:.4g}" if isinstance(v, float) else v)
-        text += [f"**{caption}**", "", shown.to_markdown(index=False, disable_numparse=True), ""]
+        text += [f"**{caption}**", "", table.to_markdown(), ""]
     text += [f"![{name}]({name}.svg)" for name in figures]
     replace_text(folder / "rows.csv", rows.convert_dtypes().to_csv(index=False))
     replace_text(folder / "table.md", "\n".join(text).rstrip() + "\n")
     replace_text(
         folder / "tables.json",
-        json.dumps({caption: _plain(table) for caption, table in tables.items()}, indent=1) + "\n",
+        json.dumps({caption: table.to_json() for caption, table in tables.items()}, indent=1)
+        + "\n",
     )
     replace_text(folder / "findings.json", json.dumps(findings, indent=1) + "\n")
     for name, figure in figures.items():
@@ -178,11 +179,18 @@ def _publish(study: Study, rows: pd.DataFrame, folder: Path, origin: dict[str, A
     return sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
 
 
-def _plain(table: pd.DataFrame) -> dict[str, Any]:
-    """As JSON takes it: null for what is missing, "inf" for what is infinite."""
-    values = table.astype(object).where(table.notna(), None)
-    values = values.map(lambda v: str(v) if isinstance(v, float) and math.isinf(v) else v)
-    return {"columns": [str(c) for c in table.columns], "rows": values.values.tolist()}
+def _findings(study: Study, rows: pd.DataFrame) -> list[str]:
+    old: Any = study
+    return render_findings(study, rows) if hasattr(study, "facts") else old.findings(rows)
+
+
+def _tables(study: Study, rows: pd.DataFrame) -> dict[str, Table]:
+    return {
+        caption: t
+        if isinstance(t, Table)
+        else make_table(list(t.columns), t.astype(object).where(t.notna(), None).values.tolist())
+        for caption, t in study.tables(rows).items()
+    }
 
 
 def _track(
@@ -195,7 +203,8 @@ def _track(
     tracker = Tracker(
         scratch, publication.options, mode=publication.wandb, name=publication.name, warn=say
     )
-    for name, table in {"rows": rows, **study.tables(rows)}.items():
-        values = table.astype(object).where(table.notna(), None).values.tolist()
-        tracker.table(name, [str(c) for c in table.columns], values)
+    values = rows.astype(object).where(rows.notna(), None).values.tolist()
+    tracker.table("rows", [str(c) for c in rows.columns], values)
+    for name, table in _tables(study, rows).items():
+        tracker.table(name, table.columns, [[cell.text for cell in row] for row in table.rows])
     tracker.finish({})

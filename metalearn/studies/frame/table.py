@@ -1,90 +1,138 @@
-"""Tables as a reader sees them: each cell a text, and what it is sorted by."""
+"""Tables of typed values: formatted where they are shown, sorted by what was measured."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# A cell that begins with a number, and what follows it: "1.2 MB", "< 1e-8", "96.4 ± 0.3", "12%".
-_NUMBER = re.compile(
-    r"[<>≤≥≈~]?\s*(?P<value>[-+−]?(?:\d[\d,]*(?:\.\d+)?(?:[eE][-+−]?\d+)?|inf(?![a-z])))(?P<rest>.*)",
-    re.DOTALL,
-)
-_UNITS = {
-    **{"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12},
-    **{"KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30},
-    **{"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0},
-}
-_BLANK = ("", "-", "–", "—")
+import pandas as pd
+
+from metalearn.training.estimate import Estimate
+
+Format = str | Callable[[Any], str]
+"""A format specification such as ".2f", or a function from the value to its text."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """`key`: its number in the unit's base, by which it is sorted; None where it has none."""
+    """A value as it is shown, and the number that sorts it: None for words and blanks."""
 
     text: str
-    key: float | None
+    key: float | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """
+    """Cells in rows.
+
     Args:
-        numeric: by column, whether it is sorted by its cells' keys; else by their texts.
         marked: the rows that are set off from the others, by number.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
-    numeric: Sequence[bool]
     marked: frozenset[int] = frozenset()
 
+    @property
+    def numeric(self) -> list[bool]:
+        """The columns that are sorted by number: those where at least half of the cells have one.
 
-def table(
-    columns: Sequence[str], rows: Iterable[Sequence[Any]], marked: Iterable[int] = ()
+        "out of memory" among gigabytes does not make words of them.
+        """
+        found = []
+        for column in zip(*self.rows, strict=True) if self.rows else [()] * len(self.columns):
+            filled = [cell for cell in column if cell.text not in ("", "-", "–", "—")]
+            numbers = sum(cell.key is not None for cell in filled)
+            found.append(bool(filled) and 2 * numbers >= len(filled))
+        return found
+
+    def texts(self) -> pd.DataFrame:
+        """Return the cells' texts."""
+        cells = [[cell.text for cell in row] for row in self.rows]
+        return pd.DataFrame(cells, columns=pd.Index(self.columns))
+
+    def to_markdown(self) -> str:
+        """Return the table in Markdown."""
+        return self.texts().to_markdown(index=False, disable_numparse=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, from which `from_json` makes an equal table."""
+        return {
+            "columns": list(self.columns),
+            "rows": [[cell.text for cell in row] for row in self.rows],
+            "keys": [[_plain(cell.key) for cell in row] for row in self.rows],
+            "marked": sorted(self.marked),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Table:
+        """Make the table that `to_json` wrote; one without "keys" is of an earlier release."""
+        columns, rows = [str(c) for c in content["columns"]], content["rows"]
+        if "keys" not in content:
+            return make_table(columns, rows)
+        cells = [
+            [Cell(str(text), None if key is None else float(key)) for text, key in pairs]
+            for pairs in (
+                zip(texts, keys, strict=True)
+                for texts, keys in zip(rows, content["keys"], strict=True)
+            )
+        ]
+        return cls(columns, cells, frozenset(content.get("marked", ())))
+
+
+def make_table(
+    columns: Sequence[str] | Mapping[str, Format | None],
+    rows: Iterable[Sequence[Any] | Mapping[str, Any]],
+    marked: Iterable[int] = (),
 ) -> Table:
-    """Of plain values, None (or nan) for a cell that is empty.
+    """Make a table of plain values.
 
-    A column is numeric where at least half of what is in it begins with a number: "out of memory"
-    among gigabytes does not make words of them.
+    Args:
+        columns: the titles, or the format of each column by its title. None formats a float to four
+            digits and anything else by `str`.
+        rows: a value for each column, in order or by its title; an absent one leaves its cell
+            blank.
+        marked: the rows to set off, by number.
     """
-    cells = [[_cell(value) for value in row] for row in rows]
-    numeric = []
-    for column in range(len(columns)):
-        filled = [row[column] for row in cells if row[column].text not in _BLANK]
-        numbers = [cell for cell in filled if cell.key is not None]
-        numeric.append(bool(filled) and 2 * len(numbers) >= len(filled))
-    return Table([str(c) for c in columns], cells, numeric, frozenset(marked))
+    formats = columns if isinstance(columns, Mapping) else dict.fromkeys(columns)
+    cells = []
+    for row in rows:
+        values = [row.get(title) for title in formats] if isinstance(row, Mapping) else row
+        pairs = zip(values, formats.values(), strict=True)
+        cells.append([make_cell(value, form) for value, form in pairs])
+    return Table([str(title) for title in formats], cells, frozenset(marked))
 
 
-def _cell(value: Any) -> Cell:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return Cell("", None)
+def make_cell(value: Any, form: Format | None = None) -> Cell:
+    """Make the cell of one value.
+
+    A blank: None and nan. A number: formatted by `form`, sorted by itself. An `Estimate`: its mean
+    and, where it has one, its interval, each formatted by `form`. A truth value: yes or no. A
+    `Cell` stays as it is, and a text too.
+    """
+    if isinstance(value, Cell):
+        return value
+    if isinstance(value, Estimate):
+        mean = make_cell(value.mean, form)
+        if not math.isfinite(value.interval):
+            return mean
+        return Cell(f"{mean.text} ± {make_cell(value.interval, form).text}", mean.key)
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return Cell("")
     if isinstance(value, bool):
-        return Cell("yes" if value else "no", None)
-    if isinstance(value, int):
-        return Cell(str(value), float(value))
-    if isinstance(value, float):
+        return Cell("yes" if value else "no")
+    if not isinstance(value, int | float):
+        return Cell(str(value))
+    if callable(form):
+        return Cell(form(value), float(value))
+    if form is None and isinstance(value, float):
         whole = value.is_integer() and abs(value) < 1e9
         return Cell(str(int(value)) if whole else f"{value:.4g}", value)
-    text = str(value)
-    return Cell(text, sort_key(text))
+    return Cell(format(value, form or ""), float(value))
 
 
-def sort_key(text: str) -> float | None:
-    """The number that a text begins with, times its unit; None where it is a word, date or version.
-
-    "900 kB" is 9e5 and "1.2 MB" 1.2e6; "5w1s", "2026-11-25" and "2.14.1" are no numbers.
-    """
-    found = _NUMBER.fullmatch(text.strip())
-    if found is None:
-        return None
-    value = float(found["value"].replace(",", "").replace("−", "-"))
-    rest = found["rest"]
-    unit = re.match(r"\s*([A-Za-zµ]+)", rest)
-    if unit and unit[1] in _UNITS:
-        return value * _UNITS[unit[1]]
-    return value if not rest or rest[0] in " %±(×;" else None
+def _plain(key: float | None) -> float | str | None:
+    """Return a sort key as JSON takes it: an infinite one as a text."""
+    return str(key) if key is not None and math.isinf(key) else key

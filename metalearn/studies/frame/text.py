@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pandas as pd
-import torch
 
-from metalearn.training.evaluation import Estimate
+from metalearn.training.estimate import Estimate
 
 
 def estimate(values: pd.Series) -> Estimate:
     """Of the values that are there."""
-    return Estimate.of(torch.tensor(values.dropna().to_numpy(dtype=float)))
+    return Estimate.of(values.dropna())
 
 
 def said(values: pd.Series, digits: int = 2, times: float = 1.0, sign: str = "") -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -19,7 +18,7 @@ from metalearn.studies.fewshot.report import setting_title, test_rows
 from metalearn.studies.frame.plot import COLOURS, canvas, log_axis
 from metalearn.studies.frame.validation_curve import step_seconds
 from metalearn.studies.iterations.errors import LEFT_OUT, REFERENCES
-from metalearn.training.evaluation import Estimate
+from metalearn.training.estimate import Estimate
 
 NO_CURVATURE = "none"
 """The curvature of the runs without CG iterations, which belong to both series."""
@@ -208,7 +207,7 @@ def _steps(test: pd.DataFrame) -> list[str]:
                 continue
             said = f"{gain.mean():+.2f} points, one seed"
             if len(gain) > 1:
-                change = Estimate.of(torch.tensor(gain.to_numpy()))
+                change = Estimate.of(gain)
                 where = "beyond" if abs(change.mean) > change.interval else "within"
                 said = f"{change.mean:+.2f} ± {change.interval:.2f} points, {where} the interval"
             found.append(
@@ -259,7 +258,7 @@ def _percent(accuracy: pd.Series) -> str:
     """The text "98.21 ± 0.12", with the 95 % interval over seeds; without it for one seed."""
     if accuracy.empty:
         return ""
-    found = Estimate.of(torch.tensor(100 * accuracy.to_numpy(dtype=float)))
+    found = Estimate.of(100 * accuracy)
     return f"{found.mean:.2f}" + (f" ± {found.interval:.2f}" if len(accuracy) > 1 else "")
 
 

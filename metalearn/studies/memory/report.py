@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from metalearn.studies.frame.plot import COLOURS, canvas, label_lines, log_axis
 from metalearn.studies.frame.published import memory as published
+from metalearn.studies.frame.table import Cell, Format, Table, make_cell, make_table
 from metalearn.studies.memory.methods import METHODS, NETWORKS, ONE_GRADIENT
 from metalearn.system.memory import format_bytes
 
@@ -71,8 +72,8 @@ def _title(network: str, tasks: int) -> str:
     return NETWORKS[network].title + (f", {tasks} tasks at once" if tasks > 1 else "")
 
 
-def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    found: dict[str, pd.DataFrame] = {}
+def tables(rows: pd.DataFrame) -> dict[str, Table]:
+    found: dict[str, Table] = {}
     for network, tasks in settings(rows):
         part, title = of(rows, network, tasks), _title(network, tasks)
         base = one_gradient(rows, network, tasks)
@@ -86,7 +87,7 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
                 _by_steps(above, _peak)
             ),
             f"{title}: seconds of one meta-gradient by inner steps": _by_steps(
-                part, lambda row: _or_blank(row.seconds)
+                part, lambda row: row.seconds
             ),
             f"{title}: growth, and the price in time": _growth(part, base),
         }
@@ -97,52 +98,61 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return found
 
 
-def _peak(row: Any) -> str:
-    text = format_bytes(int(row.peak_bytes))
-    return f"*{text}*" if row.predicted else text
+def _peak(row: Any) -> Cell:
+    cell = make_cell(int(row.peak_bytes), format_bytes)
+    return Cell(f"*{cell.text}*", cell.key) if row.predicted else cell
 
 
-def _by_steps(part: pd.DataFrame, cell: Callable[[Any], str]) -> pd.DataFrame:
-    """A row for each method, a column for each number of inner steps."""
-    shown = part.assign(shown=[cell(row) for row in part.itertuples()])
-    wide = shown.pivot(index="method", columns="steps", values="shown").fillna("")
-    wide = wide.loc[list(dict.fromkeys(part.method))]
-    wide.columns = pd.Index([str(int(steps)) for steps in wide.columns])
-    return wide.reset_index()
+def _by_steps(part: pd.DataFrame, cell: Callable[[Any], Any]) -> Table:
+    """Make a table with a row for each method and a column for each number of inner steps."""
+    steps = sorted(set(part.steps.astype(int)))
+    cells: dict[str, dict[str, Any]] = {method: {} for method in part.method}
+    for _, row in part.iterrows():
+        cells[row.method][str(int(row.steps))] = cell(row)
+    return make_table(
+        ["method", *map(str, steps)], [{"method": name, **row} for name, row in cells.items()]
+    )
 
 
-def _growth(part: pd.DataFrame, base: float) -> pd.DataFrame:
+def _growth(part: pd.DataFrame, base: float) -> Table:
+    columns: dict[str, Format | None] = {
+        "method": None,
+        "smallest, of one gradient": ".2f",
+        "largest, of one gradient": ".2f",
+        "largest / smallest": ".3f",
+        "a step more": format_bytes,
+        "R² of the line": ".6f",
+        "gradient that of": None,
+        "differs by": ".1e",
+        "its time, most steps": None,
+    }
     shown = []
     for method in dict.fromkeys(part.method):
         if method == ONE_GRADIENT:
             continue
         own = part[part.method == method]
         measured = own[~own.predicted.astype(bool)]
-        row: dict[str, object] = {
+        least, most = measured.peak_bytes.min(), measured.peak_bytes.max()
+        row: dict[str, Any] = {
             "method": method,
-            "smallest, of one gradient": f"{measured.peak_bytes.min() / base:.2f}",
-            "largest, of one gradient": f"{measured.peak_bytes.max() / base:.2f}",
-            "largest / smallest": "",
-            "a step more": "",
-            "R² of the line": "",
-            "gradient that of": "",
-            "differs by": "",
-            "its time, most steps": "",
+            "smallest, of one gradient": least / base,
+            "largest, of one gradient": most / base,
         }
         if len(measured) > 1:
-            factor = measured.peak_bytes.max() / measured.peak_bytes.min()
-            row["largest / smallest"] = f"{factor:.3f}"
+            row["largest / smallest"] = most / least
         if METHODS[method].grows and len(measured) > 2:
             fit = line(own)
-            row["a step more"] = format_bytes(round(fit.slope))
-            row["R² of the line"] = f"{fit.r_squared:.6f}"
+            row |= {"a step more": round(fit.slope), "R² of the line": fit.r_squared}
         if "same_as" in own and (compared := own[own.same_as.notna()]).size:
-            row["gradient that of"] = compared.same_as.iloc[0]
-            row["differs by"] = f"{compared.gradient_difference.max():.1e}"
             last = compared.sort_values("steps").iloc[-1]
-            row["its time, most steps"] = f"{last.time_ratio:.2f} at {last.steps:.0f}"
+            ratio = float(last.time_ratio)
+            row |= {
+                "gradient that of": compared.same_as.iloc[0],
+                "differs by": compared.gradient_difference.max(),
+                "its time, most steps": Cell(f"{ratio:.2f} at {last.steps:.0f}", ratio),
+            }
         shown.append(row)
-    return pd.DataFrame(shown)
+    return make_table(columns, shown)
 
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:
@@ -177,75 +187,64 @@ def _figure(
     return figure
 
 
-def findings(rows: pd.DataFrame) -> list[str]:
+def facts(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return what the template of the findings tells: of each setting, and of others' figures."""
     found = []
     for network, tasks in settings(rows):
         part, base = of(rows, network, tasks), one_gradient(rows, network, tasks)
-        found += _findings(part, base) if tasks == 1 else _batch_findings(part, base)
-    found += published.findings(of(rows, *settings(rows)[0]))
-    return found
+        make = _facts if tasks == 1 else _batch_facts
+        found.append({"where": _title(network, tasks), "tasks": tasks, **make(part, base)})
+    return {"settings": found, "growths": published.growths(of(rows, *settings(rows)[0]))}
 
 
-def _findings(part: pd.DataFrame, base: float) -> list[str]:
-    where = NETWORKS[part.network.iloc[0]].title
+def _facts(part: pd.DataFrame, base: float) -> dict[str, Any]:
     measured = part[~part.predicted.astype(bool)].sort_values("steps")
     by = {method: measured[measured.method == method] for method in METHODS}
-    higher, kept = by["unrolled, higher"], by["implicit, 5 CG"]
-    vector = part[part.method == ONE_GRADIENT].parameter_bytes.iloc[0]
-    lean, saved, whole = (
-        by["implicit, 5 CG, recomputed"],
-        by["checkpointed"],
-        by["unrolled, batched"],
+    higher, kept, lean = (
+        by[name] for name in ("unrolled, higher", "implicit, 5 CG", "implicit, 5 CG, recomputed")
     )
+    saved, whole = by["checkpointed"], by["unrolled, batched"]
     implicit = [p for m, p in by.items() if m.startswith(("implicit", "Gauss")) and len(p)]
-    flattest = max(float(p.peak_bytes.max() / p.peak_bytes.min()) for p in implicit)
-    most = max(int(p.steps.max()) for p in implicit)
-    found = [
-        f"{where}: from {kept.steps.min()} to {most} inner steps no implicit gradient's peak "
-        f"changes by more than a factor of {flattest:.3f}. It is "
-        f"{kept.peak_bytes.max() / base:.2f} times one inner gradient's with the linearisation "
-        f"kept, {lean.peak_bytes.max() / base:.2f} times with it recomputed, for "
-        f"{lean.time_ratio.iloc[-1]:.2f} times the time at {lean.steps.iloc[-1]} steps and "
-        f"{lean.time_ratio.iloc[0]:.2f} times at {lean.steps.iloc[0]} (5 CG iterations). The "
-        f"task's parameters take {format_bytes(int(vector))}, {vector / base:.2f} of one inner "
-        "gradient's peak, and a solve holds several vectors of their size."
-    ]
-    if len(higher) > 2:
-        fit = line(higher)
-        found.append(
-            f"{where}: unrolled by higher takes {format_bytes(round(fit.slope))} more for each "
-            f"inner step, {fit.slope / base:.2f} times one inner gradient's peak, on a line with "
-            f"R² = {fit.r_squared:.6f}; at {higher.steps.iloc[-1]} steps it takes "
-            f"{higher.peak_bytes.iloc[-1] / kept.peak_bytes.max():.1f} times the memory of the "
-            "implicit gradient."
-        )
-    both = saved.merge(whole, on="steps", suffixes=("", "_whole"))
-    last = both.iloc[-1]
-    found.append(
-        f"{where}: checkpointed at {last.steps} steps takes "
-        f"{last.peak_bytes / last.peak_bytes_whole:.2f} of the memory of all steps' graph and "
-        f"{last.time_ratio:.2f} times its time; the gradients differ by "
-        f"{saved.gradient_difference.max():.0e} at most."
-    )
+    vector = part[part.method == ONE_GRADIENT].parameter_bytes.iloc[0]
+    both = saved.merge(whole, on="steps", suffixes=("", "_whole")).iloc[-1]
     predicted = part[part.predicted.astype(bool)]
-    if len(predicted):
-        each = zip(predicted.method, predicted.steps, predicted.peak_bytes, strict=True)
-        what = ", ".join(f"{m} at {k} steps ({format_bytes(int(b))})" for m, k, b in each)
-        found.append(f"{where}: predicted on a line and not run: {what}.")
-    return found
+    return {
+        "fewest": kept.steps.min(),
+        "most": max(int(p.steps.max()) for p in implicit),
+        "change": max(float(p.peak_bytes.max() / p.peak_bytes.min()) for p in implicit),
+        "kept": kept.peak_bytes.max() / base,
+        "recomputed": lean.peak_bytes.max() / base,
+        "recomputed_last": lean.iloc[-1],
+        "recomputed_first": lean.iloc[0],
+        "vector": vector,
+        "vector_share": vector / base,
+        "unrolled": None if len(higher) < 3 else _unrolled(higher, kept, base),
+        "checkpointed": {
+            "steps": both.steps,
+            "memory": both.peak_bytes / both.peak_bytes_whole,
+            "time": both.time_ratio,
+            "difference": saved.gradient_difference.max(),
+        },
+        "predicted": predicted.to_dict("records"),
+    }
 
 
-def _batch_findings(part: pd.DataFrame, base: float) -> list[str]:
-    where = _title(part.network.iloc[0], part.tasks.iloc[0])
+def _unrolled(higher: pd.DataFrame, kept: pd.DataFrame, base: float) -> dict[str, Any]:
+    fit = line(higher)
+    return {
+        "slope": fit.slope,
+        "slope_share": fit.slope / base,
+        "r_squared": fit.r_squared,
+        "steps": higher.steps.iloc[-1],
+        "times_implicit": higher.peak_bytes.iloc[-1] / kept.peak_bytes.max(),
+    }
+
+
+def _batch_facts(part: pd.DataFrame, base: float) -> dict[str, Any]:
     peaks = part.groupby("method").peak_bytes.max() / base
     lean = part[part.method == "implicit, 5 CG, recomputed"]
-    return [
-        f"{where}: the implicit gradient takes {peaks['implicit, 5 CG']:.2f} times the memory of "
-        f"one inner gradient of the same batch with the linearisation kept, "
-        f"{peaks['implicit, 5 CG, recomputed']:.2f} times with it recomputed task by task, for "
-        f"{lean.time_ratio.iloc[-1]:.2f} times the time."
-    ]
-
-
-def _or_blank(value: float) -> str:
-    return "" if pd.isna(value) else f"{value:.4g}"
+    return {
+        "kept": peaks["implicit, 5 CG"],
+        "recomputed": peaks["implicit, 5 CG, recomputed"],
+        "time": lean.time_ratio.iloc[-1],
+    }

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from metalearn.errors import UsageError
 from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.table import Table
 from metalearn.studies.memory import report as memory_report
 from metalearn.studies.memory.methods import (
     METHODS,
@@ -161,14 +162,14 @@ class MemoryStudy:
                 times[which].append(now(device) - start)
         return times, results
 
-    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    def tables(self, rows: pd.DataFrame) -> dict[str, Table]:
         return memory_report.tables(rows)
 
     def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
         return memory_report.figures(rows)
 
-    def findings(self, rows: pd.DataFrame) -> list[str]:
-        return memory_report.findings(rows)
+    def facts(self, rows: pd.DataFrame) -> dict[str, Any]:
+        return memory_report.facts(rows)
 
 
 def _iterations(found: Any) -> int | None:

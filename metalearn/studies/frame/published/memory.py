@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from metalearn.studies.frame.table import Format, Table, make_cell, make_table
 from metalearn.system.memory import format_bytes
 
 MARKS = {"U": "unverified", "P": "in a paper's table"}
@@ -26,26 +28,36 @@ def figures() -> pd.DataFrame:
     return long.sort_index(kind="stable").reset_index(drop=True)
 
 
-def beside(part: pd.DataFrame) -> pd.DataFrame:
-    """Others' figures, and ours at the same inner steps, on a line between those measured."""
+def beside(part: pd.DataFrame) -> Table:
+    """Make the table of others' figures with ours at the same inner steps.
+
+    Ours lie on a line between those measured.
+    """
     others = figures()
     solves = others.method.str.extract(r"iMAML, (\d+)")[0]
     own = [f"implicit, {n} CG" if pd.notna(n) else "unrolled, higher" for n in solves]
-    columns = ["peak_bytes" if w.startswith("memory") else "seconds" for w in others.what]
-    each = list(zip(own, others.steps, columns, strict=True))
-    numbers = [_between(part[part.method == m], int(k), column) for m, k, column in each]
-    return pd.DataFrame(
-        {
-            "what": others.what,
-            "method": others.method,
-            "inner steps": others.steps,
-            "theirs": others.figure,
-            "ours": [_shown(x, c) for x, c in zip(numbers, columns, strict=True)],
-            "our method": own,
-            "status": others.mark.map(MARKS),
-            "source": others.source,
-        }
-    )
+    rows = []
+    for figure, method in zip(others.itertuples(), own, strict=True):
+        memory = str(figure.what).startswith("memory")
+        value = _between(
+            part[part.method == method],
+            int(str(figure.steps)),
+            "peak_bytes" if memory else "seconds",
+        )
+        form: Format = (lambda b: format_bytes(round(b))) if memory else (lambda x: f"{x:.3g} s")
+        rows.append(
+            {
+                "what": figure.what,
+                "method": figure.method,
+                "inner steps": figure.steps,
+                "theirs": figure.figure,
+                "ours": make_cell(value, form),
+                "our method": method,
+                "status": MARKS[str(figure.mark)],
+                "source": figure.source,
+            }
+        )
+    return make_table(list(rows[0]), rows)
 
 
 def _between(measured: pd.DataFrame, steps: int, column: str) -> float:
@@ -55,14 +67,8 @@ def _between(measured: pd.DataFrame, steps: int, column: str) -> float:
     return float(np.interp(steps, known.steps, known[column]))
 
 
-def _shown(value: float, column: str) -> str:
-    if pd.isna(value):
-        return ""
-    return format_bytes(round(value)) if column == "peak_bytes" else f"{value:.3g} s"
-
-
-def findings(part: pd.DataFrame) -> list[str]:
-    """How MAML's memory and time grow, theirs and ours."""
+def growths(part: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return how MAML's memory and time grow with its steps, theirs and ours."""
     others = figures()
     found = []
     for column, what in (("peak_bytes", "memory"), ("seconds", "time")):
@@ -73,8 +79,14 @@ def findings(part: pd.DataFrame) -> list[str]:
         ends = [_between(measured, int(end.steps), column) for end in (first, last)]
         if not any(map(np.isnan, ends)):
             found.append(
-                f"From {first.steps} to {last.steps} inner steps MAML's {what} grows by a factor "
-                f"of {last.number / first.number:.1f} in others' figure ({first.source}; "
-                f"{MARKS[first['mark']]}), by {ends[1] / ends[0]:.1f} in ours."
+                {
+                    "what": what,
+                    "first": first.steps,
+                    "last": last.steps,
+                    "theirs": last.number / first.number,
+                    "ours": ends[1] / ends[0],
+                    "source": first.source,
+                    "mark": MARKS[first["mark"]],
+                }
             )
     return found

@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+"""Check the prose: how docstrings begin, and how long the sentences of README.md and docs/ are.
+
+Usage: scripts/check_prose.py [FILE ...]        (all of the package, README.md and docs/ without)
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OPENERS = {
+    "Of",
+    "What",
+    "Whether",
+    "Where",
+    "How",
+    "Whose",
+    "By",
+    "As",
+    "In",
+    "Those",
+    "Their",
+    "Its",
+}
+OPENERS |= {"It", "That", "Which", "With", "From", "For", "To", "So"}
+"""Words that begin no docstring. An imperative verb does, or "The" or "A" with a noun."""
+MOST_WORDS = 30
+
+
+def check_docstrings(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            words = (ast.get_docstring(node) or "").split()
+            if words and words[0].strip(",.:") in OPENERS:
+                line = node.body[0].lineno
+                yield f"{path}:{line}: a docstring begins with {words[0]!r}; begin with a verb"
+
+
+def check_sentences(path: Path) -> Iterator[str]:
+    text = re.sub(r"```.*?```|<!--.*?-->", "", path.read_text(), flags=re.DOTALL)
+    for block in re.split(r"\n\s*\n|\n(?=[-*|#>]|\d+\. | {4})", text):
+        if block.startswith(("|", "    ", "#", "![")):
+            continue  # a table, a command, a heading or a figure
+        for sentence in re.split(r"(?<=[.:;?!])\s+", " ".join(block.split())):
+            if len(words := re.findall(r"\w[^\s]*", sentence)) > MOST_WORDS:
+                yield f"{path}: {len(words)} words in '{sentence[:60]}...'; at most {MOST_WORDS}"
+
+
+def main(names: list[str]) -> int:
+    files = [Path(name) for name in names]
+    files = files or [*ROOT.glob("metalearn/**/*.py"), ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    found: list[str] = []
+    for path in sorted(files):
+        found += (check_sentences if path.suffix == ".md" else check_docstrings)(path)
+    print("\n".join(found) or "prose: clean")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
