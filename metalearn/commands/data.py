@@ -1,16 +1,56 @@
-"""`metalearn data prepare`: a dataset made ready, from a folder or an archive of its files."""
+"""`metalearn data prepare`: make a dataset ready, from a folder or an archive of its files."""
 
 from __future__ import annotations
 
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, nearest
 from metalearn.system.files import with_home
 from metalearn.tasks import glyphs, omniglot, vision
 from metalearn.tasks.archive import SUFFIXES, is_archive, keep, unpacked
 from metalearn.tasks.cache import Splits, cache_folder
 
+DATASETS = ("glyphs", "omniglot", "mini_imagenet", "tiered_imagenet", "cifar_fs", "fc100")
+
+
+def run(words: list[str]) -> int:
+    """Prepare the dataset that the words name, or print the help; return the exit status.
+
+    Raises:
+        UsageError: there is no such dataset, or a word is no option of it.
+    """
+    page = (
+        "metalearn data prepare NAME [source=PATH]\n\n"
+        f"  NAME    {', '.join(DATASETS)}\n"
+        "  source  the folder where its files lie, or an archive of it (.zip, .tar, .tar.gz);\n"
+        "          glyphs needs none, omniglot is downloaded without one\n"
+    )
+    asks = [w for w in words if w in ("-h", "--help")]
+    if not words or words == asks or (words[0] == "prepare" and asks):
+        print(page, end="")
+        return 0
+    if words[0] != "prepare" or len(words) < 2:
+        raise UsageError("expected `metalearn data prepare NAME [source=PATH]`")
+    name, options = words[1], words[2:]
+    if name not in DATASETS:
+        raise UsageError(f"{name!r} is no dataset{nearest(name, DATASETS)}")
+    source: str | None = None
+    for option in options:
+        key, _, value = option.partition("=")
+        if name == "glyphs":
+            raise UsageError(f"{option!r} is no option of glyphs, which takes none")
+        if key != "source" or source is not None:
+            raise UsageError(f"{option!r} is no option of {name}; expected source=PATH, once")
+        source = value
+
+    splits, where = prepare(name, source)
+    for split, data in splits.items():
+        shape = "x".join(map(str, data.images.shape[1:]))
+        print(f"{name} {split}: {len(data.classes)} classes, {len(data.images)} images of {shape}")
+    print(where)
+    return 0
+
 
 def prepare(name: str, source: str | None = None) -> tuple[Splits, str]:
-    """The splits of a dataset of `tasks=NAME`, and a sentence on where a run finds it.
+    """Return the splits of a dataset of `tasks=NAME`, and a sentence on where a run finds it.
 
     An archive is unpacked beside `cache_folder()/NAME`, checked, and renamed to it. Omniglot's
     drawings are few enough to be cached as one array, which is all that is kept then.

@@ -1,56 +1,50 @@
-"""The outer loop, the same for every meta-gradient."""
+"""The outer loop, the same for every problem and meta-gradient."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from metalearn.config import checked
-from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
 from metalearn.parallel.batches import OutOfMemory
 from metalearn.parallel.ranks import ALONE, Ranks
 from metalearn.system.provenance import provenance
 from metalearn.system.random_state import seed_all
-from metalearn.training.estimate import Estimate
+from metalearn.tasks import Sampler
+from metalearn.training.checks import check_options
 from metalearn.training.evaluation import evaluate
 from metalearn.training.experiment import Experiment
 from metalearn.training.guards import REFUSALS
 from metalearn.training.messages import (
-    closing,
     figures,
     named,
-    progress_line,
     solve_warning,
     stability_warning,
     validation_line,
 )
-from metalearn.training.progress import RunProgress
-from metalearn.training.run_folder import RunFolder
-from metalearn.training.signals import Interruption
+from metalearn.training.session import Session
 from metalearn.training.state import TrainingState
-
-MOST_TASKS = 100_000
-"""Of a meta-step; 5-way 1-shot ones of Omniglot take 3 GB then."""
 
 
 def train(
     config: DictConfig, run_dir: Path, resume: bool = False, ranks: Ranks = ALONE
 ) -> dict[str, Any]:
-    """One run into `run_dir`: config.yaml, metrics.jsonl, best.pt, last.pt and summary.json.
+    """Train one run into `run_dir`: config.yaml, metrics.jsonl, best.pt, last.pt, summary.json.
 
     With `average` above 0 the exponential moving average of the meta-parameters is what is
     validated, chosen from and tested (`MovingAverage`). With `keep_best` above 1 the runners-up of
     best.pt are kept too, best.1.pt, best.2.pt and so on.
 
-    Returns the summary. A run that ended anywhere, by a signal, a kill or a fault, and is resumed
-    equals one that did not, bit for bit on a CPU with as many threads and ranks. Several ranks draw
-    the same tasks and share them out; the run is that of one rank but for rounding.
+    A run that ended anywhere, by a signal, a kill or a fault, and is resumed equals one that did
+    not, bit for bit on a CPU with as many threads and ranks. Several ranks draw the same tasks and
+    share them out; the run is that of one rank but for rounding.
+
+    Returns:
+        the summary, as in summary.json.
 
     Raises:
         UsageError: the config asks for what can't be had; nothing is written then.
@@ -58,14 +52,14 @@ def train(
             it, if only the validation loss is not finite), or the folder takes no more.
         TrainingInterrupted: a signal asked for it; last.pt holds the state at that moment.
     """
-    _check(config)
+    check_options(config)
     seed_all(config.seed)
     experiment = Experiment.of(config)
     if config.init_from is not None and not resume:
         experiment.start_from(config.init_from)
     state = TrainingState(config, experiment, ranks)
-    held_out = experiment.tasks.sampler("validation", config.validation.seed, experiment.device)
-    episodes = held_out.state_dict()  # every validation sees the same tasks
+    validation = experiment.tasks.sampler("validation", config.validation.seed, experiment.device)
+    held_out = HeldOut(validation)
     experiment.tasks.sampler("test", config.test.seed, experiment.device)  # too short fails now
     streams = state.streams()
     experiment.check(state.sampler.sample(1))
@@ -73,209 +67,145 @@ def train(
     if not resume:
         state.measure()
     origin = provenance(experiment.device)  # of the code that trains, whatever becomes of it
-
-    def validate() -> dict[str, Estimate]:
-        held_out.load_state_dict(episodes)
-        metagrad, meta = experiment.metagrad, state.judged
-        problem = experiment.settled(experiment.problem, meta)
-        tasks = config.validation.tasks
-        return evaluate(problem, metagrad, meta, held_out, tasks, ranks=ranks, say=progress.say)
-
-    with Interruption() as interruption, RunFolder(run_dir, config, resume, ranks) as run:
-        saved, damaged = run.load() if resume else ({}, [])
-        if resume:
-            _check_resumed(config, saved)
-            state.load_state_dict(saved)
-            if checked(saved["config"], str(run.last), "train").device != config.device:
-                state.measure()
-        with RunProgress(config.steps, start=state.step, silent=ranks.rank > 0) as progress:
-            for sentence in damaged:
-                progress.say(sentence)
-            run.start(progress.say, state.step, saved.get("wandb_id"))
-            if not resume:
-                run.save(state.state_dict())
-            else:
-                run.save_best(state.best_states())  # what is there may be of a later meta-step
-
-            def asked_to_leave() -> int | None:
-                """The signal that any rank has got by now."""
-                return ranks.largest(interruption.signum or 0) or None
-
-            def leave_if_asked(done: int = 0) -> None:
-                if signum := asked_to_leave():
-                    leave(signum)
-
-            def leave(signum: int) -> None:
-                raise TrainingInterrupted(
-                    signum,
-                    f"left after meta-step {state.step}; go on with "
-                    f"`metalearn train resume={run_dir}`",
-                )
-
-            def stop(row: dict[str, Any], why: str) -> NoReturn:
-                run.log(row)
-                run.save(state.state_dict())
-                raise TrainingStopped(
-                    f"stopped at meta-step {state.step}: {why}; the state is in {run.last}"
-                )
-
-            while state.step < config.steps:
-                row = _meta_step(state, config.meta_batch, run, progress.say)
-                last = state.step == config.steps
-                if last or state.step % config.validation.every == 0:
-                    try:
-                        scores = validate()
-                    except OutOfMemory as error:
-                        stop(row, str(error))
-                    row |= named("validation", scores)
-                    progress.say(validation_line(state.step, scores))
-                    score = (
-                        scores["accuracy"].mean if "accuracy" in scores else -scores["loss"].mean
-                    )
-                    if math.isfinite(score):
-                        if (place := state.choose(score)) is not None:
-                            run.save_best(state.best_states(), place)
-                    elif config.on_nonfinite == "stop" or (last and state.chosen is None):
-                        stop(
-                            row,
-                            "the validation loss is not finite; a smaller inner learning rate is "
-                            "the usual cure",
-                        )
-                run.log(row)
-                asked = asked_to_leave()
-                if last or asked or state.step % config.checkpoint_every == 0:
-                    state.check_ranks()
-                    run.save(state.state_dict())
-                progress.update(state.step, progress_line(row, config.meta_batch, state.peak))
-                if asked:
-                    leave(asked)
-
-            summary = _summary(config, experiment, state, run, ranks, leave_if_asked, progress.say)
-            summary |= origin
-            run.finish(summary)
-            for line in closing(summary, str(run_dir), run.written()):
-                progress.say(line)
+    with Session(run_dir, config, resume, ranks) as session:
+        session.begin(state)
+        take_meta_steps(config, state, held_out, session)
+        summary = summarise(config, state, session) | origin
+        session.finish(summary)
     return summary
 
 
-def _meta_step(
-    state: TrainingState, tasks: int, run: RunFolder, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Moves the state on by one meta-step; returns its row.
+class HeldOut:
+    """The validation tasks, the same ones every time."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler, self._start = sampler, sampler.state_dict()
+
+    def rewound(self) -> Sampler:
+        """Return the sampler at its first task."""
+        self._sampler.load_state_dict(self._start)
+        return self._sampler
+
+
+def take_meta_steps(
+    config: DictConfig, state: TrainingState, held_out: HeldOut, session: Session
+) -> None:
+    """Take the meta-steps that are left, with a row for each in metrics.jsonl.
 
     Raises:
-        TrainingStopped: the gradient is not to be used, and the policy is to stop; the state before
+        TrainingStopped: a guard stops the run, or the validation loss is not finite.
+        TrainingInterrupted: a signal asked for it.
+    """
+    for step in session.steps(state):
+        row = _meta_step(config, state, session)
+        if step == config.steps or step % config.validation.every == 0:
+            _validate(config, state, held_out, session, row)
+        session.log(row)
+
+
+def _meta_step(config: DictConfig, state: TrainingState, session: Session) -> dict[str, Any]:
+    """Move the state on by one meta-step and return its row; a guard may leave the step out.
+
+    Raises:
+        TrainingStopped: a guard refuses the gradient, and its policy is to stop. The state before
             this meta-step is in last.pt.
     """
-    began = time.perf_counter()
-    streams, number = state.streams(), state.step + 1
-    task = state.sampler.sample(tasks)
+    began, streams, step = time.perf_counter(), state.streams(), state.step + 1
+    task = state.sampler.sample(config.meta_batch)
     sampled = time.perf_counter()
-    row: dict[str, Any] = {"step": number}
+    row: dict[str, Any] = {"step": step}
     try:
-        result = state.meta_gradient(task, say)
+        result = state.meta_gradient(task, session.say)
         row |= figures(result)
-        norm = state.guards.check(result)
-        state.update(result, norm)
-        row["grad_norm"] = state.guards.accept(norm)
+        row["grad_norm"] = state.take(result)
         for warn in (solve_warning, stability_warning):
-            if warn not in state.warned and (warning := warn(result)):
-                say(f"meta-step {number}: {warning}")
-                state.warned.add(warn)
+            if warning := warn(result):
+                session.warn_once(warn, f"meta-step {step}: {warning}")
     except (*REFUSALS, OutOfMemory) as error:
         policy = "stop" if isinstance(error, OutOfMemory) else state.guards.refuse(error)
         if policy == "stop":
             state.rewind(streams)
-            run.save(state.state_dict())
-            raise TrainingStopped(
-                f"stopped at meta-step {number}: {error}; "
-                f"the state before it, of meta-step {state.step}, is in {run.last}"
-            ) from error
+            before = f"the state before it, of meta-step {state.step},"
+            session.stop(state, f"{step}: {error}; {before}")
         if policy == "halve":
-            state.halvings += 1
-        say(f"meta-step {number} is left out ({state.guards.refused} so far): {error}")
-    row |= {"outer_lr": state.rate, "refused_steps": state.guards.refused}
+            state.optimiser.halvings += 1
+        session.say(f"meta-step {step} is left out ({state.guards.refused} so far): {error}")
+    row |= {"outer_lr": state.optimiser.rate(state.step), "refused_steps": state.guards.refused}
     row |= {"peak_memory_bytes": state.peak, "sample_s": sampled - began}
-    state.step = number
+    state.step = step
     return row | {"step_s": time.perf_counter() - began}
 
 
-def _check(config: DictConfig) -> None:
-    least = {"steps": 1, "meta_batch": 1, "validation.every": 1}
-    least |= {"checkpoint_every": 1, "keep_checkpoints": 1, "keep_best": 1}
-    least |= {"validation.tasks": 2, "test.tasks": 2}  # one has no interval
-    for name, fewest in least.items():
-        value = OmegaConf.select(config, name)
-        if not isinstance(value, int) or value < fewest:
-            raise UsageError(f"{name}={value}; expected a whole number of at least {fewest}")
-    if config.meta_batch > MOST_TASKS:
-        raise UsageError(
-            f"meta_batch={config.meta_batch}; expected at most {MOST_TASKS} tasks, for all of a "
-            "meta-step's are drawn before it"
-        )
-    parts, most = config.parts, config.meta_batch
-    if parts not in (None, "measured") and not (type(parts) is int and 1 <= parts <= most):
-        raise UsageError(
-            f"parts={parts}; expected a whole number from 1 to meta_batch={most}, 'measured', or "
-            "null for the whole meta-batch at once"
-        )
-    if config.schedule not in ("constant", "cosine"):
-        raise UsageError(f"schedule={config.schedule}; expected 'constant' or 'cosine'")
-    if config.wandb not in ("offline", "online", "disabled"):
-        raise UsageError(f"wandb={config.wandb}; expected 'offline', 'online' or 'disabled'")
-    if not 0 <= config.average < 1:
-        raise UsageError(
-            f"average={config.average}: expected a decay from 0 up to 1, 1 excluded. Give 0 for no "
-            "average, or such as 0.99 for one over about the last 100 meta-steps"
-        )
-    clip = config.clip_norm
-    if clip is not None and not (isinstance(clip, int | float) and clip > 0):
-        raise UsageError(f"clip_norm={config.clip_norm}; expected a number above 0, or null")
-
-
-def _check_resumed(config: DictConfig, saved: dict[str, Any]) -> None:
-    if config.steps < saved["step"]:
-        raise UsageError(
-            f"steps={config.steps}; this run has taken {saved['step']} meta-steps already"
-        )
-
-
-def _summary(
+def _validate(
     config: DictConfig,
-    experiment: Experiment,
     state: TrainingState,
-    run: RunFolder,
-    ranks: Ranks,
-    progress: Callable[[int], None],
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Figures on the test split, by the meta-parameters that validated best."""
-    assert state.chosen is not None  # the last meta-step is validated, and finite
-    sampler = experiment.tasks.sampler("test", config.test.seed, experiment.device)
+    held_out: HeldOut,
+    session: Session,
+    row: dict[str, Any],
+) -> None:
+    """Judge the meta-parameters, keep them if they are among the best, and add to the row.
+
+    Raises:
+        TrainingStopped: the loss is not finite, or memory does not hold a task.
+    """
+    experiment, meta = state.experiment, state.judged
+    try:
+        scores = evaluate(
+            experiment.settled(experiment.problem, meta),
+            experiment.metagrad,
+            meta,
+            held_out.rewound(),
+            config.validation.tasks,
+            ranks=state.ranks,
+            say=session.say,
+        )
+    except OutOfMemory as error:
+        session.stop(state, f"{state.step}: {error}; the state", row)
+    row |= named("validation", scores)
+    session.say(validation_line(state.step, scores))
+    score = scores["accuracy"].mean if "accuracy" in scores else -scores["loss"].mean
+    if math.isfinite(score):
+        if (place := state.best.add(state.step, score, meta)) is not None:
+            session.save_best(state, place)
+    elif config.on_nonfinite == "stop" or (state.step == config.steps and not state.best.kept):
+        reason = (
+            "the validation loss is not finite; a smaller inner learning rate is the usual cure"
+        )
+        session.stop(state, f"{state.step}: {reason}; the state", row)
+
+
+def summarise(config: DictConfig, state: TrainingState, session: Session) -> dict[str, Any]:
+    """Return the summary: figures on the test split, of the best validated meta-parameters.
+
+    Raises:
+        TrainingInterrupted: a signal asked for it.
+    """
+    experiment, chosen = state.experiment, state.best.first
+    assert chosen is not None  # the last meta-step is validated, and finite
     scores = evaluate(
-        experiment.settled(experiment.problem, state.chosen.meta),
+        experiment.settled(experiment.problem, chosen.meta),
         experiment.metagrad,
-        state.chosen.meta,
-        sampler,
+        chosen.meta,
+        experiment.tasks.sampler("test", config.test.seed, experiment.device),
         config.test.tasks,
-        progress=progress,
-        ranks=ranks,
-        say=say,
+        progress=lambda done: session.leave_if_asked(state),
+        ranks=state.ranks,
+        say=session.say,
     )
-    times = sorted(run.step_seconds())
+    times = sorted(session.step_seconds())
     return {
         "name": config.name,
         **named("test", scores),
         "test_tasks": config.test.tasks,
         "transductive": config.transductive,
-        "chosen_step": state.chosen.step,
-        "validation_best": state.chosen.score,
+        "chosen_step": chosen.step,
+        "validation_best": chosen.score,
         "steps": config.steps,
         "meta_batch": config.meta_batch,
         "peak_memory_bytes": state.peak,
         "step_s": times[len(times) // 2],
         "train_s": sum(times),
         "threads": torch.get_num_threads(),
-        "ranks": ranks.size,
+        "ranks": state.ranks.size,
         "seed": config.seed,
     }

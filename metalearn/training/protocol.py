@@ -12,22 +12,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from metalearn import config
-from metalearn.config.build import build
 from metalearn.errors import UsageError
-from metalearn.metagrad import MetaGradient
-from metalearn.problem import BilevelProblem
-from metalearn.system.files import replace_text, written_beside
 from metalearn.tasks import Sampler
 from metalearn.tasks.omniglot_official import RUNS, WAYS, FixedTasks, official_runs
-from metalearn.training import checkpoint
 from metalearn.training.estimate import Estimate
-from metalearn.training.evaluation import Member, evaluate_each, evaluate_ensemble
-from metalearn.training.experiment import Experiment, few_shot_problem
-from metalearn.training.metrics_file import to_json
-
-MODES = {"transductive": True, "inductive": False}
-"""Whose statistics batch norm takes for the queries: their own, or the support set's."""
+from metalearn.training.evaluation import evaluate_each, evaluate_ensemble
+from metalearn.training.experiment import Experiment
+from metalearn.training.opened import MODES, OpenedCheckpoint, open_checkpoint
 
 BENCHMARKS = ("held_out", "omniglot_official")
 
@@ -86,7 +77,7 @@ class Protocol:
         path: Path,
         device: str = "cpu",
         threads: int | None = None,
-        say: Callable[[str], Any] = lambda text: None,
+        say: Callable[[dict[str, Any]], Any] = lambda row: None,
     ) -> list[dict[str, Any]]:
         """A row for each mode and number of inner steps: the figures with their 95 % intervals over
         tasks, and what they are figures of.
@@ -109,7 +100,7 @@ class Protocol:
                     | one.origin
                     | about
                 )
-                say(described(rows[-1]))
+                say(rows[-1])
         return rows
 
     def ensemble_rows(
@@ -117,7 +108,7 @@ class Protocol:
         paths: Sequence[Path],
         device: str = "cpu",
         threads: int | None = None,
-        say: Callable[[str], Any] = lambda text: None,
+        say: Callable[[dict[str, Any]], Any] = lambda row: None,
     ) -> list[dict[str, Any]]:
         """`rows` of the checkpoints as one: the mean of the class probabilities that each predicts
         after adapting in its own way, with its own number of inner steps where none is asked for.
@@ -141,42 +132,15 @@ class Protocol:
                     | _figures(scores)
                     | about
                 )
-                say(described(rows[-1]))
+                say(rows[-1])
         return rows
 
-    def _open(self, path: Path, device: str, threads: int | None) -> _Opened:
-        """A checkpoint with what the protocol asks for in its config."""
-        state = checkpoint.load(path)
-        run = config.checked(state["config"], str(path), "train")
-        run.device, run.threads, run.transductive = device, threads, True
-        if self.queries is not None:
-            run.tasks.test_queries = self.queries
-        trained_ways = run.tasks.get("ways")
-        for name, value in (("ways", self.ways), ("shots", self.shots)):
-            if value is not None and name not in run.tasks:
-                raise UsageError(
-                    f"{name}={value}: expected a checkpoint whose tasks have {name}, which those "
-                    f"of {path} have not. Leave {name}= out"
-                )
-            if value is not None:
-                run.tasks[name] = value
-        free = run.get("problem") is None and run.model.get("head", "free") == "free"
-        if self.ways is not None and free and self.ways != trained_ways:
-            raise UsageError(
-                f"ways={self.ways}: expected {trained_ways}, for the head of {path} has a vector "
-                "for each class it was trained on. Leave ways= out."
-            )
-        experiment = Experiment.of(run)
-        experiment.load(checkpoint.select_meta(state))
-        problems: dict[str, BilevelProblem] = {}
-        for mode in self.modes:
-            run.transductive = MODES[mode]
-            problem, _ = few_shot_problem(experiment.model, run)
-            problems[mode] = experiment.settled(problem, experiment.meta)
-        return _Opened(path, state["step"], run, experiment, problems, run.metagrad.inner.steps)
+    def _open(self, path: Path, device: str, threads: int | None) -> OpenedCheckpoint:
+        asked = {"queries": self.queries, "ways": self.ways, "shots": self.shots}
+        return open_checkpoint(path, self.modes, device, threads, **asked)
 
     def _tasks(
-        self, opened: Sequence[_Opened]
+        self, opened: Sequence[OpenedCheckpoint]
     ) -> tuple[Callable[[], Sampler], int, dict[str, Any]]:
         """The maker of a sampler of the tasks, their number, and a row's entries about them."""
         first, *others = opened
@@ -246,48 +210,6 @@ class Protocol:
         return lambda: fixed, RUNS, about
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A checkpoint, ready to be judged."""
-
-    path: Path
-    step: int
-    run: DictConfig
-    experiment: Experiment
-    problems: Mapping[str, BilevelProblem]
-    inner_steps: int
-
-    @property
-    def origin(self) -> dict[str, Any]:
-        return {"name": self.run.get("name"), "seed": self.run.seed, "chosen_step": self.step}
-
-    def member(self, steps: int | None) -> Member:
-        """The member that takes so many inner steps; None: its own number."""
-        self.run.metagrad.inner.steps = self.inner_steps if steps is None else steps
-        metagrad = build(self.run.metagrad, MetaGradient)
-        return Member(self.problems, metagrad, self.experiment.meta)
-
-    def check_same_tasks(self, other: _Opened) -> None:
-        """Raises UsageError where an option of their test tasks differs."""
-        own, others = self._task_options(), other._task_options()
-        for name in own | others:
-            if own.get(name) != others.get(name):
-                raise UsageError(
-                    f"{other.path} has tasks.{name}={others.get(name)} and {self.path} "
-                    f"{own.get(name)}: expected members with the same tasks. Choose others, or "
-                    "give ways=, shots= and queries= for all"
-                )
-
-    def _task_options(self) -> dict[str, Any]:
-        """The task options but for a dataset's folder, which says nothing of its contents."""
-        tasks = self.run.tasks
-        names = ("_target_", "ways", "shots", "test_queries", "channels", "image_size")
-        data = tasks.get("dataset", {})
-        return {name: tasks.get(name) for name in names} | {
-            f"dataset.{name}": value for name, value in data.items() if name != "source"
-        }
-
-
 def _common(values: Sequence[int]) -> int | None:
     """The value that all are; None where they differ."""
     return values[0] if len(set(values)) == 1 else None
@@ -301,88 +223,6 @@ def label(path: Path) -> str:
 def digest(classes: Sequence[str]) -> str:
     """SHA-256 of the names, a line each."""
     return hashlib.sha256("\n".join(classes).encode()).hexdigest()
-
-
-def described(row: Mapping[str, Any]) -> str:
-    """A row as a line for the screen."""
-    steps = "step" if row["inner_steps"] == 1 else "steps"
-    number = "each its own" if row["inner_steps"] is None else row["inner_steps"]
-    shown = [f"{row['mode']}, {number} inner {steps}:"]
-    for name in [key for key in row if f"{key}_interval" in row]:
-        value, interval = row[name], row[f"{name}_interval"]
-        if value is None:
-            shown.append(f"{name} not finite")
-        elif name == "accuracy":
-            shown.append(f"{name} {Estimate(value, interval).percent()}")
-        else:
-            shown.append(f"{name} {value:.4f} ± {interval:.4f}")
-    return "  ".join(shown)
-
-
-def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each mode and number of steps that several checkpoints have: the mean of their accuracies
-    and its 95 % interval, and the standard deviation over them."""
-    groups: dict[tuple[str, int], list[float]] = {}
-    for row in rows:
-        if "accuracy" in row:
-            groups.setdefault((row["mode"], row["inner_steps"]), []).append(row["accuracy"])
-    found = []
-    for (mode, steps), values in groups.items():
-        if len(values) > 1:
-            accuracy = torch.tensor(values, dtype=torch.float64)
-            estimate = Estimate.of(accuracy)
-            found.append(
-                {
-                    **{"mode": mode, "inner_steps": steps, "checkpoints": len(values)},
-                    **{"accuracy": estimate.mean, "accuracy_interval": estimate.interval},
-                    "deviation": float(accuracy.std()),
-                }
-            )
-    return found
-
-
-def default_out(word: str, path: Path) -> Path:
-    """The file for the rows of a checkpoint, `word` being what the user calls it.
-
-    A path has them beside it, in evaluation.json. A name has them in runs/NAME-evaluation.json, for
-    nothing but studies writes into results/.
-    """
-    if path == Path(word):
-        return path.parent / "evaluation.json"
-    return Path("runs") / f"{word}-evaluation.json"
-
-
-def check_out(path: Path, make_folder: bool = False) -> None:
-    """Raises UsageError where `write` would, before the work is done; leaves nothing, or the folder
-    alone that `make_folder` makes."""
-    try:
-        if make_folder:
-            path.parent.mkdir(exist_ok=True)
-        if path.is_dir():
-            raise UsageError(
-                f"out={path} is a folder; give the file to write, such as "
-                f"{path / 'evaluation.json'}"
-            )
-        with written_beside(path, b""):
-            pass
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def write(path: Path, content: Mapping[str, Any]) -> None:
-    """As JSON, written beside and renamed.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    try:
-        replace_text(path, to_json(dict(content), indent=1) + "\n")
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"out={path} cannot be written ({error.strerror}); choose another file")
 
 
 def _figures(scores: Mapping[str, Estimate]) -> dict[str, float | None]:

@@ -11,6 +11,7 @@ import pytest
 
 from metalearn.studies.frame.code import PACKAGE, digest_code, find_code
 
+FRAME = "metalearn.studies.frame"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -29,25 +30,25 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def test_no_docstring_comment_or_report_counts(package):
-    study = package / "bench" / "cg.py"
+    study = package / "studies" / "cg" / "study.py"
     before = digest_code(study, package)
-    assert before == digest_code(PACKAGE / "bench" / "cg.py")
-    trainer = package / "trainer.py"
-    edit(trainer, '"""The outer loop', '"""The loop outside')
-    edit(trainer, "MOST_TASKS = 100_000", "# far more than fit\n\nMOST_TASKS = (100_000)")
-    edit(package / "training_state.py", '"""The optimiser\'s step', '"""One step')
-    for report in ("bench/cg_report", "bench/cg_findings", "study/plot", "study/index"):
-        with (package / f"{report}.py").open("a") as file:
+    assert before == digest_code(PACKAGE / "studies" / "cg" / "study.py")
+    edit(package / "training" / "loop.py", '"""The outer loop', '"""The loop outside')
+    checks = package / "training" / "checks.py"
+    edit(checks, "MOST_TASKS = 100_000", "# far more than fit\n\nMOST_TASKS = (100_000)")
+    edit(package / "training" / "state.py", '"""Move the meta-parameters', '"""Shift them')
+    for report in ("cg/report", "memory/report", "frame/plot", "frame/index"):
+        with (package / "studies" / f"{report}.py").open("a") as file:
             file.write("\nWIDTH = 4\n")
-    for other in ("bench/speed", "cli", "study/run", "solve/hpo"):
+    for other in ("studies/speed/study", "commands/main", "studies/frame/run", "studies/hpo/study"):
         with (package / f"{other}.py").open("a") as file:
             file.write("\nOTHER = 4\n")
     assert digest_code(study, package) == before
 
 
 EDITS = [
-    ("bench/cg.py", '"experiment=glyphs_cg"', '"experiment=glyphs"'),
-    ("trainer.py", "MOST_TASKS = 100_000", "MOST_TASKS = 100_001"),
+    ("studies/cg/study.py", '"experiment=glyphs_cg"', '"experiment=glyphs"'),
+    ("training/checks.py", "MOST_TASKS = 100_000", "MOST_TASKS = 100_001"),
     ("linear_solve/cg.py", "max_iters: int = 10", "max_iters: int = 11"),
     ("nn/__init__.py", "from metalearn.nn.mlp", "from metalearn.nn.conv4"),
     # What only a config names, by a text of metalearn.config.build.
@@ -56,7 +57,7 @@ EDITS = [
 
 
 def test_a_statement_of_what_is_measured_counts(package):
-    study = package / "bench" / "cg.py"
+    study = package / "studies" / "cg" / "study.py"
     digests = [digest_code(study, package)]
     for file, old, new in EDITS:
         edit(package / file, old, new)
@@ -64,10 +65,10 @@ def test_a_statement_of_what_is_measured_counts(package):
     assert len(set(digests)) == len(EDITS) + 1
 
 
-@pytest.mark.parametrize("study", ["bench.ranks", "bench.soak"])
+@pytest.mark.parametrize("study", ["ranks", "soak"])
 def test_a_study_of_processes_depends_on_what_they_run(study):
-    found = find_code(PACKAGE / (study.replace(".", "/") + ".py"))
-    assert PACKAGE / "trainer.py" in found and PACKAGE / "train_command.py" in found
+    found = find_code(PACKAGE / "studies" / study / "study.py")
+    assert PACKAGE / "training" / "loop.py" in found and PACKAGE / "commands" / "train.py" in found
 
 
 LOAD = """
@@ -83,22 +84,19 @@ print(*(m.__file__ for name, m in sys.modules.items() if name.startswith("metale
 @pytest.mark.parametrize(
     "study",
     [
-        "bench.fewshot",
-        *(pytest.param(s, marks=pytest.mark.slow) for s in ("bench.speed", "solve.nas")),
+        "fewshot",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("speed", "nas")),
     ],
 )
 def test_all_that_python_loads_for_a_study_beside_its_reports_counts(study):
-    ends = ("_report", "_figures", "_findings")
+    ends = (".report", ".figures", ".findings")
     names = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in FILES]
-    reports = [n for n in names if n.endswith(ends) or n.startswith("metalearn.report.")]
-    reports += [
-        "metalearn.report",
-        "metalearn.studies.frame.plot",
-        "metalearn.studies.frame.published.memory",
-    ]
-    command = [sys.executable, "-c", LOAD, f"metalearn.{study}", *reports]
+    reports = [n for n in names if n.startswith("metalearn.studies.") and n.endswith(ends)]
+    reports += [n for n in names if n.startswith(("metalearn.report.", f"{FRAME}.published"))]
+    reports += ["metalearn.report", *(f"{FRAME}.{name}" for name in ("plot", "table", "text"))]
+    command = [sys.executable, "-c", LOAD, f"metalearn.studies.{study}.study", *reports]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     loaded = {Path(file) for file in done.stdout.split()}
-    source = PACKAGE / (study.replace(".", "/") + ".py")
+    source = PACKAGE / "studies" / study / "study.py"
     assert source in loaded and len(loaded) > 20
     assert loaded <= set(find_code(source))

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tiny_run import TINY, run
 
+from metalearn.commands.evaluate import over_seeds
 from metalearn.commands.main import main
 from metalearn.errors import UsageError
 from metalearn.inner import GradientDescent
@@ -27,7 +28,7 @@ from metalearn.tasks.omniglot_official import official_runs
 from metalearn.training import checkpoint
 from metalearn.training.estimate import Estimate
 from metalearn.training.evaluation import Member, evaluate, evaluate_each, evaluate_ensemble
-from metalearn.training.protocol import Protocol, digest, over_seeds
+from metalearn.training.protocol import Protocol, digest
 
 
 def drawing(character: int, shift: int) -> bytes:

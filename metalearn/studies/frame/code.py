@@ -13,19 +13,21 @@ import metalearn
 PACKAGE = Path(metalearn.__file__).parent
 
 _REPORTS = re.compile(
-    r"report(/.+)?|studies/(frame/(plot|index|table|text|accuracy|published(/.+)?)|[^/]+/(report|figures|findings))"
+    r"report(/.+)?|studies/(frame/(plot|index|table|text|findings|published(/.+)?)|[^/]+/(report|figures|findings))"
 )
-"""The modules that only report rows, by their paths in the package: no digest covers them. A study
-may take from them what selects its cells, for a row holds its cell, and nothing it measures with.
+"""The modules that only report rows, by their paths in the package; no digest covers them.
+
+A study may import from them the code that selects its cells, since a row contains its cell. It must
+not import from them any code that measures.
 """
 
 
 def digest_code(source: Path, package: Path = PACKAGE) -> str:
     """Return the SHA-256 of a module and of the modules of `package` that it depends on.
 
-    A module depends on the modules that it imports, anywhere in its text, and on those whose dotted
-    names stand in its texts, as in a `_target_`. Comments, docstrings, layout and the modules that
-    only report rows leave the digest as it is.
+    A module depends on the modules that it imports, anywhere in its code. It also depends on the
+    modules whose dotted names are string constants in it, such as a `_target_`. Comments,
+    docstrings, layout and the modules that only report rows do not change the digest.
 
     Args:
         source: the file of the study's module, in the package or elsewhere.
@@ -38,7 +40,7 @@ def digest_code(source: Path, package: Path = PACKAGE) -> str:
 
 
 def find_code(source: Path, package: Path = PACKAGE) -> dict[Path, ast.Module]:
-    """Return the syntax that `digest_code` takes, by file."""
+    """Return the syntax trees that `digest_code` covers, by file."""
     found: dict[Path, ast.Module] = {}
     left = [source]
     while left:
@@ -50,7 +52,7 @@ def find_code(source: Path, package: Path = PACKAGE) -> dict[Path, ast.Module]:
 
 
 def _parse(path: Path) -> ast.Module:
-    """Return a module's syntax without docstrings: statements of nothing but a text."""
+    """Return a module's syntax tree without docstrings: statements that are only a string."""
     tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -67,7 +69,7 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 def _names(tree: ast.Module) -> Iterator[str]:
-    """Yield the dotted names of what a module may load; its imports are absolute."""
+    """Yield the dotted names that a module may load; its imports are absolute."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -78,7 +80,7 @@ def _names(tree: ast.Module) -> Iterator[str]:
 
 
 def _files(name: str, package: Path) -> Iterator[Path]:
-    """Yield the files that loading a dotted name runs: of its packages, then of its module."""
+    """Yield the files that an import of `name` runs: its packages first, then its module."""
     first, *parts = name.split(".")
     if first != package.name or not all(map(str.isidentifier, parts)):
         return

@@ -1,0 +1,48 @@
+"""The ranges of training's options."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, OmegaConf
+
+from metalearn.errors import UsageError
+
+MOST_TASKS = 100_000
+"""The most tasks of a meta-step; 5-way 1-shot tasks of Omniglot then take 3 GB."""
+
+
+def check_options(config: DictConfig) -> None:
+    """Check what the options of training mean together.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+    least = {"steps": 1, "meta_batch": 1, "validation.every": 1}
+    least |= {"checkpoint_every": 1, "keep_checkpoints": 1, "keep_best": 1}
+    least |= {"validation.tasks": 2, "test.tasks": 2}  # one has no interval
+    for name, fewest in least.items():
+        value = OmegaConf.select(config, name)
+        if not isinstance(value, int) or value < fewest:
+            raise UsageError(f"{name}={value}; expected a whole number of at least {fewest}")
+    if config.meta_batch > MOST_TASKS:
+        raise UsageError(
+            f"meta_batch={config.meta_batch}; expected at most {MOST_TASKS} tasks, for all of a "
+            "meta-step's are drawn before it"
+        )
+    parts, most = config.parts, config.meta_batch
+    if parts not in (None, "measured") and not (type(parts) is int and 1 <= parts <= most):
+        raise UsageError(
+            f"parts={parts}; expected a whole number from 1 to meta_batch={most}, 'measured', or "
+            "null for the whole meta-batch at once"
+        )
+    if config.schedule not in ("constant", "cosine"):
+        raise UsageError(f"schedule={config.schedule}; expected 'constant' or 'cosine'")
+    if config.wandb not in ("offline", "online", "disabled"):
+        raise UsageError(f"wandb={config.wandb}; expected 'offline', 'online' or 'disabled'")
+    if not 0 <= config.average < 1:
+        raise UsageError(
+            f"average={config.average}: expected a decay from 0 up to 1, 1 excluded. Give 0 for no "
+            "average, or such as 0.99 for one over about the last 100 meta-steps"
+        )
+    clip = config.clip_norm
+    if clip is not None and not (isinstance(clip, int | float) and clip > 0):
+        raise UsageError(f"clip_norm={config.clip_norm}; expected a number above 0, or null")

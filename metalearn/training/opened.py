@@ -1,0 +1,114 @@
+"""A checkpoint that is opened for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from metalearn import config
+from metalearn.config.build import build
+from metalearn.errors import UsageError
+from metalearn.metagrad import MetaGradient
+from metalearn.problem import BilevelProblem
+from metalearn.training import checkpoint
+from metalearn.training.evaluation import Member
+from metalearn.training.experiment import Experiment, few_shot_problem
+
+MODES = {"transductive": True, "inductive": False}
+"""Whose statistics batch norm takes for the queries: their own, or the support set's."""
+
+
+@dataclass(frozen=True)
+class OpenedCheckpoint:
+    """A checkpoint with its experiment, and a problem for each mode."""
+
+    path: Path
+    step: int
+    run: DictConfig
+    experiment: Experiment
+    problems: Mapping[str, BilevelProblem]
+    inner_steps: int
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        return {"name": self.run.get("name"), "seed": self.run.seed, "chosen_step": self.step}
+
+    def member(self, steps: int | None) -> Member:
+        """Return the member that takes `steps` inner steps; None: as many as it trained with."""
+        self.run.metagrad.inner.steps = self.inner_steps if steps is None else steps
+        metagrad = build(self.run.metagrad, MetaGradient)
+        return Member(self.problems, metagrad, self.experiment.meta)
+
+    def check_same_tasks(self, other: OpenedCheckpoint) -> None:
+        """Raise UsageError where an option of the test tasks differs."""
+        own, others = self._task_options(), other._task_options()
+        for name in own | others:
+            if own.get(name) != others.get(name):
+                raise UsageError(
+                    f"{other.path} has tasks.{name}={others.get(name)} and {self.path} "
+                    f"{own.get(name)}: expected members with the same tasks. Choose others, or "
+                    "give ways=, shots= and queries= for all"
+                )
+
+    def _task_options(self) -> dict[str, Any]:
+        """Return the task options, but for the dataset's folder: another may hold the same."""
+        tasks = self.run.tasks
+        names = ("_target_", "ways", "shots", "test_queries", "channels", "image_size")
+        data = tasks.get("dataset", {})
+        return {name: tasks.get(name) for name in names} | {
+            f"dataset.{name}": value for name, value in data.items() if name != "source"
+        }
+
+
+def open_checkpoint(
+    path: Path,
+    modes: Sequence[str],
+    device: str = "cpu",
+    threads: int | None = None,
+    queries: int | None = None,
+    ways: int | None = None,
+    shots: int | None = None,
+) -> OpenedCheckpoint:
+    """Open a checkpoint for the tasks that are asked for.
+
+    Args:
+        modes: of `MODES`.
+        queries, ways, shots: of a task; None: the run's own.
+
+    Raises:
+        UsageError: the checkpoint cannot be used, or its tasks or its head have no such ways.
+    """
+    state = checkpoint.load(path)
+    run = config.checked(state["config"], str(path), "train")
+    run.device, run.threads, run.transductive = device, threads, True
+    if queries is not None:
+        run.tasks.test_queries = queries
+    trained_ways = run.tasks.get("ways")
+    for name, value in (("ways", ways), ("shots", shots)):
+        if value is not None and name not in run.tasks:
+            raise UsageError(
+                f"{name}={value}: expected a checkpoint whose tasks have {name}, which those "
+                f"of {path} have not. Leave {name}= out"
+            )
+        if value is not None:
+            run.tasks[name] = value
+    free = run.get("problem") is None and run.model.get("head", "free") == "free"
+    if ways is not None and free and ways != trained_ways:
+        raise UsageError(
+            f"ways={ways}: expected {trained_ways}, for the head of {path} has a vector "
+            "for each class it was trained on. Leave ways= out."
+        )
+    experiment = Experiment.of(run)
+    experiment.load(checkpoint.select_meta(state))
+    problems: dict[str, BilevelProblem] = {}
+    for mode in modes:
+        run.transductive = MODES[mode]
+        problem, _ = few_shot_problem(experiment.model, run)
+        problems[mode] = experiment.settled(problem, experiment.meta)
+    return OpenedCheckpoint(
+        path, state["step"], run, experiment, problems, run.metagrad.inner.steps
+    )
