@@ -31,7 +31,8 @@ bench: bootstrap  ## the five studies of the gradients, small, into runs/quick/
 	@scripts/reproduce_studies memory cg gradient properties speed preset=quick
 
 clean:  ## remove caches and runs/, keep results/ and .venv
-	@rm -rf runs wandb build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find runs -mindepth 1 ! -path runs/README.md -delete
+	@rm -rf wandb build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean  ## remove .venv too
