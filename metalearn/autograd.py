@@ -1,4 +1,4 @@
-"""What custom autograd functions ask of `torch.func`'s transforms."""
+"""The helpers of custom autograd functions under `torch.func`'s transforms."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ R = TypeVar("R")
 
 
 def transformed() -> bool:
-    """Whether a transform of `torch.func` is at work, under which tensors may be others than they
-    seem: `vmap` has no memory formats and cannot write to what it does not map."""
+    """Return True if a transform of `torch.func` is active.
+
+    Tensors may then not be what they seem: `vmap` has no memory formats, and cannot write to a
+    tensor that it does not map.
+    """
     return bool(retrieve_all_functorch_interpreters())
 
 
@@ -36,10 +39,10 @@ class _Given(NamedTuple):
 
 
 class Function(torch.autograd.Function):
-    """`torch.autograd.Function` whose calls take positional arguments alone, none left out.
+    """A `torch.autograd.Function` whose calls give every argument by position.
 
-    Torch binds each call to the signature of `forward` to fill in defaults, which costs as much as
-    all the rest of the call: 15 % of a meta-gradient of small tasks.
+    Torch binds each call to the signature of `forward` to fill in defaults. The binding costs as
+    much as the rest of the call: 15 % of a meta-gradient of small tasks.
     """
 
     generate_vmap_rule = True
@@ -51,13 +54,14 @@ class Function(torch.autograd.Function):
 
 
 def first_order(jvp: Callable[..., R]) -> Callable[..., R]:
-    """Makes a custom function's `jvp` refuse forward mode inside forward mode.
+    """Make a custom function's `jvp` refuse forward mode inside forward mode.
 
-    Torch runs `jvp` with forward mode off, so that the outer derivative of its result is a silent
-    zero. Forward over reverse, reverse over forward and reverse over reverse are right. That two
-    are nested is told by torch's own list of transforms, which it has no public name for.
+    Torch runs `jvp` with forward mode off, so the outer derivative of its result is a silent zero.
+    Forward over reverse, reverse over forward and reverse over reverse are right. Torch's own list
+    of transforms, which has no public name, shows the nesting.
 
-    Raises NotImplementedError.
+    Raises:
+        NotImplementedError: at a call of `jvp` with forward mode nested in forward mode.
     """
 
     @wraps(jvp)

@@ -1,7 +1,7 @@
-"""What is differentiated: a bilevel problem, and the few-shot problem of MAML and iMAML.
+"""The bilevel problem that is differentiated, and the few-shot problem of MAML and iMAML.
 
 minimise over meta  mean over tasks of outer(params*(meta), meta)
-where               params*(meta) minimises inner(params, meta), or K steps from init(meta) do
+where               params*(meta) minimises inner(params, meta), or is K steps from init(meta)
 """
 
 from __future__ import annotations
@@ -24,83 +24,84 @@ from metalearn.tasks.batch import TaskBatch
 from metalearn.tree import half_squared_distance, leaves_of, task_half_square
 
 Params = dict[str, Tensor]
-"""Adapted parameters by name, each tensor (T, ...)."""
+"""The adapted parameters by name, each tensor (T, ...)."""
 
 Meta = Any
-"""Meta-parameters: a pytree of tensors without a task axis."""
+"""The meta-parameters: a pytree of tensors without a task axis."""
 
 
 class BilevelProblem(Protocol):
-    """An inner and an outer objective. `task` has a length T and can be sliced."""
+    """A problem with an inner and an outer objective. `task` has a length T and can be sliced."""
 
     def init(self, meta: Meta, task: Any) -> Params:
-        """Where the inner loop starts: tensors (T, ...), differentiable in meta."""
+        """Return the start of the inner loop: tensors (T, ...), differentiable in meta."""
         ...
 
     def inner_objective(self, params: Params, meta: Meta, task: Any) -> Tensor:
-        """What the inner loop minimises: (T,), a task's value in its own params alone."""
+        """Return the inner loss, (T,). A task's loss depends on its own params alone."""
         ...
 
     def outer_objective(
         self, params: Params, meta: Meta, task: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What adapted params are judged by: (T,), and further figures of (T,)."""
+        """Return the outer loss of adapted params, (T,), and further metrics, each (T,)."""
         ...
 
 
 @runtime_checkable
 class CompositeProblem(BilevelProblem, Protocol):
-    """A problem whose inner objective is `inner_loss(inner_outputs(params))`, the loss convex.
+    """A problem with inner objective `inner_loss(inner_outputs(params))`, where the loss is convex.
 
-    This split is what Gauss-Newton curvature needs (Schraudolph 2002): J' (d2 loss / d outputs2) J
-    with J = d outputs / d params is positive semi-definite.
+    Gauss-Newton curvature needs this split (Schraudolph 2002). The matrix J' (d2 loss / d outputs2)
+    J, with J = d outputs / d params, is positive semi-definite.
     """
 
     def inner_outputs(self, params: Params, meta: Meta, task: Any) -> Any:
-        """A pytree of tensors."""
+        """Return the outputs, a pytree of tensors."""
         ...
 
     def inner_loss(self, outputs: Any, meta: Meta, task: Any) -> Tensor:
-        """(T,), convex in outputs."""
+        """Return the loss, (T,), which is convex in the outputs."""
         ...
 
 
 class FeatureProblem(BilevelProblem, Protocol):
-    """A problem whose params act on features that meta alone decides, so that one pass has them.
+    """A problem whose params act on features that depend on meta alone.
 
     `on_features` is the same problem with meta {"features": (T, n, F), "rest": ...}. A
-    meta-gradient differentiates that one, and then goes back through the features once.
+    meta-gradient computes the features once, differentiates `on_features`, and backpropagates
+    through the features once.
     """
 
     on_features: BilevelProblem
 
     def features(self, meta: Meta, task: Any) -> Tensor:
-        """(T, n, F), differentiable in meta."""
+        """Return the features (T, n, F), differentiable in meta."""
         ...
 
     def rest(self, meta: Meta) -> Meta:
-        """The leaves of meta that act beside the features, themselves and not copies."""
+        """Return the leaves of meta that act beside the features: the same tensors, not copies."""
         ...
 
     def support_only(self, task: Any) -> Any:
-        """The task as the inner loop sees it, without queries."""
+        """Return the task as the inner loop sees it, without queries."""
         ...
 
 
 @runtime_checkable
 class PredictingProblem(BilevelProblem, Protocol):
-    """A problem of classes that says what adapted params predict for a task's queries."""
+    """A problem of classification that predicts the classes of a task's queries."""
 
     def query_predictions(self, params: Params, meta: Meta, task: Any) -> Tensor:
-        """The logits of the queries, (T, queries, ways)."""
+        """Return the logits of the queries, (T, queries, ways)."""
         ...
 
 
 def query_predictions(problem: BilevelProblem, params: Params, meta: Meta, task: Any) -> Tensor:
-    """The logits that `problem` predicts for a task's queries, (T, queries, ways).
+    """Return the logits that `problem` predicts for a task's queries, (T, queries, ways).
 
     Raises:
-        UsageError: the problem has no method of this name, which is optional.
+        UsageError: the problem has no method `query_predictions`, which is optional.
     """
     if not isinstance(problem, PredictingProblem):
         raise UsageError(
@@ -112,40 +113,42 @@ def query_predictions(problem: BilevelProblem, params: Params, meta: Meta, task:
 
 @runtime_checkable
 class RatedProblem(BilevelProblem, Protocol):
-    """A problem that learns the rates of its inner steps, a part of meta."""
+    """A problem that learns the rates of its inner steps as a part of meta."""
 
     def step_rates(self, meta: Meta) -> dict[str, Tensor]:
-        """The factors of the inner solver's `lr` by the names of the params, each (K, ...).
+        """Return the factors of the inner solver's `lr` by param name, each (K, ...).
 
-        Row k is that of inner step k and broadcasts against one task's tensor. Steps after the
-        K-th take the last row.
+        Row k applies to inner step k and broadcasts against one task's tensor. Steps after the K-th
+        take the last row.
         """
         ...
 
 
 class FewShot:
-    """Few-shot learning: meta is the initialisation theta of the task's parameters phi.
+    """The few-shot problem: meta is the initialisation theta of the task's parameters phi.
 
-    inner(phi, theta) = support loss(phi) + prox / 2 |phi - theta|^2, outer = query loss(phi). With
-    prox = 0 it is MAML's problem (Finn et al. 2017, eq. 1), with prox > 0 iMAML's (Rajeswaran et
-    al. 2019, eq. 3 and 4). The loss is the mean cross-entropy for integer labels, the mean squared
-    error for others.
+    inner(phi, theta) = support loss(phi) + prox / 2 |phi - theta|^2, and outer = query loss(phi).
+    With prox = 0 it is MAML's problem (Finn et al. 2017, eq. 1). With prox > 0 it is iMAML's
+    (Rajeswaran et al. 2019, eq. 3 and 4). The loss is the mean cross-entropy for integer labels,
+    and the mean squared error for floating-point labels.
 
     Args:
         model: a module that `TaskBatched` takes; only its structure is used.
         prox: the proximal strength lambda, at least 0.
-        transductive: batch norm normalises the queries by their own statistics, so that a query's
-            prediction depends on the others (as in the papers); if False, by those of the support
-            set.
-        adapt: the parameters that the inner loop moves: "all"; "head", those of the model's last
-            layer, which is ANIL's problem (Raghu et al. 2020); or names. The others are the body,
-            shared by all tasks and a part of meta alone; the proximal term does not hold them.
+        transductive: True: batch norm normalises the queries by their own statistics, as in the
+            papers. A query's prediction then depends on the other queries. False: by the statistics
+            of the support set.
+        adapt: the parameters that the inner loop moves: "all"; "head", the parameters of the
+            model's last layer, which is ANIL's problem (Raghu et al. 2020); or a list of names. The
+            other parameters are the body: shared by all tasks, a part of meta alone, and not in the
+            proximal term.
         prox_head: the proximal strength of the last layer's parameters; None: `prox`. The paper's
-            lambda may differ between parameters: a strong pull keeps the body's curvature small
-            where a weak one leaves the head free.
+            lambda may differ between parameters. A strong one keeps the body's curvature small,
+            while a weak one leaves the head free.
 
-    `meta` is `dict(model.named_parameters())`, `adapted` the names of phi's tensors. The class
-    vectors of a `SymmetricHead` are always adapted, (T, ways, features), the ways being the task's.
+    `meta` is `dict(model.named_parameters())`. `adapted` holds the names of phi's tensors. The
+    class vectors of a `SymmetricHead` are always adapted; they are (T, ways, features), where each
+    task defines its ways.
     """
 
     def __init__(
@@ -192,8 +195,7 @@ class FewShot:
         return start
 
     def _centre(self, meta: Params, task: TaskBatch) -> Params:
-        """The parameters that the proximal term holds phi to: one tensor for all tasks, or (T, ...)
-        each."""
+        """Return the centre of the proximal term: each tensor common to all tasks, or (T, ...)."""
         vectors = {} if self._head is None else self._head.centre(meta, task)
         return {name: vectors[name] if name in vectors else meta[name] for name in self.adapted}
 
@@ -202,7 +204,7 @@ class FewShot:
 
     def inner_outputs(self, params: Params, meta: Params, task: TaskBatch) -> dict[str, Any]:
         predictions = self._predict(params, meta, task.support_x)
-        # The proximal term is quadratic in the parameters, which are therefore outputs too.
+        # The proximal term is quadratic in the parameters, so the parameters are outputs too.
         held = self.prox or self.prox_head
         return {"predictions": predictions} | ({"params": params} if held else {})
 
@@ -231,8 +233,10 @@ class FewShot:
         return loss, {"accuracy": correct.to(loss.dtype).mean(dim=1)}
 
     def query_predictions(self, params: Params, meta: Params, task: TaskBatch) -> Tensor:
-        """The model's outputs for the queries, (T, queries, ...), by the statistics that
-        `transductive` names."""
+        """Return the model's outputs for the queries, (T, queries, ...).
+
+        Batch norm takes the statistics that `transductive` selects.
+        """
         if self.transductive:
             return self._predict(params, meta, task.query_x)
         shown = task.support_x.shape[1]
@@ -247,7 +251,7 @@ class FewShot:
 
 
 HEAD_SOLVER = NewtonCG(steps=10, cg_iters=10, tol=1e-4)
-"""Solves the class vectors of a "solved" head: a convex problem of as many rows as classes."""
+"""The solver of a "solved" head's class vectors: a convex problem with a row for each class."""
 
 
 class _ClassVectors:
@@ -260,10 +264,10 @@ class _ClassVectors:
 
     @classmethod
     def of(cls, model: nn.Module) -> _ClassVectors | None:
-        """The class vectors of the model's last layer; None where it is not such a head.
+        """Return the class vectors of the model's last layer; None if the model has no such head.
 
         Raises:
-            UsageError: a head is anywhere else in the model.
+            UsageError: a `SymmetricHead` is not the last layer of an `nn.Sequential`.
         """
         heads = [n for n, m in model.named_modules() if isinstance(m, SymmetricHead)]
         if not heads:
@@ -280,21 +284,25 @@ class _ClassVectors:
         return cls(f"{name}.", head, TaskBatched(body) if len(body) else None)
 
     def centre(self, meta: Params, task: TaskBatch) -> Params:
-        """The vectors by name: (ways, ...) for all tasks, or (T, ways, ...) of each task's own."""
+        """Return the vectors' centre by name: (ways, ...) for all tasks, or (T, ways, ...)."""
         weight, bias = f"{self.prefix}weight", f"{self.prefix}bias"
         ways, features = task.ways, self._head.features
         if self._head.start == "tied":
             return {weight: meta[weight].expand(ways, -1)}
         if self._head.start != "prototypes":
-            # A head alone has no parameters, and its inputs are features; tokens have no gradient.
+            # Take the type from meta, since support_x may hold integer tokens. A head alone has no
+            # meta, but its support_x holds features.
             like = next(iter(leaves_of(meta)), task.support_x)
             return {weight: like.new_zeros(ways, features)}
         means = class_means(self._features(meta, task), task.support_y, ways)
         return {weight: 2 * means / features, bias: -means.square().sum(-1) / features}
 
     def solution(self, meta: Params, task: TaskBatch, prox: float) -> Params:
-        """The class vectors (T, ways, F) that minimise the support loss + prox / 2 |W|^2 on the
-        features at meta, which are computed once; differentiable in meta by `implicit.argmin`."""
+        """Return the class vectors (T, ways, F) that solve the task on the features at meta.
+
+        They minimise the support loss + prox / 2 |W|^2. The features are computed once. The result
+        is differentiable in meta by `implicit.argmin`.
+        """
         features = self._features(meta, task)
         scale = meta.get(f"{self.prefix}log_scale", features.new_zeros(()))
 
@@ -319,7 +327,7 @@ class _ClassVectors:
 
 
 def _adapted(names: list[str], last_layer: list[str], adapt: str | Sequence[str]) -> list[str]:
-    """The names that `FewShot(adapt=...)` means."""
+    """Return the names that `FewShot(adapt=...)` selects."""
     if adapt == "all":
         return list(names)
     if adapt == "head":
@@ -334,7 +342,7 @@ def _adapted(names: list[str], last_layer: list[str], adapt: str | Sequence[str]
 
 
 def prediction_loss(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Each task's mean loss, (T,): cross-entropy for integer targets, else squared error."""
+    """Return each task's mean loss, (T,): cross-entropy for integer targets, else squared error."""
     tasks = len(targets)
     if targets.is_floating_point():
         return F.mse_loss(predictions, targets, reduction="none").reshape(tasks, -1).mean(dim=1)

@@ -1,4 +1,4 @@
-"""Pytrees of tensors seen as vectors: the few helpers that solvers and gradients share."""
+"""The helpers that treat pytrees of tensors as vectors, shared by solvers and gradients."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ Tree = Any
 
 @dataclass(frozen=True)
 class Raveler:
-    """Turns a pytree into a matrix of shape (T, N), a row for each task's system, and back.
+    """A converter between a pytree and a matrix (T, N), with one row for each task's system.
 
-    Without a task axis (`batched=False`) the whole tree is the one row of a (1, N) matrix, so that
-    an algorithm is written once, for many systems.
+    Without a task axis (`batched=False`) the whole tree is the single row of a (1, N) matrix. An
+    algorithm is therefore written once, for many systems.
 
     Args:
-        like: the tree whose structure, shapes and types are kept.
+        like: the tree that fixes structure, shapes and types.
         batched: every leaf begins with the same task axis T.
-        as_it_lies: a row holds each leaf in the order in which `like`'s lies in memory, so that
-            tensors with the channels last need not be rearranged; else in the order of its axes.
+        as_it_lies: True: a row holds each leaf in the memory order of that leaf in `like`, so that
+            channels-last tensors need no rearranging. False: in the order of its axes.
 
     Raises:
-        ValueError: a leaf is no tensor of a floating type, or the leaves' task axes differ.
+        ValueError: the tree is empty, a leaf is not a floating-point tensor, or the leaves' task
+            axes differ.
     """
 
     spec: TreeSpec
@@ -79,7 +80,7 @@ class Raveler:
         return cls(spec, shapes, orders, dtypes, dtype, tasks, batched)
 
     def ravel(self, tree: Tree) -> Tensor:
-        """The tree as a (T, N) matrix of the widest of its types."""
+        """Return the tree as a (T, N) matrix of the widest of its types."""
         leaves, spec = tree_flatten(tree)
         shapes = tuple(getattr(leaf, "shape", None) for leaf in leaves)
         if spec != self.spec or shapes != self.shapes:
@@ -94,7 +95,7 @@ class Raveler:
         return torch.cat(rows, dim=1)
 
     def unravel(self, matrix: Tensor) -> Tree:
-        """The (T, N) matrix as a tree of the original structure, shapes and types."""
+        """Return the (T, N) matrix as a tree of the original structure, shapes and types."""
         sizes = [shape.numel() // self.tasks for shape in self.shapes]
         rows = matrix.split(sizes, dim=1)
         leaves = [
@@ -106,9 +107,9 @@ class Raveler:
         return tree_unflatten(leaves, self.spec)
 
     def matvec(self, function: Callable[[Tree], Tree]) -> Callable[[Tensor], Tensor]:
-        """A map between trees as a map between (T, N) matrices.
+        """Turn a map between trees into a map between (T, N) matrices.
 
-        The map may use autograd, whatever the mode of the caller; its result is cut off from it.
+        The map may use autograd, whatever the caller's grad mode. Its result is detached.
         """
 
         def on_matrices(matrix: Tensor) -> Tensor:
@@ -119,49 +120,49 @@ class Raveler:
         return on_matrices
 
     def per_system(self, values: Tensor) -> Tensor:
-        """A figure for each system, (T,), as the caller sees it: 0-d without a task axis."""
+        """Return a figure for each system, (T,), as the caller sees it: 0-d without a task axis."""
         return values if self.batched else values[0]
 
 
 def memory_order(x: Tensor, batched: bool) -> tuple[int, ...]:
-    """The axes of x from the outermost in memory to the innermost; the task axis stays first."""
+    """Return the axes of x from outermost to innermost in memory; the task axis stays first."""
     first = 1 if batched else 0
     strides = x.stride()
     return *range(first), *sorted(range(first, x.dim()), key=lambda axis: -strides[axis])
 
 
 def inverse(order: Sequence[int]) -> list[int]:
-    """The permutation that undoes `order`."""
+    """Return the permutation that undoes `order`."""
     return [order.index(axis) for axis in range(len(order))]
 
 
 def leaves_of(tree: Tree) -> list[Tensor]:
-    """The tensors of a pytree, in its order."""
+    """Return the tensors of a pytree, in its order."""
     return tree_flatten(tree)[0]
 
 
 def named_leaves(tree: Tree) -> dict[str, Tensor]:
-    """The tensors of a pytree by their paths in it, such as "['penalty']['log']"."""
+    """Return the tensors of a pytree by their paths in it, such as "['penalty']['log']"."""
     return {keystr(path): leaf for path, leaf in tree_flatten_with_path(tree)[0]}
 
 
 def like_tree(tree: Tree, leaves: Sequence[Tensor]) -> Tree:
-    """A pytree of the structure of `tree` with other leaves."""
+    """Return a pytree of the structure of `tree` with other leaves."""
     return tree_unflatten(list(leaves), tree_flatten(tree)[1])
 
 
 def fixed(tree: Tree) -> Tree:
-    """The tree cut off from any graph."""
+    """Return the tree with every tensor detached."""
     return like_tree(tree, [x.detach() for x in leaves_of(tree)])
 
 
 def live(tree: Tree) -> Tree:
-    """The tree as fresh leaves of a graph of its own."""
+    """Return the tree with every tensor replaced by a detached leaf that requires grad."""
     return like_tree(tree, [x.detach().requires_grad_() for x in leaves_of(tree)])
 
 
 def task_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """Dot products of two lists of (T, ...) tensors over all axes but the first: (T,)."""
+    """Return dot products of two lists of (T, ...) tensors over all axes but the first: (T,)."""
     return sum(
         ((x * y).flatten(1).sum(1) if x.dim() > 1 else x * y for x, y in zip(a, b, strict=True)),
         start=a[0].new_zeros(()),
@@ -169,20 +170,21 @@ def task_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
 
 
 def task_norm(a: Sequence[Tensor]) -> Tensor:
-    """Euclidean norms of a list of (T, ...) tensors over all axes but the first: (T,)."""
+    """Return Euclidean norms of a list of (T, ...) tensors over all axes but the first: (T,)."""
     return task_dot(a, a).sqrt()
 
 
 def task_half_square(x: Tensor) -> Tensor:
-    """Half the squared norm of a (T, ...) tensor over all axes but the first: (T,)."""
+    """Return half the squared norm of a (T, ...) tensor over all axes but the first: (T,)."""
     return half_squared_distance([x], [x.new_zeros(x.shape[1:])])
 
 
 def half_squared_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """Half the squared distance of two lists of tensors over all axes but the first: (T,).
+    """Return half the squared distance of two lists of tensors over all axes but the first, (T,).
 
-    a: (T, ...) each; b: the same, or without the task axis, common to all tasks. The derivative is
-    the difference, which is made again for it: one pass, and nothing kept.
+    Each tensor of `a` is (T, ...). Each tensor of `b` has the same shape, or lacks the task axis
+    and is common to all tasks. The derivative recomputes the difference: one pass, and no further
+    tensor kept.
     """
     return _HalfSquaredDistance.apply(len(a), *a, *b)
 
@@ -245,7 +247,7 @@ def gradients(
     create_graph: bool = False,
     retain_graph: bool | None = None,
 ) -> list[Tensor]:
-    """`torch.autograd.grad` where an input that the outputs do not depend on has gradient zero."""
+    """Return `torch.autograd.grad`, with zeros for inputs that the outputs do not depend on."""
     found = partials(
         outputs, inputs, grad_outputs, create_graph=create_graph, retain_graph=retain_graph
     )
@@ -260,9 +262,9 @@ def partials(
     create_graph: bool = False,
     retain_graph: bool | None = None,
 ) -> list[Tensor | None]:
-    """`torch.autograd.grad` where an input that the outputs do not depend on has None.
+    """Return `torch.autograd.grad`, with None for inputs that the outputs do not depend on.
 
-    Outputs that carry no graph at all are left out.
+    Outputs without a graph are left out.
     """
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     weights = list(grad_outputs) if grad_outputs is not None else [None] * len(outputs)
@@ -287,5 +289,5 @@ def add(a: Tensor | None, b: Tensor) -> Tensor: ...
 @overload
 def add(a: Tensor | None, b: Tensor | None) -> Tensor | None: ...
 def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """a + b, where None is nothing at all."""
+    """Return a + b, where None stands for no term."""
     return b if a is None else a if b is None else a + b

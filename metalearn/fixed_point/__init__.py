@@ -1,4 +1,4 @@
-"""Solvers of z = f(z) on pytrees, many systems at once."""
+"""The solvers of z = f(z) on pytrees, for many systems at once."""
 
 from metalearn.fixed_point.anderson import Anderson
 from metalearn.fixed_point.broyden import Broyden

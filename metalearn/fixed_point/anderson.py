@@ -1,4 +1,4 @@
-"""Anderson acceleration of a fixed-point iteration."""
+"""The Anderson acceleration of a fixed-point iteration."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from metalearn.tree import Tree
 
 @dataclass(frozen=True)
 class Anderson:
-    """Anderson acceleration; Walker & Ni 2011, "Anderson acceleration for fixed-point iterations",
-    in the form with differences (their equation 2.2), here with a ridge and damping.
+    """The Anderson acceleration of Walker & Ni 2011, with a ridge and damping.
 
+    "Anderson acceleration for fixed-point iterations", in the form with differences (equation 2.2).
     With g = f(z) - z and the last `window` differences dZ, dG of z and g as columns, it takes
 
-        gamma = argmin |g - dG gamma|^2,   z <- z + damping g - (dZ + damping dG) gamma.
+            gamma = argmin |g - dG gamma|^2,   z <- z + damping g - (dZ + damping dG) gamma.
 
     On a linear f with a full window this is GMRES (their theorem 2.2); window=0 is Picard's
-    iteration. The least squares are solved by the normal equations of the columns scaled to length
-    1, for the columns shrink with the residual.
+    iteration. The columns shrink with the residual. The normal equations that solve the least
+    squares therefore have columns scaled to length 1.
 
     Args:
-        max_iters: most applications of the function.
+        max_iters: the limit on applications of the function.
         rtol, atol: stop at |f(z) - z| <= max(rtol |f(z)|, atol).
-        window: differences kept, m; memory of 2 m + 5 iterates.
-        damping: in (0, 1], the share of g that is added.
-        regularisation: ridge on the scaled normal equations, whose diagonal is 1; never below the
-            rounding unit of the state's type. Larger is more cautious, and nearer to Picard's
-            iteration.
+        window: the number m of differences kept; the memory is 2 m + 5 iterates.
+        damping: the fraction of g that is added, in (0, 1].
+        regularisation: the ridge on the scaled normal equations, whose diagonal is 1. It is never
+            below the rounding unit of the state's type. A larger ridge is more cautious, and nearer
+            to Picard's iteration.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: an option is out of its range.
     """
 
     max_iters: int = 100
@@ -58,7 +58,7 @@ class Anderson:
     def __call__(self, function: Function, z0: Tree, batched: bool = False) -> Solution:
         search = Search(function, z0, batched, self.max_iters, self.rtol, self.atol)
         z = search.start
-        # Columns are overwritten in turn; those not yet filled are 0 and get the weight 0.
+        # Columns are overwritten in turn. A column not yet filled is 0 and gets the weight 0.
         dz = z.new_zeros((self.window, *z.shape))
         dg = torch.zeros_like(dz)
         z_last = g_last = z
@@ -80,14 +80,14 @@ class Anderson:
         return search.solution()
 
     def _weights(self, dg: Tensor, g: Tensor) -> Tensor:
-        """gamma, (T, m); 0 for a system whose normal equations cannot be factorised."""
+        """Return gamma, (T, m); 0 for a system whose normal equations cannot be factorised."""
         columns = dg.movedim(0, 1)
         gram = (columns @ columns.mT).double()
         right = (columns @ g[:, :, None]).double()
         scale = gram.diagonal(dim1=1, dim2=2).sqrt()[:, :, None]
         scale = torch.where(scale > 0, scale, 1.0)
         gram = gram / scale / scale.mT
-        # Products of this precision are off by its rounding: a smaller ridge would fit that.
+        # The products have the rounding error of their precision, which a smaller ridge would fit.
         ridge = max(self.regularisation, torch.finfo(g.dtype).eps)
         gram.diagonal(dim1=1, dim2=2).add_(ridge)
         factor, failed = torch.linalg.cholesky_ex(gram)

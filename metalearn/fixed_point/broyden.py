@@ -1,4 +1,4 @@
-"""Broyden's good method with limited memory."""
+"""The "good" Broyden method with limited memory."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from metalearn.tree import Tree
 
 @dataclass(frozen=True)
 class Broyden:
-    """Broyden's "good" method on g(z) = f(z) - z; Broyden 1965, Kelley 1995, chapter 7.
+    """The "good" Broyden method on g(z) = f(z) - z; Broyden 1965, Kelley 1995, chapter 7.
 
     The inverse Jacobian of g is kept as H = -I + sum_i u_i v_i', so that the first step is that of
     Picard's iteration. After a step s that changed g by y, the Sherman-Morrison formula (Kelley,
     equation 7.4) gives
 
-        u = (s - H y) / (s' H y),   v = H' s.
+            u = (s - H y) / (s' H y),   v = H' s.
 
     Args:
-        max_iters: most applications of the function.
+        max_iters: the limit on applications of the function.
         rtol, atol: stop at |f(z) - z| <= max(rtol |f(z)|, atol).
-        memory: updates kept; memory of 2 `memory` + 6 iterates. When it is full, H starts again
-            from -I (Kelley, section 7.3): a lone update dropped would leave the others unsound.
+        memory: the number of updates kept; the memory is 2 `memory` + 6 iterates. When it is full,
+            H starts again from -I (Kelley, section 7.3): without a single update, the other updates
+            would be wrong.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: an option is out of its range.
     """
 
     max_iters: int = 100
@@ -58,13 +59,14 @@ class Broyden:
             if known == size:
                 known = 0
             else:
-                # The update is the same for any multiple of (s, y); squares of this one are finite.
+                # The update is the same for any multiple of (s, y). At unit length, the squares are
+                # finite.
                 length = norms(z_next - z)[:, None]
                 s, y = divide(z_next - z, length), divide(g_next - g, length)
                 hy = _product(u[:known], v[:known], y)
                 v[known] = _product(v[:known], u[:known], s)
                 curvature = torch.linalg.vecdot(s, hy)[:, None]
-                # An update that would make H singular or huge is left out; u = 0 is none.
+                # Leave out an update that would make H singular or huge, by u = 0.
                 floor = torch.finfo(z.dtype).eps * (s.norm(dim=1) * hy.norm(dim=1))[:, None]
                 sound = curvature.abs() > floor
                 u[known] = torch.where(sound, (s - hy) / torch.where(sound, curvature, 1.0), 0.0)
@@ -74,7 +76,7 @@ class Broyden:
 
 
 def _product(left: Tensor, right: Tensor, x: Tensor) -> Tensor:
-    """(-I + sum_i left_i right_i') x, a system a row."""
+    """Return (-I + sum_i left_i right_i') x, where each row is a system."""
     out = -x
     for a, b in zip(left, right, strict=True):
         out.addcmul_(torch.linalg.vecdot(b, x)[:, None], a)

@@ -1,4 +1,4 @@
-"""Newton's method, its linear systems solved by GMRES."""
+"""The Newton method, with GMRES for its linear systems."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from metalearn.linear_solve.system import norms
 from metalearn.tree import Tree
 
 HALVINGS = 8
-"""Shorter steps that are tried before a Newton direction is given up."""
+"""The number of shorter steps that are tried before a Newton direction is given up."""
 
 
 @dataclass(frozen=True)
 class NewtonGMRES:
-    """Inexact Newton on g(z) = f(z) - z; Kelley 1995, chapters 6 and 8.
+    """The inexact Newton method on g(z) = f(z) - z; Kelley 1995, chapters 6 and 8.
 
-    (I - J) step = g is solved by GMRES to a relative residual of `linear_rtol`; the step is halved
-    until |g| falls, by the share 1e-4 of the step's length (Kelley, algorithm 8.2.1). Where no
-    length does, as near a minimum of |g| that is no fixed point, the step of Picard's iteration is
-    tried; a system for which that fails too ends as BREAKDOWN.
+    GMRES solves (I - J) step = g to a relative residual of `linear_rtol`. The step is halved until
+    |g| falls by the fraction 1e-4 of the step's length, where the full step has length 1 (Kelley,
+    algorithm 8.2.1). If no length suffices, as near a minimum of |g| that is no fixed point, the
+    step of Picard's iteration is tried. A system for which that fails too ends as BREAKDOWN.
 
     Args:
-        max_iters: most applications of the function, products with J among them. In a batch a
-            system may end past it by the products that another still had left.
+        max_iters: the limit on applications of the function, products with J among them. In a batch
+            a system may exceed it by the products that another system still had left.
         rtol, atol: stop at |f(z) - z| <= max(rtol |f(z)|, atol).
-        linear_iters: most GMRES iterations a Newton step, without a restart; memory of as many
-            iterates.
-        linear_rtol: the forcing term, below 1: |g| falls by about it a Newton step near a solution.
+        linear_iters: the limit on GMRES iterations of a Newton step, without a restart; the memory
+            is as many iterates.
+        linear_rtol: the forcing term, below 1. Near a solution, a Newton step shrinks |g| by about
+            this factor.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: an option is out of its range.
     """
 
     max_iters: int = 100
@@ -64,10 +65,10 @@ class NewtonGMRES:
         return search.solution()
 
     def _direction(self, search: Search, z: Tensor, g: Tensor) -> Tensor:
-        """The Newton step of the systems that run, 0 for the others."""
+        """Return the Newton step of the systems that run, and 0 for the others."""
 
         push = _jacobian(search.apply, z)
-        # Three more applications: the linearisation, GMRES's own residual, and the step itself.
+        # Reserve three applications: the linearisation, GMRES's own residual, and the step itself.
         left = int((self.max_iters - search.iterations[search.running]).max()) - 3
         iters = max(1, min(self.linear_iters, left))
         solve = GMRES(max_iters=iters, restart=iters, rtol=self.linear_rtol)
@@ -78,7 +79,7 @@ class NewtonGMRES:
 
     @staticmethod
     def _line_search(search: Search, z: Tensor, g: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """z and g after the first of the moves that are tried under which |g| falls enough."""
+        """Return z and g after the first of the tried moves under which |g| falls enough."""
         before, seeking = norms(g), search.running
         lengths = [0.5**k for k in range(HALVINGS + 1)]
         moves = [(length * step, 1 - 1e-4 * length) for length in lengths]
@@ -96,9 +97,10 @@ class NewtonGMRES:
 
 
 def _jacobian(function: Callable[[Tensor], Tensor], z: Tensor) -> Callable[[Tensor], Tensor]:
-    """v -> J v at z on one linearisation: the pull-back w -> J' w is linear, and J transposes it.
+    """Return v -> J v at z, on one linearisation.
 
-    Forward mode would need its rule from every layer, and evaluate the function at every product.
+    The pull-back w -> J' w is linear, and J transposes it. Forward mode would need a rule from
+    every layer, and would evaluate the function at every product.
     """
     with torch.enable_grad():
         linearised: Any = torch.func.vjp(function, z)

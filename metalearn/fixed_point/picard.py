@@ -1,4 +1,4 @@
-"""Picard iteration: z <- f(z)."""
+"""The Picard iteration z <- f(z)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from metalearn.tree import Tree
 
 @dataclass(frozen=True)
 class Picard:
-    """z <- z + damping (f(z) - z). Converges where f contracts, by the contraction's factor a step.
+    """The Picard iteration z <- z + damping (f(z) - z).
+
+    It converges where f contracts, by the contraction's factor a step.
 
     Args:
-        max_iters: most applications of the function.
+        max_iters: the limit on applications of the function.
         rtol, atol: stop at |f(z) - z| <= max(rtol |f(z)|, atol).
-        damping: in (0, 1]; below 1 it also converges where f turns vectors by up to a half circle.
+        damping: in (0, 1]. Below 1 it also converges where f turns vectors by up to a half circle.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: an option is out of its range.
     """
 
     max_iters: int = 100

@@ -1,6 +1,6 @@
-"""What every fixed-point solver does at each application of the function: judge it, keep the best.
+"""The part that every fixed-point solver shares: judge each iterate, and keep the best.
 
-A solver calls `evaluate` until no system runs, and owns nothing but its rule for the next iterate.
+A solver calls `evaluate` until no system runs. It defines only its rule for the next iterate.
 """
 
 from __future__ import annotations
@@ -18,37 +18,42 @@ from metalearn.tree import Raveler, Tree
 Function = Callable[[Tree], Tree]
 
 GROWTH = 1e4
-"""A residual this many times the first one is divergence."""
+"""The growth of the residual, over the first one, that counts as divergence."""
 
 
 class FixedPointSolver(Protocol):
-    """A frozen dataclass whose fields are its options; calling it solves z = f(z).
+    """A frozen dataclass whose fields are the solver's options. A call solves z = f(z).
 
     A system stops when |f(z) - z| <= max(rtol |f(z)|, atol), or after `max_iters` applications of
-    the function. Its `Solution` is the one of the linear solvers, read as follows:
+    the function. The result is the `Solution` of the linear solvers, with these fields:
 
-        value: the iterate of least residual that was evaluated, or the one that met the tolerance;
-            always finite. z0 (0 where z0 is not finite) if the function was finite nowhere.
+        value: the evaluated iterate of least residual, or the one that met the tolerance; always
+            finite. If the function was finite nowhere, z0 (0 where z0 is not finite).
         residual_norm: |f(z) - z| at `value`, evaluated there, never a recurrence's.
-        relative_residual: the same over |f(z)|.
-        iterations: applications of the function; a product with its Jacobian counts as one.
-        status: CONVERGED, MAX_ITERS, DIVERGED (the residual grew to GROWTH times the first one),
-            NON_FINITE (the function gave an infinity or NaN) or BREAKDOWN (the rule has no step
-            left). All but the first give the best that was seen.
+        relative_residual: residual_norm over |f(z)|.
+        iterations: the applications of the function; a product with its Jacobian counts as one.
+        status: CONVERGED or MAX_ITERS; DIVERGED if the residual grew to GROWTH times the first one;
+            NON_FINITE if the function gave an infinity or NaN; BREAKDOWN if the rule has no step
+            left. All but the first give the best iterate seen.
         eigenvalue_bounds: None.
 
-    With `batched=True` every leaf of z0 begins with the task axis, the function treats the tasks
-    one by one, and each stops on its own; a task that depends on others is judged by a residual
-    that they may have moved since. The function must not change its argument in place. No graph is
-    recorded: a function that is a derivative itself takes it by `torch.func`, or under
-    `torch.enable_grad()`.
+    With `batched=True` every leaf of z0 begins with the task axis. The function treats the tasks
+    one by one, and each task stops on its own. If a task depends on other tasks, these may have
+    moved since its residual was judged.
+
+    The function must not change its argument in place. No graph is recorded: a function that is a
+    derivative itself takes it by `torch.func`, or under `torch.enable_grad()`.
     """
 
     def __call__(self, function: Function, z0: Tree, batched: bool = False) -> Solution: ...
 
 
 def check_options(solver: FixedPointSolver) -> None:
-    """Raises ValueError where there is no iteration to make, or a tolerance is negative or NaN."""
+    """Check that max_iters is at least 1 and that no tolerance is negative or NaN.
+
+    Raises:
+        ValueError: an option is out of this range.
+    """
     require(solver, 1, "max_iters")
     require(solver, 0, "rtol", "atol")
 
@@ -59,7 +64,7 @@ class Search:
     Attributes:
         start: z0.
         running: (T,), the systems that go on.
-        iterations: (T,), the applications of the function made for each.
+        iterations: (T,), the applications of the function made for each system.
     """
 
     def __init__(
@@ -86,11 +91,11 @@ class Search:
         self.first_residual: Tensor | None = None
 
     def apply(self, z: Tensor) -> Tensor:
-        """f on (T, N) matrices."""
+        """Apply f to a (T, N) matrix."""
         return self.raveler.ravel(self.function(self.raveler.unravel(z)))
 
     def evaluate(self, z: Tensor) -> Tensor:
-        """f(z) - z, after which `running` says which systems go on; 0 where it is not finite."""
+        """Return f(z) - z, 0 where it is not finite, and update `running`."""
         g, residual = self.measure(z, self.running)
         if self.first_residual is None:
             self.first_residual = residual
@@ -99,9 +104,10 @@ class Search:
         return g
 
     def measure(self, z: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
-        """`evaluate` for a trial of the systems in the mask `among`: none is stopped for failing.
+        """Evaluate a trial of the systems in the mask `among`; no system stops for failing.
 
-        Returns f(z) - z, 0 where it is not finite, and its norms, (T,), infinite there.
+        Returns:
+            f(z) - z, 0 where it is not finite, and its norms, (T,), infinite there.
         """
         image = self.apply(z)
         g = image - z
@@ -119,16 +125,16 @@ class Search:
         return torch.where(finite[:, None], g, 0.0), residual
 
     def spend(self, applications: Tensor) -> None:
-        """Counts applications of the function, (T,), and stops the systems that have no more."""
+        """Count applications of the function, (T,), and stop the systems that have no more left."""
         self.iterations = self.iterations + applications
         self.stop(self.iterations >= self.max_iters, Status.MAX_ITERS)
 
     def move(self, z: Tensor, step: Tensor) -> Tensor:
-        """z + step for the systems that run; the others keep their z."""
+        """Return z + step for the systems that run; the other systems keep their z."""
         return torch.where(self.running[:, None], z + step, z)
 
     def stop(self, where: Tensor, why: Status) -> None:
-        """Stops the running systems of a mask, (T,)."""
+        """Stop the running systems of the mask `where`, (T,), with the status `why`."""
         self.status = torch.where(self.running & where, why, self.status)
         self.running = self.running & ~where
 

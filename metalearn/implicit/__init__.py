@@ -1,4 +1,4 @@
-"""Derivatives of what is defined implicitly: roots, minima and fixed points.
+"""The derivatives of implicitly defined solutions: roots, minima and fixed points.
 
 A solution x of F(x, c) = 0 moves with c, by the implicit function theorem, as
 
@@ -6,16 +6,16 @@ A solution x of F(x, c) = 0 moves with c, by the implicit function theorem, as
 
 wherever F is continuously differentiable near (x, c) and A is invertible. `root`, `argmin` and
 `fixed_point` attach this derivative to a solution that any solver has found, with or without a
-graph. Reverse mode solves with A', forward mode with A, by a `linear_solve` solver. A linear
-solve is itself a root, of A u - b, and x appears in its A with its own derivative attached: so the
-derivative has derivatives, of any order.
+graph. A `linear_solve` solver solves with A' in reverse mode, and with A in forward mode. A linear
+solve is itself a root, of A u - b. Its A contains x with the derivative of x attached, so that the
+derivative has derivatives of any order.
 
 Only products with A, A' and the mixed partials are formed, all by reverse mode. The memory is that
 of the solution and of one linearisation of F, whatever found the solution.
 
-The derivative is that of an exact solution. Taken at x with |F(x, c)| = r, where A's least singular
-value is m, x is r / m from the solution to first order, and its derivative as far off as the
-derivative's own Lipschitz constant times that.
+The derivative is that of an exact solution. Take it at x with |F(x, c)| = r, where A's least
+singular value is m. To first order x is r / m from the solution. The derivative is off by its own
+Lipschitz constant times r / m.
 """
 
 from __future__ import annotations
@@ -42,31 +42,33 @@ def root(
     batched: bool = False,
     report: Report | None = None,
 ) -> Tree:
-    """`solution`, differentiable in every floating tensor of `args` through residual(x, *args) = 0.
+    """Return `solution`, differentiable in the tensors of `args` by residual(x, *args) = 0.
 
-    Reverse mode, forward mode (`torch.func.jvp`), `torch.func.vmap`, and derivatives of
-    derivatives. Tensors of `args` that need no gradient cost nothing.
+    Every floating tensor of `args` can have a gradient; tensors that need none cost nothing.
+    Reverse mode, forward mode (`torch.func.jvp`), `torch.func.vmap`, and derivatives of derivatives
+    work.
 
     Args:
-        residual: maps (x, *args), x a pytree like `solution`, to a pytree of the same shapes. All
-            that carries a gradient must come in through `args`.
+        residual: maps (x, *args), where x is a pytree like `solution`, to a pytree of the same
+            shapes. All that carries a gradient must come in through `args`.
         solution: a pytree of tensors at which the residual is (nearly) zero; taken as a constant.
-        args: pytrees; leaves that are no tensors are handed on as they are.
-        linear_solver: of systems with A or its transpose; A need not be symmetric.
+        args: pytrees; leaves that are not tensors are passed on as they are.
+        linear_solver: the solver of systems with A or its transpose; A need not be symmetric.
         batched: every leaf of the solution begins with the same axis T, and the residual treats the
-            T problems one by one: each is solved as a system of its own, which stops on its own.
-        report: called with the `Solution` of every such system. Without it a solve that ends before
-            its tolerance is a warning, and one that fails an error.
+            T problems one by one. Each problem is solved as its own system, which stops on its own.
+        report: called with the `Solution` of every linear solve. Without it, a solve that ends
+            before its tolerance is a warning, and a solve that fails is an error.
 
     Raises:
-        ValueError: `solution` has no floating tensors, the residual differs from it in structure
-            or shapes, or the residual closes over a tensor that carries a gradient.
-        NoDerivative: in the backward (or forward-mode) pass, where A is singular, not finite, or
+        ValueError: `solution` has no floating tensors, the residual differs from it in structure or
+            shapes, or the residual closes over a tensor that carries a gradient.
+        NoDerivative: in the backward (or forward-mode) pass, if A is singular or not finite, or if
             the solver broke down with a residual left.
 
     Warns:
-        InexactDerivative: the solver stopped at a relative residual above its tolerance, which is
-            named; to first order it is the derivative's error times A's condition number, at most.
+        InexactDerivative: the solver stopped at a relative residual above its tolerance; the
+            warning gives the residual. To first order the derivative's error is at most the
+            residual times A's condition number.
     """
     return attach(residual, solution, args, linear_solver, batched, report, symmetric=False)
 
@@ -79,12 +81,11 @@ def argmin(
     batched: bool = False,
     report: Report | None = None,
 ) -> Tree:
-    """`solution`, differentiable in `args` as a minimum of objective(x, *args): `root` of its
-    gradient.
+    """Return `solution`, differentiable in `args` as a minimum of objective(x, *args).
 
-    `objective` returns a scalar, or (T,) if `batched`. A is its Hessian, symmetric, and positive
-    definite at a strict minimum, so that `CG` serves. Other arguments, errors and warnings as in
-    `root`.
+    This is `root` of the objective's gradient. `objective` returns a scalar, or (T,) if `batched`.
+    A is its Hessian, which is symmetric, and positive definite at a strict minimum, so that `CG`
+    serves. The other arguments, errors and warnings are as in `root`.
     """
 
     def gradient(x: Tree, *args: Tree) -> Tree:
@@ -109,8 +110,10 @@ def fixed_point(
     batched: bool = False,
     report: Report | None = None,
 ) -> Tree:
-    """`solution`, differentiable in `args` as a fixed point, function(x, *args) = x: `root` of
-    x - function(x, *args), whose A is I - J. Other arguments, errors and warnings as in `root`.
+    """Return `solution`, differentiable in `args` as a fixed point: function(x, *args) = x.
+
+    This is `root` of x - function(x, *args), whose A is I - J. The other arguments, errors and
+    warnings are as in `root`.
     """
 
     def residual(x: Tree, *args: Tree) -> Tree:

@@ -25,7 +25,7 @@ def attach(
     report: Report | None,
     symmetric: bool,
 ) -> Tree:
-    """`solution` with the derivative that residual(x, *args) = 0 gives it; see `root`."""
+    """Return `solution` with the derivative that residual(x, *args) = 0 gives it; see `root`."""
     x, x_spec = tree_flatten(solution)
     if not x or not all(isinstance(v, Tensor) and v.is_floating_point() for v in x):
         raise ValueError("the solution is no pytree of floating-point tensors, of at least one")
@@ -73,7 +73,7 @@ def _refuse_hidden_gradients(residual: Leaves) -> None:
 
 
 class _Attached(torch.autograd.Function):
-    """x as a function of c."""
+    """The solution x as a function of c."""
 
     @staticmethod
     def forward(equation: Equation, n: int, *leaves: Tensor) -> Leaves:
@@ -88,7 +88,7 @@ class _Attached(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *by_x: Tensor) -> Any:
         n, equation = ctx.n, ctx.equation
-        saved = ctx.saved_tensors  # once: a hook may unpack it but once
+        saved = ctx.saved_tensors  # read once: a hook may unpack it only once
         x, c = saved[:n], saved[n:]
         wanted = [i for i, need in enumerate(ctx.needs_input_grad[2 + n :]) if need]
         u = _Solved.apply(equation, True, n, *by_x, *x, *c)
@@ -99,7 +99,7 @@ class _Attached(torch.autograd.Function):
     @first_order
     def jvp(ctx: Any, *tangents: Any) -> Leaves:
         n, equation = ctx.n, ctx.equation
-        saved = ctx.saved_tensors  # once: a hook may unpack it but once
+        saved = ctx.saved_tensors  # read once: a hook may unpack it only once
         x, c = saved[:n], saved[n:]
         dc = tangents[2 + n :]
         moved = [i for i, d in enumerate(dc) if d is not None]
@@ -115,7 +115,7 @@ class _Attached(torch.autograd.Function):
 
 
 class _Solved(torch.autograd.Function):
-    """u of A(x, c) u = b, or of A' u = b; leaves are those of b, of x, and of c."""
+    """The solution u of A(x, c) u = b, or of A' u = b. The leaves are those of b, x and c."""
 
     @staticmethod
     def forward(equation: Equation, transposed: bool, n: int, *leaves: Tensor) -> Leaves:
@@ -129,7 +129,7 @@ class _Solved(torch.autograd.Function):
 
     @staticmethod
     def product(ctx: Any, u: Leaves) -> Callable[[Leaves], Leaves]:
-        """(x, c) -> A u"""
+        """Return the map (x, c) -> A u."""
         n = ctx.n
         return lambda at: ctx.equation.operator(ctx.transposed, at[:n], at[n:])(u)
 
@@ -171,7 +171,7 @@ class _Solved(torch.autograd.Function):
 def _in(
     function: Callable[[Leaves], Leaves], c: Leaves, places: Sequence[int]
 ) -> Callable[..., Leaves]:
-    """The function of the tensors at `places` alone."""
+    """Return `function` as a function of the tensors at `places` alone."""
 
     def of_some(*some: Tensor) -> Leaves:
         filled = list(c)
@@ -187,7 +187,7 @@ def _pick(leaves: Sequence[Any], places: Sequence[int]) -> Leaves:
 
 
 def _place(grads: Sequence[Tensor], places: Sequence[int], length: int) -> list[Tensor | None]:
-    """The gradients of the residual's root: minus those pulled back, None at the other places."""
+    """Return the gradients of the residual's root: minus `grads` at `places`, None elsewhere."""
     placed: list[Tensor | None] = [None] * length
     for i, g in zip(places, grads, strict=True):
         placed[i] = -g
@@ -197,7 +197,7 @@ def _place(grads: Sequence[Tensor], places: Sequence[int], length: int) -> list[
 def _in_front(
     size: int, dims: Sequence[int | None], leaves: Sequence[Tensor], expand: int
 ) -> tuple[list[Tensor], list[int | None]]:
-    """The mapped axis first; the first `expand` leaves get it where they had none."""
+    """Move the mapped axis to the front. Add it to the first `expand` leaves that lack it."""
     moved = [v if d is None else v.movedim(d, 0) for v, d in zip(leaves, dims, strict=True)]
     placed = [None if d is None else 0 for d in dims]
     for i in range(expand):

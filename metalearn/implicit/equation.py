@@ -1,4 +1,4 @@
-"""The linear systems of an implicit derivative: how they are solved, and what may be said of it."""
+"""The linear systems of an implicit derivative: their solution, and its warnings and errors."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Report = Callable[[Solution], None]
 
 
 class InexactDerivative(UserWarning):
-    """The linear solve of a derivative stopped before its tolerance."""
+    """The warning that the linear solve of a derivative stopped before its tolerance."""
 
 
 class NoDerivative(ArithmeticError):
-    """The linear system of a derivative has no finite solution that was found."""
+    """The error that no finite solution of a derivative's linear system was found."""
 
 
 def lost(solution: Solution) -> Tensor:
-    """Which systems, (T,) or (), were given up rather than stopped: their x is no solution.
+    """Return the mask, (T,) or (), of the systems that failed: their x is no solution.
 
-    Those that ended neither CONVERGED, at MAX_ITERS nor at negative curvature, with a relative
-    residual above 1e-3.
+    A system failed if its relative residual is above 1e-3, and its status is none of CONVERGED,
+    MAX_ITERS and NEGATIVE_CURVATURE.
     """
     truncated = (solution.status == Status.MAX_ITERS) | (
         solution.status == Status.NEGATIVE_CURVATURE
@@ -37,7 +37,7 @@ def lost(solution: Solution) -> Tensor:
 
 
 def no_derivative(solution: Solution) -> NoDerivative:
-    """The error of a solve that is `lost`."""
+    """Return the error of a solve that is `lost`."""
     return NoDerivative(
         f"{_ending(solution)}: the system is singular, not finite or beyond this solver; the "
         "theorem needs an invertible Jacobian"
@@ -53,10 +53,10 @@ def _ending(solution: Solution) -> str:
 
 @dataclass(frozen=True)
 class Equation:
-    """F(x, c) = 0 on tuples of tensors, and how to solve with its A.
+    """The equation F(x, c) = 0 on tuples of tensors, and the solver for its A.
 
-    x begins with `depth` axes of systems: one if batched, and one for each vmap around it, which
-    those of c that are mapped begin with too.
+    x begins with `depth` axes of systems: one if batched, and one for each vmap around it. The
+    mapped tensors of c begin with the axes of the vmaps too.
     """
 
     residual: Callable[[Leaves, Leaves], Leaves]
@@ -66,7 +66,7 @@ class Equation:
     depth: int = 0
 
     def operator(self, transposed: bool, x: Leaves, c: Leaves) -> Callable[[Leaves], Leaves]:
-        """v -> A v or A' v, on one linearisation."""
+        """Return the map v -> A v or A' v, on one linearisation."""
         at = pull if transposed or self.symmetric else push
         return at(lambda *x: self.residual(x, c), x)
 
@@ -100,20 +100,20 @@ class Equation:
         )
 
     def mapped(self, dims: Sequence[int | None]) -> Equation:
-        """The equation with one more axis in x, and in those of c whose dim is not None."""
+        """Return the equation with one more axis in x, and in those of c whose dim is not None."""
         residual = torch.func.vmap(self.residual, in_dims=(0, tuple(dims)))
         return replace(self, residual=residual, depth=self.depth + 1)
 
 
 def pull(function: Callable[..., Leaves], at: Leaves) -> Callable[[Leaves], Leaves]:
-    """w -> J' w, J the function's Jacobian."""
+    """Return the map w -> J' w, where J is the function's Jacobian."""
     linearised: Any = torch.func.vjp(function, *at)
     _, transposed = linearised
     return lambda w: transposed(tuple(w))
 
 
 def push(function: Callable[..., Leaves], at: Leaves) -> Callable[[Leaves], Leaves]:
-    """v -> J v, as the transpose of w -> J' w: reverse mode alone."""
+    """Return the map v -> J v, as the transpose of w -> J' w: reverse mode alone."""
     linearised: Any = torch.func.vjp(function, *at)
     out, transposed = linearised
     twice: Any = torch.func.vjp(lambda *w: transposed(w), *(torch.zeros_like(v) for v in out))

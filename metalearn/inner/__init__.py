@@ -1,8 +1,8 @@
-"""Inner-loop solvers: each minimises T separate objectives at once.
+"""The inner-loop solvers, each of which minimises T separate objectives at once.
 
-`solver(objective, params)` gives an `InnerSolution`; `objective` maps params, a dict of (T, ...),
-to (T,) values, task by task. Where a tolerance is given, each task stops on its own as soon as the
-norm of its gradient is at most that.
+`solver(objective, params)` gives an `InnerSolution`. `objective` maps params, a dict of (T, ...),
+to (T,) values, task by task. With a tolerance, each task stops on its own as soon as the norm of
+its gradient is at most the tolerance.
 """
 
 from metalearn.inner.backtracking import BacktrackingDescent

@@ -1,4 +1,4 @@
-"""Gradient descent that cannot diverge: each task finds the rate that its curvature allows."""
+"""The gradient descent that cannot diverge: each task finds the rate that its curvature allows."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ from metalearn.tree import task_dot
 
 @dataclass(frozen=True)
 class BacktrackingDescent(InnerSolver):
-    """Gradient descent whose rate each task halves until the objective falls.
+    """The gradient descent whose rate each task halves until the objective falls.
 
-    At the rate a, gradient descent is unstable along a direction of curvature h once a h > 2. A
-    step x - a g is taken where
+    At the rate a, gradient descent is unstable along a direction of curvature h if a h > 2. A step
+    x - a g is taken if
 
-        f(x - a g) <= f(x) - decrease a |g|^2,
+            f(x - a g) <= f(x) - decrease a |g|^2,
 
-    which on a quadratic says a g'Hg / |g|^2 <= 2 (1 - decrease); else it is undone and the task's
-    rate halved (Armijo; Nocedal & Wright 2006, section 3.1). The gradient at the point tried is the
-    next step's, so that a test costs nothing and a refused step one gradient. No task's objective
-    ever rises above rounding. A rate grows again by `growth` with each step taken, up to `lr`.
+    which on a quadratic says a g'Hg / |g|^2 <= 2 (1 - decrease). Otherwise the step is undone and
+    the task's rate is halved (Armijo; Nocedal & Wright 2006, section 3.1). The next step uses the
+    gradient at the point tried, so that a test costs nothing and a refused step costs one gradient.
+    No task's objective ever rises above rounding. With each step taken, a rate grows by `growth`,
+    up to `lr`.
 
     Args:
-        steps: gradients of a task, those of refused steps included.
-        lr: the rate to begin with, and the largest.
-        growth: at least 1.
-        decrease: in (0, 1).
-        tol: gradient norm at which a task stops; None: never.
+        steps: the gradients of a task, those of refused steps included.
+        lr: the first rate, and the largest.
+        growth: the factor of the rate after a step, at least 1.
+        decrease: the constant of the test, in (0, 1).
+        tol: the gradient norm at which a task stops; None: never.
     """
 
     steps: int
@@ -83,7 +84,7 @@ class BacktrackingDescent(InnerSolver):
             if step + 1 < self.steps:
                 reached, gradient = value_and_grad(objective, trial)
                 reached = reached.detach()
-            else:  # nothing is asked of the gradient after the last step
+            else:  # the gradient after the last step is not needed
                 with torch.no_grad():
                     reached, gradient = objective(trial), g
             rounding = 4 * torch.finfo(value.dtype).eps * value.abs()

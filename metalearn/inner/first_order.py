@@ -1,4 +1,4 @@
-"""Inner loops that step along gradients, and can be unrolled: gradient descent and Adam."""
+"""The first-order inner loops, which can be unrolled: gradient descent and Adam."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from metalearn.inner.solver import (
 from metalearn.tree import fixed, leaves_of, live, task_norm
 
 Memory = tuple[list[Tensor], ...]
-"""What a method remembers of earlier gradients: lists of tensors like the params."""
+"""The method's memory of earlier gradients: lists of tensors like the params."""
 
 StepRates = dict[str, Tensor]
-"""Factors of `lr` by the names of the params, each (K, ...): row k is that of inner step k.
+"""The factors of `lr` by param name, each (K, ...): row k applies to inner step k.
 
 A row broadcasts against one task's tensor. Steps after the K-th take the last row.
 """
@@ -32,12 +32,12 @@ A row broadcasts against one task's tensor. Steps after the K-th take the last r
 
 @dataclass(frozen=True)
 class LoopState:
-    """An inner loop between two steps: all that the next one depends on.
+    """The state of an inner loop between two steps: all that the next step depends on.
 
     Args:
         params: dict of (T, ...).
-        memory: velocities or moments.
-        count: steps made.
+        memory: the velocities or moments.
+        count: the number of steps made.
         moving: (T,) bool, the tasks that have not met the tolerance.
         taken: (T,) int64, the steps that each task took.
     """
@@ -49,21 +49,21 @@ class LoopState:
     taken: Tensor
 
     def leaves(self) -> list[Tensor]:
-        """Its tensors that a gradient can be had of, params first."""
+        """Return the tensors of the state that can have a gradient, params first."""
         return leaves_of((self.params, self.memory))
 
     def live(self) -> LoopState:
-        """The same state, its tensors as fresh leaves of a graph of its own."""
+        """Return the same state with its tensors detached, as leaves that require grad."""
         params, memory = live((self.params, self.memory))
         return LoopState(params, memory, self.count, self.moving, self.taken)
 
 
 @dataclass(frozen=True)
 class GradientMethod(InnerSolver):
-    """The loop that the first-order methods share; they differ in `direction`.
+    """The loop that the first-order methods share; each method defines its `direction`.
 
-    `advance` is a pure function of a `LoopState`, so that the loop can be run in parts, and each
-    part with a graph or without.
+    `advance` is a pure function of a `LoopState`. The loop can therefore run in segments, each with
+    or without a graph.
     """
 
     steps: int
@@ -79,17 +79,19 @@ class GradientMethod(InnerSolver):
 
     @abstractmethod
     def remembered(self) -> int:
-        """The length of `Memory`, which begins as zeros."""
+        """Return the length of `Memory`, which begins as zeros."""
 
     @abstractmethod
     def direction(
         self, grads: list[Tensor], memory: Memory, count: int
     ) -> tuple[list[Tensor], Memory]:
-        """The direction of descent of step number `count` (1 is the first), and the memory after
-        it. A step is `lr` times the direction."""
+        """Return the direction of descent of step `count` (the first is 1), and the new memory.
+
+        A step is `lr` times the direction.
+        """
 
     def stopping(self) -> float | None:
-        """The gradient norm at which a task stops, or None."""
+        """Return the gradient norm at which a task stops, or None."""
         return None
 
     def start(self, params: Params) -> LoopState:
@@ -106,11 +108,11 @@ class GradientMethod(InnerSolver):
         create_graph: bool = False,
         rates: StepRates | None = None,
     ) -> LoopState:
-        """The state after `steps` more steps.
+        """Return the state after `steps` more steps.
 
-        With `create_graph` it is differentiable in what `objective` depends on, in `rates` and in
-        the state's own params and memory, the params having a graph or being leaves of one; else it
-        carries no graph.
+        With `create_graph` the result is differentiable in `rates`, in what `objective` depends on,
+        and in the state's own params and memory. The params must then have a graph, or be leaves of
+        one. Without `create_graph` the result has no graph.
 
         Args:
             rates: factors of `lr`, an entry for each of the params; None: 1.
@@ -150,7 +152,7 @@ class GradientMethod(InnerSolver):
 
 @dataclass(frozen=True)
 class AtRates(InnerSolver):
-    """The solver `method`, each step of which takes `lr` times its factor in `rates`."""
+    """The solver `method`, with `lr` multiplied by each step's factor in `rates`."""
 
     method: GradientMethod
     rates: StepRates
@@ -161,13 +163,13 @@ class AtRates(InnerSolver):
 
 @dataclass(frozen=True)
 class GradientDescent(GradientMethod):
-    """params <- params - lr v, v <- momentum v + gradient.
+    """The update params <- params - lr v, with v <- momentum v + gradient.
 
     Args:
-        steps: most steps of a task.
+        steps: the limit on a task's steps.
         lr: the rate.
-        momentum: in [0, 1); v starts as the first gradient (torch's SGD).
-        tol: gradient norm at which a task stops; None: never.
+        momentum: in [0, 1); v starts as the first gradient, as in torch's SGD.
+        tol: the gradient norm at which a task stops; None: never.
     """
 
     momentum: float = 0.0
@@ -183,7 +185,7 @@ class GradientDescent(GradientMethod):
         """The rate in units of the edge: steps diverge along a curvature above 2 / stable_rate.
 
         Heavy-ball momentum moves the edge from 2 / lr to 2 (1 + momentum) / lr (Polyak 1964). None
-        where no step is taken.
+        if no step is taken.
         """
         return self.lr / (1 + self.momentum) if self.steps else None
 
@@ -205,16 +207,16 @@ class GradientDescent(GradientMethod):
 
 @dataclass(frozen=True)
 class Adam(GradientMethod):
-    """Adam in the efficient form of Kingma & Ba 2015, end of section 2 (as `higher` has it).
+    """The Adam method in the efficient form of Kingma & Ba 2015, end of section 2, as in `higher`.
 
-    Its derivative at a second moment of exactly 0, where the square root has none, is taken as 0.
+    At a second moment of exactly 0 the square root has no derivative; 0 is taken for it.
 
     Args:
-        steps: most steps of a task.
+        steps: the limit on a task's steps.
         lr: the rate.
-        betas: decay of the first and of the second moment.
-        eps: added to the square root of the second moment.
-        tol: gradient norm at which a task stops; None: never.
+        betas: the decay of the first and of the second moment.
+        eps: the number added to the square root of the second moment.
+        tol: the gradient norm at which a task stops; None: never.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)

@@ -1,4 +1,4 @@
-"""Limited-memory BFGS for many tasks at once."""
+"""The limited-memory BFGS method for many tasks at once."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from metalearn.tree import Raveler
 
 @dataclass(frozen=True)
 class LBFGS(InnerSolver):
-    """Limited-memory BFGS with a backtracking line search; Nocedal & Wright 2006, algorithm 7.5.
+    """The limited-memory BFGS method with backtracking; Nocedal & Wright 2006, algorithm 7.5.
 
-    Every task keeps its own history. A pair of steps whose curvature s'y is not clearly positive
-    (which Armijo's rule alone does not ensure) is left out, so that every direction descends. It
-    never increases a task's objective beyond rounding; a task that finds no decrease stops.
+    Every task keeps its own history. A pair of steps is left out if its curvature s'y is not
+    clearly positive, which Armijo's rule alone does not ensure. Every direction therefore descends.
+    No task's objective increases beyond rounding. A task that finds no decrease stops.
 
     Args:
-        steps: most steps of a task.
-        memory: pairs kept.
-        tol: gradient norm at which a task stops; None: never.
-        halvings: most halvings of a step.
+        steps: the limit on a task's steps.
+        memory: the number of pairs kept.
+        tol: the gradient norm at which a task stops; None: never.
+        halvings: the limit on halvings of a step.
     """
 
     steps: int
@@ -79,7 +79,7 @@ class LBFGS(InnerSolver):
 
 
 class _History:
-    """The last pairs (s, y) of each task; a pair with s'y <= 0 has weight 0, which omits it."""
+    """The last pairs (s, y) of each task. Weight 0 omits a pair with s'y not clearly positive."""
 
     def __init__(self, memory: int) -> None:
         self.memory = memory
@@ -95,7 +95,10 @@ class _History:
         self.scale = torch.where(sound, sy / torch.where(sound, yy, 1.0), self.scale)
 
     def direction(self, g: Tensor) -> Tensor:
-        """-H g by the two-loop recursion; before any pair, a step of length at most 1 along -g."""
+        """Return -H g by the two-loop recursion.
+
+        Before any pair, it is a step of length at most 1 along -g.
+        """
         if self.scale is None:
             self.scale = 1 / g.norm(dim=1).clamp_min(1.0)
         q, alphas = g, []

@@ -1,4 +1,4 @@
-"""Backtracking line search for many tasks at once."""
+"""The backtracking line search for many tasks at once."""
 
 from __future__ import annotations
 
@@ -20,19 +20,23 @@ def backtrack(
     moving: Tensor,
     halvings: int,
 ) -> tuple[list[Tensor], Tensor]:
-    """Halves each task's step until its objective falls by Armijo's rule (c = 1e-4), or rounding.
+    """Halve each task's step until its objective falls by Armijo's rule (c = 1e-4), or rounding.
 
     Args:
         objective: maps leaves, each (T, ...), to (T,).
-        start: the leaves to start from; `value` (T,) is the objective there.
-        step: the full step, a list like `start`; `slope` (T,) is the derivative along it, below 0.
+        start: the leaves to start from.
+        value: (T,), the objective at `start`.
+        step: the full step, a list like `start`.
+        slope: (T,), the derivative of the objective along `step`, below 0.
         moving: (T,) bool; the other tasks stay where they are.
-        halvings: most halvings.
+        halvings: the limit on halvings.
 
-    Returns the leaves reached and which tasks moved; a task that finds no decrease stays.
+    Returns:
+        the leaves reached, and the mask (T,) of tasks that moved. A task that finds no decrease
+        stays.
     """
-    # A decrease below the objective's own rounding cannot be seen; a step that promises less would
-    # be refused for ever, with the gradient still at the square root of the precision.
+    # A decrease below the objective's own rounding is invisible. A step that promises less would
+    # always be refused, with the gradient still at the square root of the precision.
     rounding = 4 * torch.finfo(value.dtype).eps * value.abs()
     size = torch.ones_like(value)
     accepted = ~moving

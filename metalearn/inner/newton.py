@@ -1,4 +1,4 @@
-"""Truncated Newton: iMAML's "Hessian-free" inner loop."""
+"""The truncated Newton method: iMAML's "Hessian-free" inner loop."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from metalearn.tree import gradients, task_dot, task_norm
 
 @dataclass(frozen=True)
 class NewtonCG(InnerSolver):
-    """Truncated Newton steps with a backtracking line search; the paper's Hessian-free variant.
+    """The truncated Newton method with a line search; the paper's Hessian-free variant.
 
-    Each step solves H d = -g by CG, cut short at negative curvature (then along -g if that is met
-    at once), and halves the step until the objective falls by Armijo's rule (Nocedal & Wright 2006,
-    algorithm 7.1). It never increases a task's objective beyond rounding; a task that finds
-    no decrease stops.
+    Each step solves H d = -g by CG, which stops at negative curvature. If CG meets negative
+    curvature at once, d = -g. The step is halved until the objective falls by Armijo's rule
+    (Nocedal & Wright 2006, algorithm 7.1). No task's objective increases beyond rounding. A task
+    that finds no decrease stops.
 
     Args:
-        steps: most Newton steps of a task.
-        cg_iters: Hessian products a step; 5 in the paper.
-        tol: gradient norm at which a task stops; None: never.
-        halvings: most halvings of a step.
+        steps: the limit on a task's Newton steps.
+        cg_iters: the Hessian products of a step; 5 in the paper.
+        tol: the gradient norm at which a task stops; None: never.
+        halvings: the limit on halvings of a step.
     """
 
     steps: int

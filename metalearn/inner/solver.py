@@ -1,4 +1,4 @@
-"""What every inner-loop solver is, and what it gives back."""
+"""The interface of every inner-loop solver, and its result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Objective = Callable[[Params], Tensor]
 
 @dataclass(frozen=True)
 class InnerSolution:
-    """Adapted parameters and how well they solve the inner problem.
+    """The adapted parameters, and how well they solve the inner problem.
 
     Args:
         params: dict of (T, ...).
@@ -34,11 +34,11 @@ class InnerSolution:
 
 
 class InnerSolver(ABC):
-    """A frozen dataclass whose fields are its options."""
+    """A frozen dataclass whose fields are the solver's options."""
 
     @abstractmethod
     def minimise(self, objective: Objective, params: Params) -> tuple[Params, Tensor]:
-        """The params reached, which carry no graph, and the steps taken, (T,)."""
+        """Return the params reached, without a graph, and the steps taken, (T,)."""
 
     def __call__(self, objective: Objective, params: Params) -> InnerSolution:
         params, steps = self.minimise(objective, params)
@@ -47,7 +47,11 @@ class InnerSolver(ABC):
 
 
 def check_tol(tol: float | None) -> None:
-    """Raises UsageError unless tol is None or a number of at least 0."""
+    """Check that tol is None or a number of at least 0.
+
+    Raises:
+        UsageError: tol is negative or NaN.
+    """
     if tol is not None and not tol >= 0:
         raise UsageError(f"tol={tol}; expected a gradient norm of at least 0, or None")
 
@@ -55,12 +59,12 @@ def check_tol(tol: float | None) -> None:
 def value_and_grad(
     objective: Objective, params: Params, create_graph: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
-    """The objective, (T,), and its gradient in params, a list in their order.
+    """Return the objective, (T,), and its gradient in params, a list in their order.
 
-    Without `create_graph`, params are cut off from any graph first.
+    Without `create_graph`, params are detached first.
 
     Raises:
-        ValueError: the objective is no (T,) tensor, or does not depend on one of the params.
+        ValueError: the objective is not a (T,) tensor, or does not depend on one of the params.
     """
     if not create_graph:
         params = {name: p.detach().requires_grad_() for name, p in params.items()}
@@ -86,5 +90,5 @@ def value_and_grad(
 
 
 def broadcast(per_task: Tensor, other: Tensor) -> Tensor:
-    """(T,) shaped so that it broadcasts against (T, ...)."""
+    """Reshape a (T,) tensor so that it broadcasts against (T, ...)."""
     return per_task.view(-1, *[1] * (other.dim() - 1))

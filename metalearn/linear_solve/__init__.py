@@ -1,4 +1,4 @@
-"""Solvers of A x = b on pytrees, A given as a function, many systems at once."""
+"""The solvers of A x = b on pytrees, with A given as a function, for many systems at once."""
 
 from metalearn.linear_solve.bicgstab import BiCGStab
 from metalearn.linear_solve.cg import CG

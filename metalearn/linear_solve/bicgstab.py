@@ -1,4 +1,4 @@
-"""BiCGSTAB for many general systems at once."""
+"""The BiCGSTAB method for many general systems at once."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from metalearn.tree import Tree
 
 @dataclass(frozen=True)
 class BiCGStab:
-    """Stabilised bi-conjugate gradients; van der Vorst 1992; Saad 2003, algorithm 7.7.
+    """The stabilised bi-conjugate gradient method; van der Vorst 1992; Saad 2003, algorithm 7.7.
 
-    For matrices that are not symmetric, in memory that does not grow with the iterations as GMRES's
-    does; the residual is not monotone and the iterate of the least one is returned.
+    It solves systems whose matrices are not symmetric. Unlike GMRES's, its memory does not grow
+    with the iterations. The residual is not monotone; the iterate of least residual is returned.
 
-    A system stops at |b - A x| <= rtol |b|, by the recomputed residual, or after `max_iters`. Where
-    a divisor of the recurrence vanishes against its factors, the system starts again from where it
-    is with a new shadow residual; a second time, without a lower residual in between, is
-    `BREAKDOWN` (skew-symmetric matrices do that). A direction that A maps to 0 is `SINGULAR`.
+    A system stops:
+
+    - at |b - A x| <= rtol |b|, by the recomputed residual, or after `max_iters`;
+    - as `SINGULAR`, where A maps a direction to 0;
+    - as `BREAKDOWN`, where a divisor of the recurrence vanishes against its factors for a second
+      time without a lower residual in between. Skew-symmetric matrices do that. The first time, the
+      system restarts from its iterate with a new shadow residual.
 
     Args:
-        max_iters: most iterations, of two products each.
-        rtol: tolerance on the residual's norm over |b|.
+        max_iters: the limit on iterations, of two products each.
+        rtol: the tolerance on the residual's norm over |b|.
 
     Raises:
         ValueError: max_iters or rtol is negative.
@@ -52,7 +55,7 @@ class BiCGStab:
         verified = torch.full_like(r_norm, torch.inf)
         scale = torch.zeros_like(r_norm)
         best, best_norm = x, r_norm
-        at_restart = verified  # the least residual when the system last started again
+        at_restart = verified  # the least residual at the system's last restart
         running = (status == Status.MAX_ITERS) & (self.max_iters > 0)
         while running.any():
             shadow, p, rho = r, r, dot(r, r)
@@ -98,11 +101,11 @@ class BiCGStab:
                 p = torch.addcmul(r, beta[:, None], torch.addcmul(p, -omega[:, None], v))
                 if fresh.any():
                     at_restart = torch.where(fresh, best_norm, at_restart)
-                    # Off the residual, so that the same breakdown does not come back at once.
+                    # Perturb the residual, so that the same breakdown does not recur at once.
                     shadow = rows(~fresh, shadow, r + r_norm[:, None] * noise)
                     p = rows(~fresh, p, r)
                     rho_next = torch.where(fresh, dot(shadow, r), rho_next)
-                # Systems at rest hold zeros, so that none of their products is anything else.
+                # Stopped systems hold zeros, so that all their products are zero.
                 r, p = rows(running, r, 0.0), rows(running, p, 0.0)
                 rho = rho_next
 

@@ -1,4 +1,4 @@
-"""Conjugate gradients for many symmetric positive definite systems at once."""
+"""The conjugate gradient method for many symmetric positive definite systems at once."""
 
 from __future__ import annotations
 
@@ -12,33 +12,42 @@ from metalearn.linear_solve.system import System, any_runs, dot, require, rows
 from metalearn.tree import Tree
 
 DRIFT = 10
-"""The recurrence's residual is taken to drift from b - A x by at most DRIFT eps (k + 1)
-(max |r| + |A| |x|) in k iterations (Greenbaum 1997, theorem 2.2, has such a bound with constants of
-A's product in place of ours)."""
+"""The factor in the assumed drift of the recurrence's residual from b - A x.
+
+In k iterations the drift is at most DRIFT eps (k + 1) (max |r| + |A| |x|). Greenbaum 1997, theorem
+2.2, has such a bound with constants of A's product in place of DRIFT.
+"""
 
 TOLERATED = 1e-2
-"""The part of a residual by which its drift may falsify it."""
+"""The largest drift, as a fraction of the residual, that needs no recomputed residual."""
 
 
 @dataclass(frozen=True)
 class CG:
-    """(Preconditioned) conjugate gradients; Hestenes & Stiefel 1952, Saad 2003, algorithm 9.1.
+    """The (preconditioned) conjugate gradient method; Saad 2003, algorithm 9.1.
 
-    A system stops when |b - A x| <= max(rtol |b|, atol), after `max_iters` applications of A, or
-    where the Krylov space meets a direction of curvature <= 0 or the iteration breaks down. It then
-    keeps its last finite iterate, the best by what CG minimises: every step was along positive
-    curvature and lowered x'Ax/2 - b'x, as in truncated Newton methods (Steihaug 1983). Its
-    residual may be above |b|. Convergence is claimed by the recomputed residual alone: where the
-    recurrence's has drifted from it, the iteration starts again from the recomputed one. A solve
-    that claims none is spared that product as long as the drift is far below the residual.
+    From Hestenes & Stiefel 1952. A system stops:
+
+    - when |b - A x| <= max(rtol |b|, atol);
+    - after `max_iters` applications of A;
+    - where the Krylov space meets a direction of curvature <= 0, or the iteration breaks down.
+
+    It then keeps its last finite iterate, the best by what CG minimises. Every step was along
+    positive curvature and lowered x'Ax/2 - b'x, as in truncated Newton methods (Steihaug 1983). The
+    residual of that iterate may be above |b|.
+
+    Only a recomputed residual establishes convergence. Where the recurrence's residual has drifted
+    from the recomputed one, the iteration restarts from the recomputed one. A solve that claims no
+    convergence skips this product if the drift is far below the residual.
 
     Args:
-        max_iters: most applications of A in the iteration; verifying a residual takes one more.
-        rtol, atol: tolerances on the residual's norm.
+        max_iters: the limit on applications of A in the iteration; verifying a residual takes one
+            more.
+        rtol, atol: the tolerances on the residual's norm.
         preconditioner: a symmetric positive definite map close to the inverse of A, on pytrees like
-            b; or a `Preconditioner`, such as `Nystrom` or `Jacobi`, that makes one of A at the
-            start of every solve (its products are not among `iterations`). The Ritz values are
-            then those of the preconditioned operator.
+            b; or a `Preconditioner`, such as `Nystrom` or `Jacobi`. A `Preconditioner` builds such
+            a map from A at the start of every solve; its products are not among `iterations`. The
+            Ritz values are then those of the preconditioned operator.
 
     Raises:
         ValueError: max_iters or a tolerance is negative.
@@ -61,7 +70,7 @@ class CG:
         x, r = system.x, system.r
         running = (status == Status.MAX_ITERS) & (self.max_iters > 0)
         inverse = self.preconditioner
-        # Nystrom is a solver too, and so callable: `of` is asked for first.
+        # Test for `of` first: Nystrom is a solver too, and so callable.
         if isinstance(inverse, Preconditioner):
             inverse = inverse.of(matvec, b, batched) if running.any() else None
         precondition = system.raveler.matvec(inverse) if inverse else None
@@ -95,11 +104,11 @@ class CG:
                     status = torch.where(running & condition, why, status)
                     running = running & ~condition
 
-                # Systems at rest take a step of zero, so that all move by the same few operations.
+                # Stopped systems take a step of zero, so that the same operations move all systems.
                 ap = rows(running, ap, 0.0)
                 alpha = torch.where(running, rz / torch.where(running, pap, 1.0), 0.0)
                 r = torch.addcmul(r, -alpha[:, None], ap)
-                del ap  # so that the next product has its memory
+                del ap  # free its memory for the next product
                 r_norm = r.norm(dim=1)
                 largest = largest.maximum(r_norm)
                 usable = r_norm.isfinite() & ~defective
@@ -130,7 +139,7 @@ class CG:
 
 
 class _Lanczos:
-    """The tridiagonal matrices that CG's own coefficients define; Saad 2003, section 6.7.3."""
+    """The tridiagonal matrices that CG's coefficients define; Saad 2003, section 6.7.3."""
 
     def __init__(self, like: Tensor) -> None:
         self.like = like
@@ -153,7 +162,8 @@ class _Lanczos:
         seen = torch.stack(self.seen, dim=1)
         diagonal = inverse_alpha.clone()
         diagonal[:, 1:] += beta[:, :-1] * inverse_alpha[:, :-1]
-        # Steps that a system did not take repeat its first Rayleigh quotient, a value inside.
+        # Fill the steps that a system did not take with its first Rayleigh quotient, which lies
+        # inside the spectrum.
         first = diagonal.gather(1, seen.int().argmax(dim=1, keepdim=True))
         diagonal = torch.where(seen, diagonal, first)
         matrix = torch.diag_embed(diagonal)

@@ -1,4 +1,4 @@
-"""The direct solve: for small systems, and the reference that the iterative ones are held to."""
+"""The direct solve, for small systems and as the reference for the iterative solvers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from metalearn.tree import Tree
 
 @dataclass(frozen=True)
 class Dense:
-    """Forms A by applying it to each unit vector, and factorises it.
+    """The direct solver, which applies A to each unit vector and factorises the result.
 
-    Cholesky where A is symmetric positive definite, else LU. A singular A (least singular value at
-    rounding level) gives the least-squares solution of least norm and the status `SINGULAR`. The
-    eigenvalue bounds are exact, and given where A is symmetric in every system. x0 is not needed.
+    It takes Cholesky's factorisation where A is symmetric positive definite, else LU. A singular A
+    (least singular value at rounding level) gives the least-squares solution of least norm and the
+    status `SINGULAR`. The eigenvalue bounds are exact; they are given if A is symmetric in every
+    system. x0 is not used.
 
-    Takes memory of T N^2 and N applications of A.
+    The solve takes memory of T N^2 and N applications of A.
     """
 
     @torch.no_grad()

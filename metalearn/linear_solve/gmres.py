@@ -1,4 +1,4 @@
-"""GMRES for many general systems at once."""
+"""The GMRES method for many general systems at once."""
 
 from __future__ import annotations
 
@@ -14,26 +14,30 @@ from metalearn.tree import Tree
 
 @dataclass(frozen=True)
 class GMRES:
-    """Restarted GMRES: the least residual in each Krylov space; A need not be symmetric.
+    """The restarted GMRES method: the least residual in each Krylov space; A need not be symmetric.
 
-    Saad & Schultz 1986; Saad 2003, algorithm 6.11. The basis is made by modified Gram-Schmidt, run
-    twice (Giraud, Langou & Rozloznik 2005: twice is enough for orthogonality to rounding), and the
-    small least-squares problems are kept solved by Givens rotations.
+    Saad & Schultz 1986; Saad 2003, algorithm 6.11. Modified Gram-Schmidt, run twice, makes the
+    basis: twice is enough for orthogonality to rounding (Giraud, Langou & Rozloznik 2005). Givens
+    rotations keep the small least-squares problems solved.
 
-    A system stops at |b - A x| <= rtol |b|, by the recomputed residual; after `max_iters` Arnoldi
-    steps; as `SINGULAR` where the Krylov space is exhausted and the residual cannot reach 0 in it;
-    as `BREAKDOWN` where a whole cycle no longer lowers the residual: stagnation, or the floor of
-    this precision.
+    A system stops:
 
-    Takes memory of (restart + 1) T N.
+    - at |b - A x| <= rtol |b|, by the recomputed residual;
+    - after `max_iters` Arnoldi steps;
+    - as `SINGULAR`, where the Krylov space is exhausted and the residual cannot reach 0 in it;
+    - as `BREAKDOWN`, where a whole cycle no longer lowers the residual: stagnation, or the floor of
+      this precision.
+
+    The memory is (restart + 1) T N.
 
     Args:
-        max_iters: most Arnoldi steps, of one product each; every cycle's end takes one more.
-        restart: steps of a cycle, whose basis is kept.
-        rtol: tolerance on the residual's norm over |b|.
+        max_iters: the limit on Arnoldi steps, of one product each; every cycle's end takes one
+            more.
+        restart: the number of steps in a cycle, whose basis is kept.
+        rtol: the tolerance on the residual's norm over |b|.
 
     Raises:
-        ValueError: max_iters or rtol is negative, or restart below 1.
+        ValueError: max_iters or rtol is negative, or restart is below 1.
     """
 
     max_iters: int = 20
@@ -71,7 +75,7 @@ class GMRES:
                     break
             scale = cycle.scale
 
-            # The residual never grows but by rounding; where it does, the start was the best.
+            # The residual can grow only by rounding; the start was then the best.
             trial = x + cycle.step()
             trial_r = system.b - system.apply(trial)
             before, after = r.norm(dim=1), trial_r.norm(dim=1)
@@ -81,8 +85,8 @@ class GMRES:
 
             running = running & (status == Status.MAX_ITERS) & (iterations < self.max_iters)
             stuck = running & ~(after < (1 - 10 * eps) * before)
-            # |r| is level to rounding when it is within its root of a least-squares solution's, and
-            # so is then A r, where that is 0.
+            # |r| is constant to rounding once x is within sqrt(eps) of a least-squares solution. If
+            # A r is 0 at that solution, it is here within sqrt(eps) of 0.
             null = cycle.first_product <= eps**0.5 * scale
             why = torch.where(null, Status.SINGULAR, Status.BREAKDOWN)
             status = torch.where(stuck, why, status)
@@ -91,11 +95,11 @@ class GMRES:
 
 
 class _Cycle:
-    """Arnoldi's basis V with A V = V H, and H = Q R by Givens rotations, as they grow.
+    """The growing Arnoldi basis V with A V = V H, and H = Q R by Givens rotations.
 
     Args:
-        r: the residuals that the cycle starts from, (T, N); 0 for a system at rest.
-        scale: the largest |A v| seen so far, (T,), against which rounding is measured.
+        r: the residuals at the start of the cycle, (T, N); 0 for a stopped system.
+        scale: the largest |A v| so far, (T,), against which rounding is measured.
     """
 
     def __init__(self, r: Tensor, scale: Tensor) -> None:
@@ -106,14 +110,15 @@ class _Cycle:
         self._rounding = 10 * r.shape[1] ** 0.5 * torch.finfo(r.dtype).eps
         self._columns: list[list[Tensor]] = []  # of R, without the zeros below its diagonal
         self._rotations: list[tuple[Tensor, Tensor]] = []
-        self._right = [norm]  # Q' |r| e1; its last is the least-squares residual
+        self._right = [norm]  # Q' |r| e1; its last entry is the least-squares residual
 
     def extend(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes in w = A v of the last v, 0 where there is none.
+        """Add w = A v, where v is the last basis vector; w is 0 for a stopped system.
 
         Returns:
-            the least residual in the new space, and whether the space is exhausted by a direction
-            whose image lies in that of the earlier ones: A is singular on it. Each (T,).
+            the least residual in the new space, (T,), and the mask (T,) of exhausted spaces. A
+            space is exhausted by a direction whose image lies in the span of the earlier images: A
+            is singular on it.
         """
         length = w.norm(dim=1)
         if not self._columns:
@@ -137,7 +142,7 @@ class _Cycle:
             )
         diagonal = torch.hypot(column[-1], beyond)
         exhausted = diagonal <= tiny
-        # A direction that gives nothing is passed over: its coefficient comes out as 0.
+        # Skip a direction that adds nothing: its coefficient becomes 0.
         c = torch.where(exhausted, 0.0, divide(column[-1], diagonal))
         s = torch.where(exhausted, 1.0, divide(beyond, diagonal))
         column[-1] = torch.where(exhausted, 1.0, diagonal)
@@ -148,7 +153,7 @@ class _Cycle:
         return self._right[-1].abs(), exhausted
 
     def step(self) -> Tensor:
-        """V y of the least residual: R y = Q' |r| e1 by back substitution, (T, N)."""
+        """Return V y of the least residual, (T, N): R y = Q' |r| e1 by back substitution."""
         size = len(self._columns)
         y: list[Tensor] = [torch.empty(0)] * size
         for i in reversed(range(size)):

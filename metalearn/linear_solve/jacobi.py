@@ -1,4 +1,4 @@
-"""Jacobi's preconditioner, of a diagonal that is estimated."""
+"""The Jacobi preconditioner, with an estimated diagonal."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from metalearn.tree import Raveler, Tree
 
 @dataclass(frozen=True)
 class Jacobi:
-    """1 / diag(A), the diagonal by Hutchinson's estimator: the mean of z * A z over random signs z.
+    """The preconditioner 1 / diag(A), with Hutchinson's estimate of the diagonal.
 
-    Bekas, Kokiopoulou & Saad 2007. An entry's estimate is off by its row's entries off the
-    diagonal, sqrt(sum_j A_ij^2 / samples), and so exact where A is diagonal. It is kept positive:
-    at least its own standard error, as far as which nothing is known of it, and 1 where that is 0.
-    The signs are the same for every task.
+    The estimate is the mean of z * A z over random signs z (Bekas, Kokiopoulou & Saad 2007). An
+    entry's error comes from its row's entries off the diagonal, sqrt(sum_j A_ij^2 / samples). The
+    estimate is therefore exact where A is diagonal. An entry is kept positive: at least its own
+    standard error, below which nothing is known of it, and 1 where that is 0. The signs are the
+    same for every task.
 
     Args:
-        samples: products with A, at least 1.
-        seed: of the signs.
+        samples: the number of products with A, at least 1.
+        seed: the seed of the signs.
 
     Raises:
         ValueError: samples is below 1.

@@ -13,7 +13,7 @@ from metalearn.linear_solve.system import System, divide, require, rows, seeded
 from metalearn.tree import Tree
 
 POWER_STEPS = 12
-"""Products that the power iteration takes where no step size is given."""
+"""The number of products in the power iteration, which runs if no step size is given."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Neumann:
     The iterate of the least residual is the one returned.
 
     Args:
-        max_iters: most steps, of one product each; the power iteration's 12 are not among them.
-        step_size: s, above 0; None: estimated for each system.
-        rtol: tolerance on the residual's norm over |b|.
+        max_iters: the limit on steps, of one product each, without the power iteration's 12.
+        step_size: s, above 0; None: an estimate for each system.
+        rtol: the tolerance on the residual's norm over |b|.
 
     Raises:
         ValueError: max_iters or rtol is negative, or step_size is not a positive number.
@@ -84,7 +84,7 @@ class Neumann:
             running = running & (status == Status.MAX_ITERS) & (iterations < self.max_iters)
             running = running & (r_norm <= 1e3 * best_norm)
 
-        # A residual at rounding level, eps (|b| + |A| |x|), goes up and down.
+        # A residual at rounding level, eps (|b| + |A| |x|), fluctuates.
         magnitude = system.b.norm(dim=1) + divide(best.norm(dim=1), step)
         rounding = system.b.shape[1] ** 0.5 * torch.finfo(r.dtype).eps * magnitude
         grown = (status == Status.MAX_ITERS) & (r_norm > best_norm + rounding)
@@ -92,7 +92,7 @@ class Neumann:
         return system.finish(best, best_r, iterations, status)
 
     def _step(self, system: System) -> Tensor:
-        """The step sizes, (T,): 0 for a zero matrix, NaN where A v is not finite."""
+        """Return the step sizes, (T,): 0 for a zero matrix, NaN where A v is not finite."""
         if self.step_size is not None:
             return torch.full_like(system.tolerance, self.step_size)
         v = seeded((1, system.b.shape[1]), 0, system.b).expand_as(system.b)

@@ -1,4 +1,4 @@
-"""Conjugate gradients on the normal equations, for any matrix."""
+"""The conjugate gradient method on the normal equations, for any matrix."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from metalearn.tree import Raveler, Tree, gradients, leaves_of, like_tree, live
 
 @dataclass(frozen=True)
 class NormalCG:
-    """CG on A'A x = A'b without forming A'A: CGLS; Björck 1996, algorithm 7.4.1.
+    """The CG method on A'A x = A'b without forming A'A: CGLS; Björck 1996, algorithm 7.4.1.
 
-    Works for every A, at the square of its condition number; the residual falls at every step.
+    It works for every A, at the square of its condition number. The residual falls at every step.
 
-    A system stops at |b - A x| <= rtol |b|, by the recomputed residual, or after `max_iters`. Where
-    b is outside A's range, the residual cannot fall to 0 and A'(b - A x) does: `SINGULAR`, claimed
-    where a step would lower |b - A x|^2 by less than its rounding, which is also what a condition
-    number near the inverse root of the precision looks like. x is then a least-squares solution.
+    A system stops at |b - A x| <= rtol |b|, by the recomputed residual, or after `max_iters`. It
+    stops as `SINGULAR` where a step would lower |b - A x|^2 by less than its rounding. Then b is
+    outside A's range: A'(b - A x) falls to 0 while the residual cannot, and x is a least-squares
+    solution. A condition number near the inverse root of the precision looks the same.
 
     Args:
-        max_iters: most iterations, of one product with A and one with A' each.
-        rtol: tolerance on the residual's norm over |b|.
-        transpose: A' on pytrees like b. None: by autograd from one evaluation of the matvec, which
-            must then be differentiable in its argument; its graph is kept during the solve.
+        max_iters: the limit on iterations, of one product with A and one with A' each.
+        rtol: the tolerance on the residual's norm over |b|.
+        transpose: A' on pytrees like b. None: autograd derives it from one evaluation of the
+            matvec, whose graph is kept during the solve. The matvec must then be differentiable in
+            its argument.
 
     Raises:
-        ValueError: max_iters or rtol is negative; or A' is not given and the matvec's result does
-            not carry the graph to have it from.
+        ValueError: max_iters or rtol is negative; or transpose is None and the matvec's result has
+            no graph.
     """
 
     max_iters: int = 20
@@ -60,7 +61,7 @@ class NormalCG:
                 q = rows(running, system.apply(p), 0.0)
                 alpha = divide(gamma, dot(q, q))
                 step_r = torch.addcmul(r, -alpha[:, None], q)
-                # An overflow of the norm's square would pass for a fall without end.
+                # An overflow of the squared norm would look like an endless decrease.
                 defective = ~(step_r.norm(dim=1).isfinite() & alpha.isfinite())
                 stuck = alpha * gamma <= eps * dot(r, r)
                 for condition, why in ((defective, Status.NON_FINITE), (stuck, Status.SINGULAR)):
@@ -88,7 +89,7 @@ class NormalCG:
         with torch.enable_grad():
             at = live(like_tree(like, [torch.zeros_like(leaf) for leaf in leaves_of(like)]))
             image = matvec(at)
-        raveler.ravel(image)  # refuses another structure
+        raveler.ravel(image)  # raises if the structure differs
         if not all(leaf.requires_grad for leaf in leaves_of(image)):
             raise ValueError(
                 "NormalCG(transpose=None) needs a matvec that autograd can differentiate in its "

@@ -1,4 +1,4 @@
-"""The randomised Nystroem approximation, a preconditioner and a solver."""
+"""The randomised Nystroem approximation, as a preconditioner and as a solver."""
 
 from __future__ import annotations
 
@@ -15,36 +15,40 @@ from metalearn.tree import Tree
 
 @dataclass(frozen=True)
 class Nystrom:
-    """A ~ A_nys = A W (W'A W)^+ (A W)' of low rank, W random: A symmetric positive semi-definite.
+    """The low-rank approximation A_nys = A W (W'A W)^+ (A W)' of A, with random W.
 
-    Frangella, Tropp & Udell 2023, algorithm 2.1, with its stabilising shift. W's start is the same
-    for every task, so that a task's result does not depend on its batch; it is then multiplied by A
-    `power` times (Halko, Martinsson & Tropp 2011, algorithm 4.4), because the range that a single
-    product finds is mixed with the rest of the spectrum by (rest / leading), which is what keeps CG
-    going: 20 eigenvalues of 1e2 to 1e4 above a floor of 1 take it 17 iterations after power=0 and 5
-    after power=1, 26 without.
+    A must be symmetric positive semi-definite. Frangella, Tropp & Udell 2023, algorithm 2.1, with
+    its stabilising shift. W's start is the same for every task, so that a task's result does not
+    depend on its batch. W is then multiplied by A `power` times (Halko, Martinsson & Tropp 2011,
+    algorithm 4.4). The range that a single product finds is mixed with the rest of the spectrum by
+    (rest / leading), which keeps CG going. An example: 20 eigenvalues of 1e2 to 1e4 above a floor
+    of 1. CG takes 17 iterations after power=0, 5 after power=1, and 26 without this preconditioner.
 
-    As a preconditioner, `CG(preconditioner=Nystrom(20, 1e-3))`: the inverse of A_nys + damping I,
-    where what is orthogonal to A_nys's range counts as its least eigenvalue + damping (their eq.
-    1.3, scaled to be close to A's inverse).
+    As a preconditioner, `CG(preconditioner=Nystrom(20, 1e-3))`, it is the inverse of A_nys +
+    damping I. Orthogonal to A_nys's range, A_nys + damping I counts as A_nys's least eigenvalue +
+    damping. (Eq. 1.3 of the paper, scaled to be close to A's inverse.)
 
-    As a solver (Hataya & Yamada 2023): x = x0 + (A_nys + damping I)^-1 (b - A x0). It is one step
-    and has no tolerance; `CONVERGED` is a relative residual of A x = b of at most 1e-6, the other
-    solvers' default, `DIVERGED` one above the start's, `NEGATIVE_CURVATURE` a direction of negative
-    curvature in the span of W, `SINGULAR` a zero A W, `MAX_ITERS` the rest; the value is that step
-    whatever the status, and x0 where A W is not finite. The eigenvalue bounds are the Ritz values
-    of A in the span of W. `iterations` are the products, rank (power + 1).
+    As a solver (Hataya & Yamada 2023), x = x0 + (A_nys + damping I)^-1 (b - A x0). This is one step
+    without a tolerance. The value is that step whatever the status, and x0 where A W is not finite.
+    The status is:
 
-    Takes memory of about 4 rank T N.
+    - `CONVERGED`: the relative residual of A x = b is at most 1e-6, the other solvers' default;
+    - `DIVERGED`: the residual is above the start's;
+    - `NEGATIVE_CURVATURE`: a direction in the span of W has negative curvature;
+    - `SINGULAR`: A W is zero;
+    - `MAX_ITERS`: none of these.
+
+    The eigenvalue bounds are the Ritz values of A in the span of W. `iterations` counts the
+    products, rank (power + 1). The memory is about 4 rank T N.
 
     Args:
-        rank: columns of W, at least 1; as many as b has numbers make A_nys exact.
+        rank: the columns of W, at least 1; as many as b has numbers make A_nys exact.
         damping: above 0, in the units of A. An A that is damped already takes the same damping.
-        seed: of W.
-        power: products that W takes before the sketch, rank each; 0: the paper's algorithm.
+        seed: the seed of W.
+        power: the products of W with A before the sketch, rank each; 0: the paper's algorithm.
 
     Raises:
-        ValueError: rank is below 1, power negative or damping not a positive number.
+        ValueError: rank is below 1, power is negative, or damping is not a positive number.
     """
 
     rank: int
@@ -115,13 +119,13 @@ class Nystrom:
 
 @dataclass(frozen=True)
 class _Sketch:
-    """A_nys = U diag(eigenvalues) U'.
+    """The factorisation A_nys = U diag(eigenvalues) U'.
 
     Args:
-        vectors: U, (T, N, rank), orthonormal columns.
-        eigenvalues: falling, none below 0, (T, rank).
-        ritz: the eigenvalues of W'A W, rising: inside A's spectrum, (T, rank).
-        finite, zero: whether A W is, (T,).
+        vectors: U, (T, N, rank), with orthonormal columns.
+        eigenvalues: in descending order, none below 0, (T, rank).
+        ritz: the eigenvalues of W'A W in ascending order, inside A's spectrum, (T, rank).
+        finite, zero: True where A W is finite, or zero, (T,).
     """
 
     vectors: Tensor
@@ -132,14 +136,18 @@ class _Sketch:
 
     @classmethod
     def of(cls, w: Tensor, y: Tensor, finite: Tensor) -> _Sketch:
-        """Of W, orthonormal columns, and Y = A W, 0 where that is not finite."""
+        """Return the sketch of W, which has orthonormal columns, and Y = A W.
+
+        Y is 0 where A W is not finite.
+        """
         norm = y.flatten(1).norm(dim=1)
         core = w.mT @ y
         core = (core + core.mT) / 2
-        # (sqrt N: the shift is to exceed the rounding of a sketch of N rows; Tropp et al. 2017.)
+        # By the factor sqrt N the shift exceeds the rounding of a sketch of N rows (Tropp et al.
+        # 2017).
         shift = w.shape[1] ** 0.5 * torch.finfo(y.dtype).eps * norm
-        # Eigenvectors where the paper takes Cholesky's factor, which an A that is not quite
-        # semi-definite does not have: directions of negative curvature are left out.
+        # Use eigenvectors, and leave out directions of negative curvature. The paper takes
+        # Cholesky's factor, which does not exist if A is not quite semi-definite.
         ritz, basis = torch.linalg.eigh(core)
         shifted = (ritz + shift[:, None]) * (ritz > 0)
         root = divide((y + shift[:, None, None] * w) @ basis, shifted.sqrt()[:, None, :])
@@ -148,11 +156,11 @@ class _Sketch:
         return cls(u, eigenvalues, ritz, finite, finite & (norm == 0))
 
     def inverse(self, v: Tensor, damping: float, floor: Tensor) -> Tensor:
-        """(A_nys + damping I)^-1 v, `floor` in place of damping off the range, (T, N)."""
+        """Return (A_nys + damping I)^-1 v, (T, N), with `floor` for damping off the range."""
         column = v[:, :, None]
         along = self.vectors.mT @ column
         outside = column - self.vectors @ along
-        # Again, for a small floor would blow up what rounding has left of v's part in the range.
+        # Project twice: a small floor would amplify the part of v in the range that rounding left.
         outside = outside - self.vectors @ (self.vectors.mT @ outside)
         scaled = along / (self.eigenvalues + damping)[:, :, None]
         return (self.vectors @ scaled).squeeze(2) + outside.squeeze(2) / floor[:, None]

@@ -1,4 +1,4 @@
-"""What a linear solve gives back, whatever the solver."""
+"""The result of a linear solve, and the interfaces of solvers and preconditioners."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MatVec = Callable[[Tree], Tree]
 
 
 class Status(IntEnum):
-    """How a solve ended, one for each system. Only `CONVERGED` met the tolerance."""
+    """The end of a solve, one for each system. Only `CONVERGED` met the tolerance."""
 
     CONVERGED = 0
     MAX_ITERS = 1
@@ -30,23 +30,23 @@ class Status(IntEnum):
 
 @dataclass(frozen=True)
 class Solution:
-    """The solution of A x = b and what is known of its quality.
+    """The solution of A x = b, and its measured quality.
 
     Args:
         value: x, a pytree like b; always finite.
-        residual_norm: |b - A x|, recomputed from x wherever convergence is claimed; `CG`'s own
-            recurrence gives it where none is and rounding has left two digits of it.
-        relative_residual: the same over |b|; 0 where b is 0 and solved by 0.
-        iterations: iterations of the solver (0 for a direct solve): one application of A each,
-            two in `BiCGStab`, one of A and one of its transpose in `NormalCG`.
+        residual_norm: |b - A x|, recomputed from x wherever convergence is claimed. Elsewhere `CG`
+            gives its own recurrence's residual, if rounding has left two digits of it.
+        relative_residual: residual_norm over |b|; 0 where b is 0 and solved by 0.
+        iterations: the solver's iterations, 0 for a direct solve. Each takes one application of A;
+            two in `BiCGStab`; one of A and one of its transpose in `NormalCG`.
         status: `Status` as int64.
-        eigenvalue_bounds: (low, high), the least and the largest Ritz value: both lie inside A's
+        eigenvalue_bounds: (low, high), the least and the largest Ritz value. Both lie inside A's
             spectrum, so `low` is never below the least eigenvalue. (inf, -inf), the empty range,
-            where no iteration was made; None where the solver has none.
-        preconditioned: the Ritz values are those of the preconditioned operator, and say nothing of
-            A's own spectrum.
+            where no iteration was made; None if the solver has none.
+        preconditioned: True if the Ritz values are those of the preconditioned operator. They then
+            say nothing of A's own spectrum.
 
-    All but `value` and `preconditioned` have shape (T,) if the solve was batched, else ().
+    All fields but `value` and `preconditioned` have shape (T,) if the solve was batched, else ().
     """
 
     value: Any
@@ -63,12 +63,12 @@ class Solution:
 
     @property
     def error_estimate(self) -> Tensor:
-        """Estimate of |x - A^-1 b| for a symmetric positive definite A: |b - A x| / low.
+        """The estimate |b - A x| / low of |x - A^-1 b|, for a symmetric positive definite A.
 
         |x - A^-1 b| = |A^-1 r| <= |r| / eigenvalue_min. The least Ritz value takes the place of the
-        least eigenvalue, which it approaches from above, so this is a bound only once the Krylov
-        space has found the lower end of the spectrum. Infinite where no positive curvature of A
-        itself is known.
+        least eigenvalue, which it approaches from above. The estimate is therefore a bound only
+        once the Krylov space has found the lower end of the spectrum. It is infinite where no
+        positive curvature of A itself is known.
         """
         if self.eigenvalue_bounds is None or self.preconditioned:
             low = torch.zeros_like(self.residual_norm)
@@ -80,7 +80,7 @@ class Solution:
 
 
 class LinearSolver(Protocol):
-    """A frozen dataclass whose fields are its options; calling it solves."""
+    """A frozen dataclass whose fields are the solver's options. A call solves A x = b."""
 
     def __call__(
         self, matvec: MatVec, b: Tree, x0: Tree | None = None, batched: bool = False
@@ -89,10 +89,10 @@ class LinearSolver(Protocol):
 
 @runtime_checkable
 class Preconditioner(Protocol):
-    """Options of a preconditioner that is made for each solve."""
+    """The options of a preconditioner that is built for each solve."""
 
     def of(self, matvec: MatVec, like: Tree, batched: bool) -> MatVec:
-        """A symmetric positive definite map close to the inverse of A, on pytrees like `like`."""
+        """Return a symmetric positive definite map close to A's inverse, on pytrees like `like`."""
         ...
 
 
@@ -105,7 +105,7 @@ def finish(
     status: Tensor,
     eigenvalue_bounds: tuple[Tensor, Tensor] | None,
 ) -> Solution:
-    """The `Solution` of a solve on (T, N) matrices."""
+    """Return the `Solution` of a solve on (T, N) matrices."""
     residual_norm, b_norm = residual.norm(dim=1), b.norm(dim=1)
     residual_norm = torch.where(residual_norm.isnan(), torch.inf, residual_norm)
     relative = residual_norm / torch.where(b_norm > 0, b_norm, 1.0)

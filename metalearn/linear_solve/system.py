@@ -1,4 +1,4 @@
-"""A x = b on (T, N) matrices: where every iteration starts, and what it may claim at its end."""
+"""The system A x = b on (T, N) matrices: the start of every iteration, and its verified end."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from metalearn.tree import Raveler, Tree
 
 @dataclass(frozen=True)
 class System:
-    """T systems of N unknowns, each a row; those that are not finite are 0 and never run.
+    """A batch of T systems of N unknowns, each a row.
 
-    Every system is scaled by a power of two, so that |b|'s largest number is near 1: squares of
-    numbers of 1e-30 or 1e30 leave the range of float32, and a norm of 0 or infinity would make a
-    tolerance that anything meets. `finish` scales back.
+    A system that is not finite is set to 0 and never runs. Every system is scaled by a power of
+    two, so that |b|'s largest number is near 1. Without this, squares of numbers of 1e-30 or 1e30
+    leave the range of float32. A norm of 0 or infinity would make a tolerance that anything meets.
+    `finish` scales back.
 
     Args:
         apply: A on (T, N) matrices.
-        b, x, r: right-hand sides, starts and b - A x, (T, N), all finite.
-        scale: what b, x and r were divided by, (T,).
+        b, x, r: the right-hand sides, the starts and b - A x, (T, N), all finite.
+        scale: the divisor of b, x and r, (T,).
         tolerance: max(rtol |b|, atol), (T,).
-        finite: whether b, the start and its residual are; the norms too, so that an overflow of
-            |b|^2 does not pass for a tolerance of infinity, (T,).
-        status: `CONVERGED` where the start meets the tolerance, `NON_FINITE`, else `MAX_ITERS`.
+        finite: True where b, the start, its residual and their norms are finite, (T,). The norms
+            count, so that an overflow of |b|^2 does not pass for a tolerance of infinity.
+        status: `CONVERGED` where the start meets the tolerance, `NON_FINITE` where `finite` is
+            False, else `MAX_ITERS`.
     """
 
     raveler: Raveler
@@ -60,7 +62,7 @@ class System:
         target = rows(finite, target, 0.0)
         tolerance = (rtol * torch.where(finite, norm, 0.0)).maximum(atol / scale)
         if x0 is None:
-            x = target.new_zeros(()).expand_as(target)  # it is kept, and takes no memory
+            x = target.new_zeros(()).expand_as(target)  # a view: it takes no memory
             r, r_norm = target, torch.where(finite, norm, 0.0)
         else:
             x = raveler.ravel(x0) / scale[:, None]
@@ -77,14 +79,15 @@ class System:
     def verify(
         self, x: Tensor, status: Tensor, verified: Tensor, left: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Recomputes the residual, by which alone convergence is claimed.
+        """Recompute the residual, which alone establishes convergence.
 
-        Where a recurrence's residual has drifted below the true one, the iteration starts again,
-        as long as it has iterations `left` and each start is from half the residual `verified` at
-        the one before; a residual that no longer falls is the floor of this precision.
+        Where a recurrence's residual has drifted below the true one, the system runs again from the
+        true one. It needs iterations `left`, and a residual below half of `verified`, the residual
+        at the restart before. A residual that no longer falls is at the floor of this precision, a
+        `BREAKDOWN`.
 
         Returns:
-            the residual, its norm, the status and which systems run again.
+            the residual, its norm, the status, and the mask of systems that run again.
         """
         r = self.b - self.apply(x)
         r_norm = r.norm(dim=1)
@@ -106,7 +109,7 @@ class System:
         eigenvalue_bounds: tuple[Tensor, Tensor] | None = None,
         preconditioned: bool = False,
     ) -> Solution:
-        """The `Solution`; an x that overflowed is given up for zero."""
+        """Return the `Solution`, with zero in place of an x that overflowed."""
         x = x * self.scale[:, None]
         overflow = ~rows_finite(x)
         status = torch.where(overflow, Status.NON_FINITE, status)
@@ -119,31 +122,36 @@ class System:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Dot products of the rows of two (T, N) matrices: (T,)."""
+    """Return the dot products of the rows of two (T, N) matrices: (T,)."""
     return torch.linalg.vecdot(a, b)
 
 
 def rows(kept: Tensor, matrix: Tensor, other: Tensor | float) -> Tensor:
-    """The rows of a (T, N) matrix that are `kept`, (T,), and `other` in place of the rest."""
-    if not matrix.is_cuda and kept.all():  # a GPU is not asked, so that it may work ahead
+    """Return the rows of a (T, N) matrix where `kept`, (T,), is True, and `other` elsewhere."""
+    if not matrix.is_cuda and kept.all():  # no test on a GPU, which would wait for it
         return matrix
     return torch.where(kept[:, None], matrix, other)
 
 
 def any_runs(running: Tensor, iteration: int) -> bool:
-    """Whether a system still runs. A GPU is asked at every eighth iteration alone, so that it may
-    work ahead of the host; systems at rest are not moved by an iteration too many."""
+    """Return True if a system still runs.
+
+    On a GPU the mask is read at every eighth iteration only, so that the GPU may work ahead of the
+    host. The additional iterations do not move stopped systems.
+    """
     return (running.is_cuda and iteration % 8 != 0) or bool(running.any())
 
 
 def rows_finite(matrix: Tensor) -> Tensor:
-    """Whether each row of a (T, N) matrix is finite: (T,). A sum tells it in one pass."""
+    """Test in one pass, by its sum, if each row of a (T, N) matrix is finite: (T,)."""
     return matrix.sum(dim=1).isfinite()
 
 
 def power_of_two(matrix: Tensor) -> Tensor:
-    """For each row the power of two at or below its largest absolute value, 1 where there is none:
-    (T,)."""
+    """Return the power of two at or below each row's largest absolute value, (T,).
+
+    The value is 1 for a row without one: all zero, empty or not finite.
+    """
     if not matrix.shape[1]:
         return matrix.new_ones(len(matrix))
     largest = matrix.abs().amax(dim=1)
@@ -153,25 +161,29 @@ def power_of_two(matrix: Tensor) -> Tensor:
 
 
 def norms(matrix: Tensor) -> Tensor:
-    """Norms of the rows of a (T, N) matrix, (T,), where squares would leave the type's range."""
+    """Return the norms of a (T, N) matrix's rows, (T,), even if squares leave the type's range."""
     scale = power_of_two(matrix)
     return scale * (matrix / scale[:, None]).norm(dim=1)
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, and 0 where b is 0."""
+    """Return a / b, and 0 where b is 0."""
     zero = b == 0
     return torch.where(zero, 0.0, a / torch.where(zero, 1.0, b))
 
 
 def seeded(shape: tuple[int, ...], seed: int, like: Tensor) -> Tensor:
-    """Standard normal numbers that depend on the seed and the shape alone, not on the device."""
+    """Return standard normal numbers that depend on the seed and the shape, not on the device."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(like)
 
 
 def require(options: object, least: float, *names: str) -> None:
-    """Refuses options below `least`, and NaN."""
+    """Check that the named options are at least `least`.
+
+    Raises:
+        ValueError: an option is below `least`, or NaN.
+    """
     for name in names:
         value = getattr(options, name)
         if not value >= least:

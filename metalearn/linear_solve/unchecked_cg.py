@@ -1,4 +1,4 @@
-"""Conjugate gradients as iMAML's public code has it: negative curvature is not looked for."""
+"""The conjugate gradient method of iMAML's public code, which ignores negative curvature."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from metalearn.tree import Tree
 
 @dataclass(frozen=True)
 class UncheckedCG:
-    """Textbook CG that goes on along negative curvature, where a step raises what CG minimises.
+    """The textbook CG method, which goes on along negative curvature.
 
-    For studies of what that costs; `metalearn.linear_solve.CG` stops there. Systems where it was
-    met have the status NEGATIVE_CURVATURE, and the value that the iteration ended with.
+    There a step raises what CG minimises; `metalearn.linear_solve.CG` stops instead. This class
+    serves studies of that cost. Systems that met negative curvature have the status
+    NEGATIVE_CURVATURE, and the value that the iteration ended with.
 
     Args:
-        max_iters: most applications of A.
-        rtol, atol: tolerances on the residual's norm, by the recurrence's.
+        max_iters: the limit on applications of A.
+        rtol, atol: the tolerances on the norm of the recurrence's residual.
+
+    Raises:
+        ValueError: max_iters is below 1, or a tolerance is negative.
     """
 
     max_iters: int = 5

@@ -1,4 +1,4 @@
-"""Meta-gradients: interchangeable ways to differentiate a bilevel problem."""
+"""The meta-gradients: interchangeable methods to differentiate a bilevel problem."""
 
 from metalearn.metagrad.authors_code import IMAMLAuthorsCode
 from metalearn.metagrad.base import (

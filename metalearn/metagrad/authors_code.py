@@ -1,4 +1,4 @@
-"""What the public code of the iMAML paper computes, which is not what the paper says."""
+"""The update in the authors' released iMAML code, which differs from the paper's."""
 
 from __future__ import annotations
 
@@ -25,23 +25,29 @@ from metalearn.tree import fixed, live, task_norm
 class IMAMLAuthorsCode(MetaGradient):
     """The inner loop and the meta-gradient of aravindr93/imaml_dev, as of its commit 6a2a669.
 
-    K steps on the support loss alone, then one step on the proximal term alone,
-    phi <- phi - prox_lr * prox * (phi - theta). Then CG on (1 + damping) v + H v / (prox + 10), H
-    the Hessian of the support loss at that point, which is no stationary point of anything; the
-    solution is the meta-gradient. The paper has I + H / prox in its place (`Implicit`).
+    K steps on the support loss alone come first. One step on the proximal term alone follows:
+
+            phi <- phi - prox_lr * prox * (phi - theta).
+
+    The meta-gradient is CG's solution of the system whose product with v is
+
+            (1 + damping) v + H v / (prox + 10),
+
+    where H is the Hessian of the support loss at that phi, which is no stationary point of
+    anything. The paper has I + H / prox in place of this system (`Implicit`).
 
     The problem's own inner objective must be the support loss alone: `FewShot(prox=0)`.
 
     Args:
-        inner: the K steps.
-        prox: their lambda.
-        prox_lr: the rate of the proximal step; theirs is the inner rate.
-        damping: what their option `cg_damping` sets; their default is 1.
-        offset: the constant that their code adds to lambda.
-        curvature: "hessian" as theirs, or "gauss_newton" in its place.
-        linear_solver: CG with their 5 iterations.
+        inner: the solver of the K steps.
+        prox: the authors' lambda.
+        prox_lr: the rate of the proximal step; the authors take the inner rate.
+        damping: the authors' option `cg_damping`, 1 by default.
+        offset: the constant that the authors' code adds to lambda.
+        curvature: "hessian" as in the authors' code, or "gauss_newton" in its place.
+        linear_solver: CG with the authors' 5 iterations.
 
-    `adapt`, which evaluation runs, takes no proximal step, as in their README.
+    `adapt`, which evaluation runs, takes no proximal step, as in the authors' README.
     """
 
     inner: InnerSolver

@@ -1,4 +1,4 @@
-"""What every meta-gradient is, and what it gives back."""
+"""The interface of every meta-gradient, and its result."""
 
 from __future__ import annotations
 
@@ -17,22 +17,27 @@ from metalearn.tree import fixed, leaves_of, like_tree, live, named_leaves, part
 
 
 class NonFiniteGradient(ArithmeticError):
-    """A meta-gradient or an outer loss is not finite; it is never handed on."""
+    """The error of a meta-gradient or outer loss that is not finite, which is never returned."""
 
 
 @dataclass(frozen=True)
 class MetaGradientResult:
-    """
+    """The meta-gradient of a batch of tasks, with its losses, inner solution and certificate.
+
     Args:
         grads: a pytree like meta, the mean over the tasks of d outer / d meta.
         outer_loss: (T,).
-        metrics: the problem's further figures, each (T,).
+        metrics: the problem's further metrics, each (T,).
         inner: the inner solution that the tasks reached.
-        certificate: of an implicit gradient; None for the others.
-        solution: of an implicit gradient's linear system, x = A^-1 (d outer / d params) as far as
-            it was solved, a dict of (T, ...) like the params; None for the others.
-        carry: keyword arguments for the next meta-step's call, which a training loop hands on;
-            empty for what needs none.
+        certificate: the certificate of an implicit gradient; None for other methods.
+        solution: the solution of an implicit gradient's linear system, x = A^-1 (d outer / d
+            params) as far as it was solved: a dict of (T, ...) like the params. None for other
+            methods.
+        carry: keyword arguments for the next meta-step's call, which a training loop passes on;
+            empty for a method that needs none.
+
+    Raises:
+        NonFiniteGradient: outer_loss or grads is not finite.
     """
 
     grads: Any
@@ -58,11 +63,12 @@ class MetaGradientResult:
 
 
 class MetaGradient:
-    """A way to differentiate a bilevel problem: `meta_gradient(problem, meta, task)`.
+    """A method to differentiate a bilevel problem: `meta_gradient(problem, meta, task)`.
 
-    It keeps no state: one that goes on from the meta-step before takes `**previous.carry` too.
+    It keeps no state. A method that goes on from the previous meta-step takes `**previous.carry`
+    too.
 
-    The features of a `FeatureProblem` are computed once, and gone back through once.
+    The features of a `FeatureProblem` are computed once, and differentiated once.
     """
 
     inner: InnerSolver
@@ -88,20 +94,20 @@ class MetaGradient:
 
     @property
     def one_by_one(self) -> bool:
-        """True for a method that takes the tasks apart, or that no gradient in features reaches."""
+        """True for a method that takes the tasks apart, or that gives features no gradient."""
         return False
 
     def differentiate(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
-        """The meta-gradient of a problem as it stands; what a subclass defines.
+        """Return the meta-gradient of a problem as it stands; a subclass defines this method.
 
-        One that defines `__call__` in its place is given every problem as it stands.
+        A subclass that defines `__call__` in its place gets every problem as it stands.
         """
         raise NotImplementedError(
             f"{type(self).__name__} defines neither differentiate nor __call__"
         )
 
     def adapt(self, problem: BilevelProblem, meta: Meta, task: Any) -> InnerSolution:
-        """The inner loop alone, as evaluation runs it."""
+        """Run the inner loop alone, as evaluation does."""
         meta = fixed(meta)
         if hasattr(problem, "on_features"):
             shared: Any = problem
@@ -116,12 +122,12 @@ class MetaGradient:
 
 
 def step_rates(problem: BilevelProblem, meta: Meta) -> StepRates | None:
-    """The factors of the inner rates that the problem learns, differentiable in meta, or None."""
+    """Return the problem's learned factors of the inner rates, differentiable in meta, or None."""
     return problem.step_rates(meta) if isinstance(problem, RatedProblem) else None
 
 
 def at_learned_rates(inner: InnerSolver, problem: BilevelProblem, meta: Meta) -> InnerSolver:
-    """The inner solver at the rates that the problem learns, or as it is where there are none.
+    """Return the inner solver at the rates that the problem learns, or as it is without them.
 
     Raises:
         UsageError: the problem learns rates, and the solver's steps have none.
@@ -138,7 +144,11 @@ def at_learned_rates(inner: InnerSolver, problem: BilevelProblem, meta: Meta) ->
 
 
 def refuse_learned_rates(problem: BilevelProblem) -> None:
-    """Raises UsageError where the problem learns rates: for methods without a gradient in them."""
+    """Refuse a problem that learns rates, for methods without a gradient in them.
+
+    Raises:
+        UsageError: the problem learns rates.
+    """
     if isinstance(problem, RatedProblem):
         raise UsageError(
             "learn_rates: expected a meta-gradient that goes back through the inner steps. "
@@ -149,9 +159,12 @@ def refuse_learned_rates(problem: BilevelProblem) -> None:
 def outer_gradient(
     problem: BilevelProblem, params: dict[str, Tensor], meta: Meta, task: Any
 ) -> tuple[Tensor, dict[str, Tensor], list[Tensor], list[Tensor | None]]:
-    """The outer loss (T,), metrics, d outer / d params (each task's own) and the direct
-    d outer / d meta (summed over tasks, None where there is none), at params and meta that are
-    leaves.
+    """Differentiate the outer objective at params and meta, which must be leaves.
+
+    Returns:
+        the outer loss (T,), the metrics, d outer / d params, and the direct d outer / d meta. d
+        outer / d params is each task's own. d outer / d meta is summed over tasks, and None for a
+        leaf without one.
 
     Raises:
         UsageError: the problem learns its inner rates, in which these derivatives say nothing.
@@ -172,7 +185,10 @@ def outer_gradient(
 def through_init(
     problem: BilevelProblem, meta: Meta, task: Any, weights: list[Tensor]
 ) -> list[Tensor | None]:
-    """weights' d init / d meta, summed over tasks: right if the inner loop is a translation."""
+    """Return weights' d init / d meta, summed over tasks.
+
+    This part of the meta-gradient is right if the inner loop is a translation.
+    """
     with torch.enable_grad():
         meta = live(meta)
         start = list(problem.init(meta, task).values())
@@ -180,11 +196,11 @@ def through_init(
 
 
 def mean_over_tasks(meta: Meta, summed: Sequence[Tensor | None], tasks: int) -> Any:
-    """The meta-gradient, a pytree like meta, from its sum over tasks.
+    """Return the meta-gradient, a pytree like meta, from its sum over tasks.
 
     Raises:
-        UsageError: a leaf of meta has none: this way of differentiating does not reach it, and a
-            zero would train it in silence to nothing.
+        UsageError: a leaf of meta has no gradient, since this method does not reach it. A zero
+            would silently leave the leaf untrained.
     """
     missing = [i for i, g in enumerate(summed) if g is None]
     if missing:

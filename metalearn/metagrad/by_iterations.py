@@ -1,4 +1,4 @@
-"""Implicit meta-gradients by a name and a number of iterations: what an ablation sweeps over."""
+"""The implicit meta-gradients by a name and a number of iterations, for an ablation's sweep."""
 
 from __future__ import annotations
 
@@ -27,24 +27,32 @@ WAYS: Mapping[str, Callable[[int, float], dict[str, Any]]] = {
     "jacobi_cg": lambda n, damping: {"linear_solver": CG(n, preconditioner=Jacobi(8))},
     "warm_cg": lambda n, damping: {"linear_solver": CG(n), "warm_start": True},
 }
-"""`Implicit`'s options by the name of a way, the number of iterations and the damping."""
+"""The options of `Implicit` for each variant, by the number of iterations and the damping."""
 
 
 def implicit_by_iterations(
     inner: InnerSolver, iterations: int, way: str = "cg", damping: float = 0.5
 ) -> Implicit:
-    """`Implicit` with one option for the number of iterations, 0 being the first-order gradient at
-    the same inner solution.
+    """Return `Implicit` with one option for the number of iterations.
+
+    With 0 iterations it is the first-order gradient at the same inner solution.
 
     Args:
-        iterations: of the way's solver, at least 0; of "nystrom" the rank, one product each.
-        way: "cg"; "gauss_newton", CG with that curvature; "damped", CG with `damping` on A's
-            diagonal; "neumann"; "nystrom", whose own damping is `damping`; CG preconditioned,
-            "nystrom_cg" (10 products more a solve) and "jacobi_cg" (8 more); "warm_cg", begun with
-            the mean of the last meta-step's solutions.
+        iterations: the iterations of the variant's solver, at least 0; for "nystrom" the rank, one
+            product each.
+        way: the variant:
+            - "cg": CG;
+            - "gauss_newton": CG with that curvature;
+            - "damped": CG with `damping` on A's diagonal;
+            - "neumann": the Neumann series;
+            - "nystrom": the Nystroem solver, whose own damping is `damping`;
+            - "nystrom_cg": preconditioned CG (10 products more a solve);
+            - "jacobi_cg": preconditioned CG (8 products more a solve);
+            - "warm_cg": CG that begins with the mean of the last meta-step's solutions.
+        damping: the damping of "damped" and "nystrom", above 0.
 
     Raises:
-        UsageError: an unknown way, or a negative number.
+        UsageError: the variant is unknown, iterations is negative, or damping is not above 0.
     """
     if way not in WAYS:
         raise UsageError(f"way={way!r} is unknown; expected one of {', '.join(WAYS)}")

@@ -34,25 +34,25 @@ from metalearn.tree import task_norm
 
 @dataclass(frozen=True)
 class Certificate:
-    """How far an implicit gradient can be trusted, per task, all fields (T,) but `damping`.
+    """The measured quality of an implicit gradient. Every tensor is (T,), a value for each task.
 
     Args:
-        inner_grad_norm: norm of the inner objective's gradient where it was linearised; the theorem
-            wants 0.
-        relative_residual, residual_norm, iterations, status, eigenvalue_bounds, solve_error: of the
-            linear solve (`Solution`'s fields and its error estimate); None where nothing was
-            solved.
+        inner_grad_norm: the norm of the inner objective's gradient where it was linearised; the
+            theorem wants 0.
+        relative_residual, residual_norm, iterations, status, eigenvalue_bounds, solve_error: the
+            linear solve's `Solution` fields and error estimate; None if nothing was solved.
         solution_norm: |x|.
-        damping: what was added to the curvature's diagonal.
-        exact_curvature: whether the system was the inner Hessian's (not Gauss-Newton's).
-        inner_rate: the rate of the inner gradient descent; None for a solver without one, and where
+        damping: the number added to the curvature's diagonal.
+        exact_curvature: True if the system was the inner Hessian's, not Gauss-Newton's.
+        inner_rate: the rate of the inner gradient descent. None for a solver without one, and where
             the Ritz values are not those of the inner Hessian: of Gauss-Newton curvature, or of a
             preconditioned system.
 
     `inner_stability` is inner_rate times the largest Ritz value over 2, (T,). Gradient descent
-    diverges along a direction where it is above 1, and a Ritz value is never above the largest
-    eigenvalue: a task above 1 is over the edge, and one below may be. The implicit gradient does
-    not depend on the inner solver and holds nothing below this edge. NaN where nothing was solved.
+    diverges along a direction where it is above 1. A Ritz value is never above the largest
+    eigenvalue: a task above 1 is over the edge, and a task below 1 may be. The implicit gradient
+    does not depend on the inner solver and keeps no task below this edge. `inner_stability` is None
+    if nothing was solved, and -inf for a task without an iteration.
     """
 
     inner_grad_norm: Tensor
@@ -76,7 +76,10 @@ class Certificate:
         exact_curvature: bool = True,
         inner_rate: float | None = None,
     ) -> Certificate:
-        """Of a gradient whose linear solve, on a list of (T, ...) tensors, ended in `solution`."""
+        """Return the certificate of a gradient whose linear solve ended in `solution`.
+
+        The solve was on a list of (T, ...) tensors.
+        """
         return cls(
             inner_grad_norm,
             solution.relative_residual,
@@ -93,7 +96,7 @@ class Certificate:
 
     @property
     def inner_stability(self) -> Tensor | None:
-        """The inner rate times the largest Ritz value over 2, (T,); None where either is unknown.
+        """The inner rate times the largest Ritz value over 2, (T,); None if either is unknown.
 
         Damping is taken off, since the inner objective does not have it.
         """
@@ -102,9 +105,10 @@ class Certificate:
         return self.inner_rate * (self.eigenvalue_bounds[1] - self.damping) / 2
 
     def bound(self, constants: Smoothness) -> Tensor:
-        """The bound on |g - g*| derived above, each task's own, (T,).
+        """Return the bound on |g - g*| derived above, for each task, (T,).
 
-        The mean gradient's error is at most the mean of it. An estimate where the constants are.
+        The mean gradient's error is at most the mean of the bounds. The bound is an estimate if the
+        constants are estimates.
 
         Raises:
             ValueError: no system was solved, or one with Gauss-Newton curvature, whose distance

@@ -1,8 +1,8 @@
 """The inner objective linearised at a point: its gradient, curvature products, mixed partials.
 
-A `Curvature` serves one implicit gradient: `matvec` is called for each Krylov iteration, `mixed`
-once at the end. `Hessian` and `GaussNewton` make one graph and keep it for all products;
-`Recomputed` makes either of them anew for each product, which takes more time and less memory.
+A `Curvature` serves one implicit gradient. Each Krylov iteration calls `matvec`; the end calls
+`mixed` once. `Hessian` and `GaussNewton` make one graph and keep it for all products. `Recomputed`
+makes either of them anew for each product, which takes more time and less memory.
 """
 
 from __future__ import annotations
@@ -20,23 +20,27 @@ from metalearn.tree import add, fixed, gradients, leaves_of, like_tree, live, pa
 
 class Curvature(Protocol):
     objective: Tensor
-    """(T,)"""
+    """The inner objective, (T,)."""
     gradient: list[Tensor]
-    """d inner / d params, each (T, ...)"""
+    """The gradient d inner / d params, each (T, ...)."""
 
     def matvec(self, v: list[Tensor], last: bool = False) -> list[Tensor]:
-        """Each task's curvature matrix times its v. `last`: nothing is asked for after it, so that
-        the graph goes as it is used."""
+        """Return each task's curvature matrix times its v.
+
+        After a product with `last` no other is asked for, so that the graph is freed as it is used.
+        """
         ...
 
     def mixed(self, x: list[Tensor]) -> list[Tensor | None]:
-        """x' d2 inner / (d params d meta), summed over tasks, for each leaf of meta; None where the
-        inner gradient does not depend on it."""
+        """Return x' d2 inner / (d params d meta), summed over tasks, for each leaf of meta.
+
+        It is None for a leaf on which the inner gradient does not depend.
+        """
         ...
 
 
 class Hessian:
-    """The Hessian itself, by double backward. Indefinite where the objective is not convex."""
+    """The Hessian itself, by double backward; indefinite where the objective is not convex."""
 
     def __init__(self, problem: BilevelProblem, params: Params, meta: Meta, task: Any) -> None:
         self._params, self._meta = list(params.values()), leaves_of(meta)
@@ -54,12 +58,13 @@ class Hessian:
 
 
 class GaussNewton:
-    """J' (d2 loss / d outputs2) J: positive semi-definite wherever the loss is convex in outputs.
+    """The matrix J' (d2 loss / d outputs2) J, for a loss that is convex in the outputs.
 
-    J v is the derivative of w -> J' w, which is linear, in w (double backward; Schraudolph 2002).
-    `torch.func.vjp` keeps the parameters out of that map's graph, so that nothing but this
-    derivative is computed. Only the curvature is approximated: the mixed partials are exact, those
-    of the loss, of J and of the outputs, where the latter two depend on meta.
+    It is positive semi-definite. J v is the derivative in w of the linear map w -> J' w (double
+    backward; Schraudolph 2002). `torch.func.vjp` keeps the parameters out of that map's graph, so
+    that nothing but this derivative is computed. Only the curvature is approximated. The mixed
+    partials are exact: those of the loss, of J and of the outputs, where the latter two depend on
+    meta.
     """
 
     def __init__(self, problem: BilevelProblem, params: Params, meta: Meta, task: Any) -> None:
@@ -96,20 +101,20 @@ class GaussNewton:
         return [add(add(a, b), c) for a, b, c in zip(*parts, strict=True)]
 
     def _pushed(self, v: list[Tensor], last: bool = False) -> list[Tensor]:
-        """J v"""
+        """Return J v."""
         return gradients(self._pulled, self._weights, v, retain_graph=not last)
 
     def _curved(self, pushed: list[Tensor], last: bool = False) -> list[Tensor]:
-        """The loss's Hessian in the outputs times `pushed`."""
+        """Return the loss's Hessian in the outputs times `pushed`."""
         return gradients(self._dloss, self._points, pushed, retain_graph=not last)
 
     def _transposed(self, w: list[Tensor], last: bool = False) -> list[Tensor]:
-        """J' w"""
+        """Return J' w."""
         return leaves_of(self._pull(like_tree(self._outputs, w), retain_graph=not last))
 
 
 class Recomputed:
-    """Another curvature, made for one task and one product at a time and let go of after it."""
+    """A curvature that is made for one task and one product at a time, and then freed."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""First-order MAML: the inner loop is taken to move the parameters by a constant."""
+"""The first-order MAML gradient: the inner loop is taken to move the parameters by a constant."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from metalearn.tree import add, fixed, live
 
 @dataclass(frozen=True)
 class FirstOrder(MetaGradient):
-    """d outer / d params at the adapted params, carried to meta through `problem.init` alone.
+    """The gradient d outer / d params at adapted params, carried to meta by `problem.init` alone.
 
     Finn et al. 2017, section 5.2: d params* / d init is taken to be the identity.
     """
@@ -38,7 +38,7 @@ def first_order_at(
     task: Any,
     certificate: Certificate | None = None,
 ) -> MetaGradientResult:
-    """The first-order gradient at a given inner solution."""
+    """Return the first-order gradient at a given inner solution."""
     loss, metrics, by_params, direct = outer_gradient(
         problem, live(solution.params), live(meta), task
     )

@@ -1,6 +1,6 @@
 """The unrolled meta-gradient by the library `higher`, one task at a time.
 
-It is slower than the batched back end and says the same; it stands as the independent reference.
+It is slower than the batched back end and gives the same gradient. It is the independent reference.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from metalearn.tree import add, fixed, gradients, leaves_of, live, partials
 
 
 class _Holder(nn.Module):
-    """The params of one task as a module, which is what `higher` patches."""
+    """A module that holds the params of one task, for `higher` to patch."""
 
     def __init__(self, params: Params) -> None:
         super().__init__()
@@ -29,9 +29,10 @@ class _Holder(nn.Module):
 def unroll_with_higher(
     inner: GradientMethod, problem: BilevelProblem, meta: Meta, task: Any, kept: int
 ) -> tuple[Tensor, dict[str, Tensor], Params, Tensor, list[Tensor | None]]:
-    """Outer loss (T,), metrics, adapted params, steps (T,), and the gradient summed over tasks.
+    """Return the outer loss (T,), metrics, adapted params, steps (T,), and the gradient.
 
-    `higher` takes the last `kept` steps; those before them need no derivative.
+    The gradient is summed over tasks. `higher` takes the last `kept` steps; the steps before them
+    need no derivative.
     """
     results = [_one_task(inner, problem, meta, task[i : i + 1], kept) for i in range(len(task))]
     losses, metrics, params, grads = zip(*results, strict=True)
@@ -91,14 +92,14 @@ def _one_task(
 def _rates_of_step(
     inner: GradientMethod, rates: StepRates, params: Params, count: int
 ) -> dict[str, list[Tensor]]:
-    """The rate that `higher` takes for each parameter's group after `count` steps."""
+    """Return the rate that `higher` takes for each parameter's group after `count` steps."""
     return {"lr": [inner.lr * rates[name][min(count, len(rates[name]) - 1)] for name in params]}
 
 
 def _torch_optimiser(
     inner: GradientMethod, holder: nn.Module, reached: LoopState
 ) -> torch.optim.Optimizer:
-    """The torch optimiser that `higher` makes differentiable, as it stands after earlier steps."""
+    """Return a torch optimiser for `higher` to differentiate, as it stands after earlier steps."""
     optimiser: torch.optim.Optimizer
     groups = [{"params": [p]} for p in holder.parameters()]  # each has a rate of its own
     names: tuple[str, ...]

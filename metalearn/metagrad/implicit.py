@@ -27,38 +27,40 @@ from metalearn.tree import add, fixed, live, task_norm
 
 @dataclass(frozen=True)
 class Implicit(MetaGradient):
-    """d outer / d meta of the *converged* inner problem, in memory that no inner step adds to.
+    """The gradient d outer / d meta of the *converged* inner problem.
 
-    At params* the inner gradient is 0 whatever meta is; differentiating that,
+    No inner step adds to its memory. At params* the inner gradient is 0 whatever meta is. The
+    derivative of this identity gives
 
-        d outer / d meta = direct - (d2 inner / d meta d params) A^-1 (d outer / d params),
+            d outer / d meta = direct - (d2 inner / d meta d params) A^-1 (d outer / d params),
 
-    A = d2 inner / d params2 (+ damping I). For `FewShot` that is (I + H / lambda)^-1 of the query
-    gradient, H the support loss's Hessian (Rajeswaran et al. 2019, eq. 6). It is exact where the
-    inner gradient and the solve's residual are 0; the certificate says how far they are from it.
+    with A = d2 inner / d params2 (+ damping I). For `FewShot` that is (I + H / lambda)^-1 of the
+    query gradient, where H is the support loss's Hessian (Rajeswaran et al. 2019, eq. 6). It is
+    exact where the inner gradient and the solve's residual are 0; the certificate gives both.
 
     Args:
-        inner: the inner-loop solver; how it gets to params* does not matter.
-        linear_solver: solves with A, every task its own system. None: the first-order gradient at
-            the same inner solution, what ablations call 0 iterations.
+        inner: the inner-loop solver; the way to params* does not matter.
+        linear_solver: solves with A, where every task is its own system. None: the first-order
+            gradient at the same inner solution, which ablations call 0 iterations.
         damping: added to A's diagonal, in the units of the inner objective's curvature; >= 0.
         curvature: "hessian", or "gauss_newton" (positive semi-definite, so that A is positive
             definite wherever lambda + damping > 0).
         warm_start: the result's `carry` holds the mean of x over the tasks whose solve did not
-            break off, from which every task's solve of the next meta-step then starts. Few-shot
-            tasks, new at every meta-step, have too little in common for it to help: after as many
-            iterations of CG the residual was larger than from 0 in each setting tried on glyphs.
-        linearisation: "kept": one graph of the inner gradient serves all products, in the memory of
-            about two inner gradients of all tasks (up to three in deep networks); or "recomputed":
-            each product makes a graph of its own, task by task, so that a batch of several tasks
-            takes little more than its inner loop. The gradient is the same; with 16 inner steps and
-            5 products it takes 1.2 to 1.4 times as long, with many small tasks up to 3 times.
+            break off. Every task's solve of the next meta-step then starts from this mean. Few-shot
+            tasks, new at every meta-step, have too little in common for it to help. After as many
+            CG iterations the residual was larger than from 0 in each setting tried on glyphs.
+        linearisation: "kept": one graph of the inner gradient serves all products. It takes the
+            memory of about two inner gradients of all tasks (up to three in deep networks).
+            "recomputed": each product makes its own graph, task by task, so that a batch of several
+            tasks takes little more than its inner loop. The gradient is the same. With 16 inner
+            steps and 5 products, "recomputed" takes 1.2 to 1.4 times as long; with many small
+            tasks, up to 3 times.
 
-    A task whose first product meets negative curvature has no solution to add: x stays at its start
-    there, 0 but for a warm start, and its status says so.
+    A task whose first product meets negative curvature has no solution to add. Its x stays at the
+    start, 0 but for a warm start, and its status says so.
 
     `implicit(problem, meta, task, x0=previous.solution)` starts each task's solve from its own last
-    solution, for problems whose tasks recur; a task axis of length 1 serves all tasks.
+    solution, for problems whose tasks recur. A task axis of length 1 serves all tasks.
 
     Raises:
         UsageError: the inner objective does not depend on meta (`FewShot(prox=0)`), so that the
@@ -149,7 +151,7 @@ class Implicit(MetaGradient):
         )
 
     def _inner_rate(self, solution: Solution) -> float | None:
-        """The inner rate, where the solve's Ritz values are those of the inner Hessian."""
+        """Return the inner rate, or None if the Ritz values are not those of the inner Hessian."""
         if self.curvature != "hessian" or solution.preconditioned:
             return None
         rate: float | None = getattr(self.inner, "stable_rate", None)
@@ -172,6 +174,6 @@ class Implicit(MetaGradient):
 
 
 def _mean_of(kept: Tensor, values: Tensor) -> Tensor:
-    """The mean over the tasks that are kept, a task axis of length 1; 0 where none is."""
+    """Return the mean over the `kept` tasks, with a task axis of length 1; 0 if none is kept."""
     weights = broadcast(kept.to(values.dtype) / kept.sum().clamp_min(1), values)
     return (weights * values).sum(0, keepdim=True)

@@ -1,4 +1,4 @@
-"""Reptile: meta moves towards the adapted parameters."""
+"""The Reptile update: meta moves towards the adapted parameters."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from metalearn.tree import fixed
 
 @dataclass(frozen=True)
 class Reptile(MetaGradient):
-    """The pseudo-gradient init - params*, carried to meta through `problem.init`.
+    """The pseudo-gradient init - params*, carried to meta by `problem.init`.
 
-    Nichol et al. 2018. For `FewShot` that is the mean over the tasks of theta - phi, so that a step
-    of SGD at the rate e takes theta to theta + e (mean phi - theta). It is the derivative of
-    |init(meta) - params*|^2 / 2 with params* held constant, and none of the outer objective, which
-    is evaluated for its loss and metrics alone: a meta-step learns from the support sets and never
-    sees a query's label. (The paper does not split a task's data, and its inner steps take
-    minibatches of all of it: to compare at equal data, give Reptile as many shots as the others
-    have shots and queries.)
+    Nichol et al. 2018. For `FewShot` it is the mean over the tasks of theta - phi. A step of SGD at
+    the rate e therefore takes theta to theta + e (mean phi - theta). It is the derivative of
+    |init(meta) - params*|^2 / 2 with params* held constant, not of the outer objective. The outer
+    objective is evaluated for its loss and metrics alone: a meta-step learns from the support sets
+    and never sees a query's label.
+
+    The paper does not split a task's data, and its inner steps take minibatches of all of it. To
+    compare at equal data, give Reptile as many shots as the other methods have shots and queries.
 
     With `FewShot(prox > 0)` and a converged inner loop it is 1 / prox times the gradient of the
     support loss's Moreau envelope (Zhou et al. 2019).

@@ -1,4 +1,4 @@
-"""The constants that a meta-gradient's error bound needs, given or measured at a point."""
+"""The constants in a meta-gradient's error bound, given or measured at a point."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Smoothness:
     Args:
         strong_convexity: m, of the inner objective in params; above 0. For `FewShot` with a convex
             support loss it is prox.
-        mixed_norm: |M|, the spectral norm of the inner objective's mixed partials; prox there.
+        mixed_norm: |M|, the spectral norm of the inner objective's mixed partials; prox for
+            `FewShot`.
         outer_lipschitz: L_v, of the outer gradient in params.
         curvature_lipschitz: L_A, of the inner Hessian; 0 for a quadratic inner objective.
         mixed_lipschitz: L_M, of the mixed partials; 0 for `FewShot`.
@@ -45,11 +46,12 @@ def local_smoothness(
     mixed_norm: Constant,
     products: int = 10,
 ) -> Smoothness:
-    """The constants as they show themselves at params, (T,) each: what makes the bound an estimate.
+    """Measure the constants at params, (T,) each, for which the bound is an estimate.
 
     L_v is the spectral norm of the outer Hessian, by `products` steps of power iteration (from
-    below). L_A is the secant |(A(phi - g / m) - A(phi)) v| / (|g / m| |v|), g the inner gradient, v
-    the outer one and m the strong convexity. L_M and L_d are taken as 0, as they are for `FewShot`.
+    below). L_A is the secant |(A(phi - g / m) - A(phi)) v| / (|g / m| |v|). Here g is the inner
+    gradient, v the outer gradient and m the strong convexity. L_M and L_d are taken as 0, as they
+    are for `FewShot`.
     """
     meta, leaves = fixed(meta), list(fixed(params).values())
 
@@ -90,6 +92,6 @@ def _hessian_product(objective: Any, leaves: list[Tensor], v: list[Tensor]) -> l
 
 
 def _over(leaves: list[Tensor], by: Tensor) -> list[Tensor]:
-    """Each task's leaves divided by its own number; zero where that is zero."""
+    """Divide each task's leaves by its own number; the result is zero where the number is zero."""
     inverse = torch.where(by > 0, 1 / torch.where(by > 0, by, 1.0), 0.0)
     return [x * inverse.view(-1, *[1] * (x.dim() - 1)) for x in leaves]

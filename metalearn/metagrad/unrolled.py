@@ -1,4 +1,4 @@
-"""The unrolled meta-gradient: back through the inner steps, as MAML does."""
+"""The unrolled meta-gradient, which goes back through the inner steps as MAML does."""
 
 from __future__ import annotations
 
@@ -38,15 +38,16 @@ class Unrolled(MetaGradient):
             out; `problem.init` is carried over them as by `FirstOrder`, d params / d init taken to
             be the identity, since it would else be lost altogether, and MAML's whole gradient with
             it. 0: `FirstOrder` itself; K or more, and None: the exact derivative.
-        checkpoint: keep the loop's state at the start of each segment of `checkpoint` steps, and
-            make a segment's graph anew when its turn has come in the backward sweep (Chen et al.
-            2016): the same gradient, for one more run of the inner loop without a graph, in the
-            memory of K / checkpoint states and one segment's graph. "sqrt": segments of the square
-            root of the steps, rounded up, the least memory where a state is as large as a step's
-            graph; of a network with large activations 1 takes less. Only with backend="batched".
+        checkpoint: the number of steps in a segment. The loop's state is kept at the start of each
+            segment; a segment's graph is made again at its turn in the backward sweep (Chen et al.
+            2016). The gradient is the same, for one more run of the inner loop without a graph. The
+            memory is that of K / checkpoint states and one segment's graph. "sqrt": segments of the
+            square root of the steps, rounded up. That is the least memory if a state is as large as
+            a step's graph; for a network with large activations 1 takes less. Only with
+            backend="batched".
         multi_step: the multi-step loss of MAML++ (Antoniou et al. 2019, section 4). Every inner
             step's outer loss counts 1 / K at the first meta-step. The weights of all but the last
-            fall linearly to 0 over `multi_step` meta-steps, and the last one's rises to 1. The
+            fall linearly to 0 over `multi_step` meta-steps, and the last weight rises to 1. The
             result's `carry` holds the number of meta-steps made; without it the count is 0. The
             reported loss and metrics are those of the last inner step. Only with backend="batched"
             and without `truncate`. None: the last step's loss alone.
@@ -143,22 +144,25 @@ class Unrolled(MetaGradient):
         )
 
     def _earlier_weight(self, made: int, steps: int) -> float:
-        """The weight of the outer loss after each inner step but the last, at a meta-step."""
+        """Return the weight of the outer loss after each inner step but the last.
+
+        `made` is the number of meta-steps before this one.
+        """
         if self.multi_step is None or made >= self.multi_step or steps < 2:
             return 0.0
         return (1 - made / self.multi_step) / steps
 
     def _carry(self, made: int, like: Tensor) -> dict[str, Tensor]:
-        """The count of meta-steps, in the gradient's type and no larger than needed.
+        """Return the count of meta-steps, in the gradient's type and no larger than needed.
 
-        Parts and ranks take the mean of their counts, which the type must hold.
+        Micro-batches and ranks take the mean of their counts, which the type must hold.
         """
         if self.multi_step is None:
             return {}
         return {"meta_step": like.new_tensor(min(made, self.multi_step))}
 
     def _segments(self, steps: int) -> list[int]:
-        """The lengths of the segments, one at least."""
+        """Return the lengths of the segments, at least one."""
         length = self.checkpoint or steps
         if length == "sqrt":
             length = math.isqrt(max(steps - 1, 0)) + 1
@@ -175,17 +179,17 @@ def back_through(
     segments: list[int],
     earlier: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor], Params, Tensor, list[Tensor | None]]:
-    """Runs `skipped` steps and those of the segments forward, then the segments backward.
+    """Run `skipped` steps and the segments' steps forward, then the segments backward.
 
-    No more than one segment's graph is alive at once; the last one's is made on the way forward.
+    No more than one segment's graph exists at once; the last segment's is made on the way forward.
 
     Args:
-        earlier: the weight of the outer loss after each step of the loop but the last, which has
-            the rest of 1.
+        earlier: the weight of the outer loss after each step of the loop but the last, whose weight
+            is the rest of 1.
 
     Returns:
-        the outer loss (T,), metrics, adapted params, steps (T,), and the gradient summed over tasks
-        for each leaf of meta, None where there is none.
+        the outer loss (T,), metrics, adapted params, steps (T,), and the gradient for each leaf of
+        meta. The gradient is summed over tasks, and None for a leaf without one.
     """
     constant, meta = fixed(meta), live(meta)
 
@@ -198,7 +202,7 @@ def back_through(
         )
 
     def with_graph(state: LoopState, steps: int) -> tuple[LoopState, LoopState, list[Tensor]]:
-        """The state as leaves, the one after the steps, and the weighted earlier losses."""
+        """Return the state as leaves, the state reached, and the weighted earlier losses."""
         begin = end = state.live()
         rates, losses = step_rates(problem, meta), []
         for some in [1] * steps if earlier else [steps]:
@@ -212,7 +216,7 @@ def back_through(
     def pulled_back(
         outputs: list[Tensor], weights: list[Tensor] | None, begin: LoopState
     ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """weights' d outputs / d begin, and / d meta."""
+        """Return weights' d outputs / d begin, and weights' d outputs / d meta."""
         inputs = begin.leaves()
         found = partials(outputs, inputs + leaves_of(meta), weights)
         by_state = [

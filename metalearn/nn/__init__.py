@@ -1,4 +1,4 @@
-"""Models, and how any of them is run for many tasks at once."""
+"""The models, and the means to run any model for many tasks at once."""
 
 from metalearn.nn.body import Body, body_and_head
 from metalearn.nn.conv4 import Conv4

@@ -1,8 +1,8 @@
-"""ReLU and leaky ReLU, whose double backward costs one pass.
+"""The ReLU and leaky ReLU functions, with a double backward that costs one pass.
 
 Torch's double backward of both makes a tensor of zeros, the derivative by the place of the kink,
-and carries it on: an activation's worth of memory and two passes for nothing. Here the backward
-reads the signs off the result, which the next layer keeps anyway.
+and carries it on. That costs an activation's worth of memory and two passes for nothing. Here the
+backward reads the signs off the result, which the next layer keeps anyway.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from metalearn.autograd import Function, first_order
 
 
 def leaky_relu(x: Tensor, slope: float = 0.0) -> Tensor:
-    """x where it is above 0, else slope x (slope >= 0). The derivative at 0 is the slope.
+    """Return x where it is above 0, else slope x (slope >= 0). The derivative at 0 is the slope.
 
-    Reverse mode of any order, forward mode, and `torch.func.vmap`.
+    Reverse mode of any order, forward mode, and `torch.func.vmap` work.
     """
     return _LeakyReLU.apply(x, slope)
 
@@ -48,7 +48,10 @@ class _LeakyReLU(Function):
 
 
 def _masked(y: Tensor, output: Tensor, slope: float) -> Tensor:
-    """The derivative times y; `detach` says that it does not change with x, but at the kink."""
+    """Return the derivative times y.
+
+    The derivative does not change with x, except at the kink; hence `detach`.
+    """
     if slope:
         return torch.ops.aten.leaky_relu_backward(y, output.detach(), slope, True)
     return torch.ops.aten.threshold_backward(y, output.detach(), 0)

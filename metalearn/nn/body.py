@@ -1,4 +1,4 @@
-"""The body of a classifier, when all tasks share its parameters: features in one dense pass."""
+"""The body of a classifier whose parameters all tasks share: features in one dense pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Statistics = Literal["task", "population"]
 
 
 def can_split(model: nn.Module) -> bool:
-    """True where `body_and_head` can split the model."""
+    """Return True if `body_and_head` can split the model."""
     return isinstance(model, nn.Sequential) and _head_at(model) > 0
 
 
@@ -40,7 +40,7 @@ def body_and_head(model: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
 
 
 def _head_at(model: nn.Sequential) -> int:
-    """The index of the head; 0 where there is none."""
+    """Return the index of the head; 0 if there is none."""
     heads = [
         i
         for i, layer in enumerate(model)
@@ -54,13 +54,15 @@ class Body:
 
     Args:
         module: maps (n, ...) to (n, features); its batch norms keep no running averages.
-        statistics: what its batch norms normalise by. "task": the statistics of each set of images
-            that a task shows together, as where every task has parameters of its own. "population":
-            those of all images in training, and of the training classes in evaluation, so that a
-            prediction depends on no other image.
+        statistics: the statistics that its batch norms normalise by:
+            - "task": those of each set of images that a task shows together, as where every task
+              has parameters of its own.
+            - "population": those of all images in training, and of the training classes in
+              evaluation. A prediction then depends on no other image.
 
-    For "population", `settled` measures the statistics of a fixed sample with the parameters at
-    hand (Wu & Johnson 2021, "precise" batch norm): nothing has to be averaged over the training.
+    For "population", `settled` measures the statistics of a fixed sample with the current
+    parameters (Wu & Johnson 2021, "precise" batch norm). Nothing has to be averaged over the
+    training.
     """
 
     def __init__(self, module: nn.Module, statistics: Statistics = "task") -> None:
@@ -75,10 +77,10 @@ class Body:
     def __call__(
         self, params: Mapping[str, Tensor], support: Tensor, query: Tensor, transductive: bool
     ) -> Tensor:
-        """The features of (T, n, ...) support and (T, m, ...) query images: (T, n + m, F).
+        """Return the features of (T, n, ...) support and (T, m, ...) query images: (T, n + m, F).
 
-        `transductive` is of "task" statistics: each set is normalised by its own; else the queries
-        are by those of the support set.
+        `transductive` concerns "task" statistics. True: each set is normalised by its own
+        statistics. False: the queries are normalised by those of the support set.
         """
         if self.statistics == "population":
             return self._together(params, torch.cat([support, query], dim=1))
@@ -97,9 +99,10 @@ class Body:
 
     @torch.no_grad()
     def settled(self, params: Mapping[str, Tensor], images: Tensor) -> Body:
-        """This body for evaluation, with the batch norm statistics of (n, ...) images.
+        """Return this body for evaluation, with the batch norm statistics of (n, ...) images.
 
-        Each layer takes the mean and variance over all of them, its inputs being normalised so too.
+        Each layer takes the mean and variance over all images, from inputs that are normalised in
+        the same way.
         """
         module = copy.deepcopy(self._module)
         for norm in module.modules():
@@ -114,7 +117,7 @@ class Body:
         return body
 
     def by_task(self) -> Body:
-        """This body with "task" statistics."""
+        """Return this body with "task" statistics."""
         body = copy.copy(self)
         body.statistics = "task"
         return body

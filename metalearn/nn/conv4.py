@@ -14,26 +14,27 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
 class Conv4(nn.Sequential):
-    """Four blocks of 3x3 convolution, batch norm and ReLU, then a linear layer.
+    """A network of four blocks of 3x3 convolution, batch norm and ReLU, and a linear layer.
+
+    It maps (n, in_channels, image_size, image_size) to (n, ways). A convolution before batch norm
+    has no bias, which the norm would take out again. Weights are Xavier uniform with gain sqrt(3),
+    biases zero.
 
     Args:
-        ways: classes of a task; a symmetric head takes their number from each task instead.
-        channels: of every block; 32 or 64 in the papers.
+        ways: the classes of a task; a symmetric head takes their number from each task instead.
+        channels: the channels of every block; 32 or 64 in the papers.
         in_channels: 1 for Omniglot, 3 for colour.
-        strided: halve the size by a stride of 2 (Omniglot in MAML and iMAML); else by 2x2 max
-            pooling (Mini-ImageNet).
-        image_size: height and width of the images; 28 -> 2x2, 84 -> 5x5 features where pooled.
+        strided: True: halve the size by a stride of 2 (Omniglot in MAML and iMAML). False: by 2x2
+            max pooling (Mini-ImageNet).
+        image_size: the height and width of the images. 28 gives 2x2 features if strided, 84 gives
+            5x5 if pooled.
         norm: "batch" (the statistics of the batch at hand), "group" (8 groups) or "none".
-        activation: "relu", or "silu", which is smooth: an inner problem with ReLU has its minima at
+        activation: "relu", or "silu", which is smooth. An inner problem with ReLU has its minima at
             kinks, where the gradient is not 0 and the implicit function theorem says nothing.
-        head: "free" (`ways` learned class vectors), "zero", "tied", "prototypes" or
-            "solved" (`SymmetricHead`).
+        head: "free" (`ways` learned class vectors), "zero", "tied", "prototypes" or "solved"
+            (`SymmetricHead`).
         learn_scale: learn the scale of a symmetric head's outputs.
         feature_norm: a further batch norm between the last block and the head.
-
-    A convolution before batch norm has no bias, which the norm would take out again.
-    Weights are Xavier uniform with gain sqrt(3), biases zero. Maps (n, in_channels, image_size,
-    image_size) to (n, ways).
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Conv4(nn.Sequential):
                 nn.init.xavier_uniform_(module.weight, gain=math.sqrt(3))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        self.to(memory_format=torch.channels_last)  # as nn.convolution's kernels want it
+        self.to(memory_format=torch.channels_last)  # the layout that nn.convolution prefers
 
 
 def _norm(kind: str, channels: int) -> list[nn.Module]:

@@ -1,15 +1,18 @@
-"""Convolutions of many tasks, each with a kernel of its own, differentiable at full speed.
+"""The convolutions of many tasks, each with its own kernel, differentiable at full speed.
 
 A convolution is bilinear in its input and its kernel, and so are its two gradients. The three maps
 
-    output(x, w),   input_grad(y, w) = (d output / d x)' y,   weight_grad(x, y) = (d output / d w)'
-    y
+    output(x, w)
+    input_grad(y, w) = (d output / d x)' y
+    weight_grad(x, y) = (d output / d w)' y
 
-are closed under differentiation: the derivative of each is made of the other two. Written as three
-autograd functions, each one grouped kernel for all tasks, a Hessian product costs what the
-gradients it is made of cost. (Torch's own double backward of a grouped convolution loops over the
-groups.) A factor is saved only where the other one's derivative is asked for: the first layer's
-images have none, so that the gradient of its output, the largest there is, is not kept for it.
+are closed under differentiation: the derivative of each is made of the other two. Here they are
+three autograd functions, each one grouped kernel for all tasks. A Hessian product therefore costs
+what its gradients cost. (Torch's own double backward of a grouped convolution loops over the
+groups.)
+
+A factor is saved only if the other factor's derivative is asked for. The first layer's images need
+none. The gradient of that layer's output, the largest of all, is therefore not kept for it.
 """
 
 from __future__ import annotations
@@ -32,18 +35,18 @@ class Geometry(NamedTuple):
 
 
 def grouped_conv2d(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """`torch.nn.functional.conv2d` without a bias: (n, G c, H, W) by (G o, c, h, w).
+    """Return `torch.nn.functional.conv2d` without a bias: (n, G c, H, W) by (G o, c, h, w).
 
-    Reverse mode of any order, forward mode, and `torch.func.vmap`.
+    Reverse mode of any order, forward mode, and `torch.func.vmap` work.
     """
     return _Output.apply(x, weight, geometry)
 
 
 def laid_out(x: Tensor) -> Tensor:
-    """An image or a kernel, channels last where that is the fastest: float32 on a CPU.
+    """Return an image or a kernel, channels last where that is the fastest: float32 on a CPU.
 
-    Grouped kernels are 1.2 to 6 times as fast there. Every convolution's result lies so too, and
-    elementwise operations keep it.
+    Grouped kernels are 1.2 to 6 times as fast in this layout. Every convolution's result has it
+    too, and elementwise operations keep it.
     """
     return x.contiguous(memory_format=torch.channels_last) if _channels_last(x) else x
 
@@ -53,7 +56,7 @@ def _channels_last(x: Tensor) -> bool:
 
 
 def _save(ctx: Any, a: Tensor, b: Tensor) -> None:
-    """The factors of a product, each for the derivative by the other."""
+    """Save the factors of a product, each for the derivative by the other."""
     need_a, need_b, *_ = ctx.needs_input_grad
     ctx.shapes = a.shape, b.shape
     ctx.save_for_backward(a if need_b else None, b if need_a else None)
@@ -61,7 +64,7 @@ def _save(ctx: Any, a: Tensor, b: Tensor) -> None:
 
 
 class _Gradient(Function):
-    """What the two gradients share: two factors, the result's shape and the geometry."""
+    """The part that the two gradients share: two factors, the result's shape and the geometry."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -73,7 +76,7 @@ class _Output(Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, g: Geometry) -> Tensor:
         x, weight = laid_out(x), laid_out(weight)
-        # One grey image a task lies both ways, and its result may lie otherwise.
+        # One grey image a task has both layouts, and its result may have the other one.
         return laid_out(F.conv2d(x, weight, None, g.stride, g.padding, g.dilation, g.groups))
 
     @staticmethod
@@ -86,7 +89,7 @@ class _Output(Function):
         x, weight = ctx.saved_tensors
         need_x, need_weight, _ = ctx.needs_input_grad
         by_x = by_weight = None
-        # In this order, a double backward is done with x's image before it makes another for x.
+        # This order lets a double backward finish one image like x before it makes another.
         if need_weight:
             by_weight = _WeightGrad.apply(x, y, ctx.shapes[1], ctx.geometry)
         if need_x:
@@ -106,7 +109,10 @@ class _Output(Function):
 class _InputGrad(_Gradient):
     @staticmethod
     def forward(y: Tensor, weight: Tensor, shape: torch.Size, g: Geometry) -> Tensor:
-        """The transposed convolution; `spare` says which of the sizes with this output is x's."""
+        """Return the transposed convolution.
+
+        `spare` selects x's size among the sizes that give this output.
+        """
         spare = [
             shape[i + 2]
             - (y.shape[i + 2] - 1) * g.stride[i]
@@ -123,7 +129,7 @@ class _InputGrad(_Gradient):
         y, weight = ctx.saved_tensors
         need_y, need_weight, _, _ = ctx.needs_input_grad
         by_y = by_weight = None
-        if need_weight:  # first: it takes the most memory on the way
+        if need_weight:  # first, since it takes the most memory on the way
             by_weight = _WeightGrad.apply(x, y, ctx.shapes[1], ctx.geometry)
         if need_y:
             by_y = _Output.apply(x, weight, ctx.geometry)
@@ -143,7 +149,7 @@ class _WeightGrad(_Gradient):
     @staticmethod
     def forward(x: Tensor, y: Tensor, shape: torch.Size, g: Geometry) -> Tensor:
         x, y = laid_out(x), laid_out(y)
-        # Only its shape is read, but where it lay otherwise than y it would be copied first.
+        # Only its shape is read, but in another layout than y's it would be copied first.
         layout = torch.channels_last if _channels_last(y) else torch.contiguous_format
         weight = torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=layout)
         return torch.ops.aten.convolution_backward(

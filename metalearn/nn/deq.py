@@ -1,4 +1,4 @@
-"""Deep equilibrium models: a layer whose output is a fixed point of its cell."""
+"""The deep equilibrium model: a layer whose output is a fixed point of its cell."""
 
 from __future__ import annotations
 
@@ -18,37 +18,38 @@ from metalearn.tree import Tree, gradients
 
 
 class DEQ(nn.Module):
-    """z* = cell(z*, x), differentiated by the implicit function theorem; Bai, Kolter & Koltun 2019.
+    """The layer z* = cell(z*, x), with an implicit derivative; Bai, Kolter & Koltun 2019.
 
-    An ordinary module: its parameters are the cell's, its output carries gradients to them and to
-    x. Backward solves (I - J)' u = d loss / d z by `linear_solver`, J = d cell / d z at z*. The
-    iterations leave no graph: memory is that of one application and of what the solvers keep, such
-    as Anderson's window or GMRES's basis.
+    It is an ordinary module: its parameters are the cell's, and its output carries gradients to
+    them and to x. With J = d cell / d z at z*, backward solves (I - J)' u = d loss / d z by
+    `linear_solver`. The iterations leave no graph. The memory is that of one application and of
+    what the solvers keep, such as Anderson's window or GMRES's basis.
 
-    The cell must be the same function at every call of one forward pass: no dropout in it, and no
-    running statistics. `torch.func.vmap` does not reach through the solvers: hand in a batch.
+    The cell must be the same function at every call of one forward pass: no dropout and no running
+    statistics. `torch.func.vmap` does not reach through the solvers: pass a batch.
 
     Args:
         cell: a module (z, x) -> z'. Its tensors z are (B, ...).
-        solver: of the forward pass.
-        linear_solver: of the backward pass.
-        batched: the cell treats the B samples one by one; each is then a system of its own, and
-            stops on its own. False where samples meet, as in batch norm: one system for all.
+        solver: the solver of the forward pass.
+        linear_solver: the solver of the backward pass.
+        batched: True: the cell treats the B samples one by one; each is its own system, and stops
+            on its own. False: samples meet, as in batch norm; one system for all.
 
     Attributes:
-        forward_solution, backward_solution: `Solution` of the last pass each way, None before it
-            and in copies; derivatives of the derivative, and forward mode, leave theirs in the
-            latter too.
+        forward_solution, backward_solution: the `Solution` of the last pass each way, None before
+            it and in copies. Derivatives of the derivative, and forward mode, also leave theirs in
+            backward_solution.
 
     Raises:
-        ValueError: z0 is not given, and x is no floating-point tensor to take zeros from.
-        NoDerivative: forward where the cell gives infinities or NaN; backward where no system of
-            the batch is solved (I - J is singular, or beyond the solver).
+        ValueError: z0 is not given, and x is not a floating-point tensor to take zeros from.
+        NoDerivative: forward if the cell gives infinities or NaN; backward if no system of the
+            batch is solved (I - J is singular, or beyond the solver).
 
     Warns:
-        InexactDerivative: a solve ended before its tolerance for a sample or more. Its best iterate
-            serves, and the gradient is that of no fixed point, or not quite that of this one; the
-            solutions' statuses count them. Always in the same words, so that Python shows it once.
+        InexactDerivative: a solve ended before its tolerance for at least one sample. Its best
+            iterate serves, so that the gradient is inexact, or not that of a fixed point. The
+            solutions' statuses count such samples. The words are always the same, so that Python
+            shows the warning once.
     """
 
     forward_solution: Solution | None
@@ -67,11 +68,11 @@ class DEQ(nn.Module):
         self.forward_solution = self.backward_solution = None
 
     def forward(self, x: Tree, z0: Tree | None = None) -> Tree:
-        """The fixed point, a pytree like z0.
+        """Return the fixed point, a pytree like z0.
 
         Args:
-            x: what the cell is given beside z, a pytree.
-            z0: where the iteration starts; None: zeros like x, which is then one tensor.
+            x: the cell's input beside z, a pytree.
+            z0: the start of the iteration; None: zeros like x, which is then one tensor.
         """
         if z0 is None:
             if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -103,7 +104,10 @@ class DEQ(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles go without the last solutions, which hold a batch's states."""
+        """Return the state for copies and pickles, without the last solutions.
+
+        These hold a batch's states.
+        """
         return self.__dict__ | {"forward_solution": None, "backward_solution": None}
 
     def _image(self, z: Tree, x: Tree, tensors: dict[str, Tensor]) -> Tree:
@@ -125,11 +129,12 @@ class DEQ(nn.Module):
         )
 
     def jacobian_norm(self, z: Tensor, x: Tree, probes: int = 1) -> Tensor:
-        """Hutchinson's estimate of |J|_F^2 / N for each sample, (B,), differentiable in the cell.
+        """Return Hutchinson's estimate of |J|_F^2 / N for each sample, (B,).
 
-        Added to a loss with a weight it keeps the cell a contraction; Bai, Koltun & Kolter 2021,
-        equation 7. z, (B, ...) with N numbers a sample, is taken as a constant. The probes are
-        normal, from torch's own random state; the variance falls as 1 / probes.
+        It is differentiable in the cell. Added to a loss with a weight, it keeps the cell a
+        contraction (Bai, Koltun & Kolter 2021, equation 7). z, (B, ...) with N numbers a sample, is
+        taken as a constant. The probes are normal, from torch's own random state; the variance
+        falls as 1 / probes.
 
         Raises:
             ValueError: probes is below 1, or the samples meet (`batched` is False).
@@ -149,13 +154,13 @@ class DEQ(nn.Module):
 
     @torch.no_grad()
     def spectral_radius(self, z: Tensor, x: Tree, iters: int = 60) -> Tensor:
-        """Estimate of J's largest |eigenvalue| for each sample, (B,), by a power iteration on J'.
+        """Estimate J's largest |eigenvalue| for each sample, (B,), by a power iteration on J'.
 
-        The geometric mean of the growth over the last half of the products: a complex pair makes
-        single ratios swing, and their mean converges as 1 / iters. Below 1, Picard's iteration
-        converges near z. Far from normal a J grows vectors for long whatever its eigenvalues: one
-        that is nilpotent of index k needs more than 2 k products to show its 0. The start is the
-        same for every sample, and fixed.
+        The estimate is the geometric mean of the growth over the last half of the products. A
+        complex pair makes single ratios swing, and their mean converges as 1 / iters. Below 1,
+        Picard's iteration converges near z. A J far from normal grows vectors for long, whatever
+        its eigenvalues: if nilpotent of index k, it needs more than 2 k products to show its 0. The
+        start is the same for every sample, and fixed.
 
         Raises:
             ValueError: iters is below 2, or the samples meet (`batched` is False).
@@ -175,9 +180,9 @@ class DEQ(nn.Module):
 
     @torch.no_grad()
     def condition_number(self, z: Tensor, x: Tensor) -> Tensor:
-        """Condition number of I - J in the 2-norm for each sample, (B,); forms J, by N products.
+        """Return the condition number of I - J in the 2-norm for each sample, (B,).
 
-        Infinite where I - J is singular or not finite.
+        It forms J, by N products. The number is infinite where I - J is singular or not finite.
 
         Raises:
             ValueError: the samples meet (`batched` is False).
@@ -194,7 +199,7 @@ class DEQ(nn.Module):
         return condition.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
     def _pull(self, z: Tensor, x: Tree) -> Any:
-        """v -> J' v, on one linearisation."""
+        """Return the map v -> J' v, on one linearisation."""
         still = _detached(x)
         with torch.enable_grad():
             linearised: Any = torch.func.vjp(lambda z: self.cell(z, still), z.detach())
@@ -208,5 +213,5 @@ class DEQ(nn.Module):
 
 
 def _detached(tree: Tree) -> Tree:
-    """The tree with its tensors cut off from any graph; other leaves are handed on."""
+    """Return the tree with its tensors detached; other leaves are passed on."""
     return tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, tree)

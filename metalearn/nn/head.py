@@ -1,8 +1,8 @@
-"""The last layer of a classifier, and where it starts.
+"""The last layer of a classifier, and its start.
 
-A task's classes have no order, so that N learned class vectors say nothing of the N classes that a
-task will bring: training must unlearn their differences (Ye & Chao 2022). A symmetric head starts
-every class alike. The number of classes then belongs to the task and not to the model: one
+A task's classes have no order. N learned class vectors therefore say nothing of the N classes that
+a task will bring, and training must unlearn their differences (Ye & Chao 2022). A symmetric head
+starts every class alike. The number of classes then belongs to the task and not to the model: one
 initialisation serves 5-way and 20-way tasks.
 """
 
@@ -26,13 +26,15 @@ class SymmetricHead(nn.Module):
 
     Args:
         features: the size of f.
-        start: "zero": W = 0, not learned. "tied": one learned vector for all classes; softmax
-            ignores what all classes share, so that with cross-entropy it equals "zero" and is of
-            use with other losses alone. "prototypes": W = 2 c / features and
-            b = -|c|^2 / features, where c is the mean feature of a class's support images
-            (Proto-MAML, Triantafillou et al. 2020); W f + b then ranks the classes by distance.
-            "solved": the W that solves the task for the body as meta has it, held to 0 by the
-            proximal term; the inner loop then begins with a small gradient.
+        start: the start of the class vectors:
+            - "zero": W = 0, not learned.
+            - "tied": one learned vector for all classes. Softmax ignores what all classes share:
+              with cross-entropy it equals "zero", and it is of use with other losses alone.
+            - "prototypes": W = 2 c / features and b = -|c|^2 / features, where c is the mean
+              feature of a class's support images (Proto-MAML, Triantafillou et al. 2020). W f + b
+              then ranks the classes by distance.
+            - "solved": the W that solves the task for the body in meta, held to 0 by the proximal
+              term. The inner loop then begins with a small gradient.
         learn_scale: learn s, shared by all tasks; else s = 1. For gradient descent from zero, s
             scales the head's inner rate by its square.
 
@@ -76,10 +78,10 @@ class SymmetricHead(nn.Module):
 
 
 def make_head(kind: str, features: int, ways: int, learn_scale: bool = False) -> nn.Module:
-    """The head of that kind: "free" is a linear layer of `ways` learned class vectors and biases.
+    """Return the head of that kind; "free" is a linear layer of `ways` learned vectors and biases.
 
     Raises:
-        UsageError: `kind` is unknown, or a scale is asked for a free head.
+        UsageError: `kind` is unknown, or `learn_scale` is set for a free head.
     """
     if kind not in HEADS:
         raise UsageError(f"head={kind!r}: expected one of {', '.join(HEADS)}. Choose one of them.")
@@ -94,6 +96,6 @@ def make_head(kind: str, features: int, ways: int, learn_scale: bool = False) ->
 
 
 def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
-    """The mean feature of each class: (T, n, F) and (T, n) labels to (T, ways, F)."""
+    """Return the mean feature of each class: (T, n, F) and (T, n) labels to (T, ways, F)."""
     members = nn.functional.one_hot(labels, ways).to(features.dtype)
     return members.mT @ features / members.sum(1)[..., None]

@@ -1,9 +1,9 @@
-"""Layers whose parameters carry a task axis: each takes its module's place inside `TaskBatched`.
+"""The layers whose parameters carry a task axis, each a module's twin in `TaskBatched`.
 
 Inside a task-batched network activations are (n, T, ...): examples first, then tasks. A convolution
-over T tasks is then one grouped convolution on (n, T * channels, ...), and folding the two axes is
-a view, never a copy. Every layer below maps (n, T, ...) to (n, T, ...) and holds parameters
-(T, ...) put there by `torch.func.functional_call`. Parameters of (1, ...) serve all tasks: their
+over T tasks is then one grouped convolution on (n, T * channels, ...). Folding the two axes is a
+view, never a copy. Every layer below maps (n, T, ...) to (n, T, ...). Its parameters are (T, ...),
+put there by `torch.func.functional_call`. Parameters of (1, ...) serve all tasks: their
 convolutions and products are dense.
 """
 
@@ -43,7 +43,7 @@ class TaskLayer(nn.Module):
 
 
 class TaskConv2d(TaskLayer):
-    """One grouped convolution for all tasks."""
+    """A convolution with one grouped kernel for all tasks."""
 
     def __init__(self, module: nn.Conv2d) -> None:
         super().__init__(module)
@@ -71,17 +71,20 @@ class TaskConv2d(TaskLayer):
 
 
 def _task_by_task(x: Tensor) -> Tensor:
-    """(n, T, ...) as (T n, ...), a task's examples together: a view of what a dense layer gives."""
+    """Return (n, T, ...) as (T n, ...), a task's examples together.
+
+    For a dense layer's result this is a view.
+    """
     return x.transpose(0, 1).flatten(0, 1)
 
 
 def _examples_first(x: Tensor, tasks: int) -> Tensor:
-    """(T n, ...) as a view (n, T, ...)."""
+    """Return (T n, ...) as a view (n, T, ...)."""
     return x.unflatten(0, (tasks, -1)).transpose(0, 1)
 
 
 def _folded(weight: Tensor) -> Tensor:
-    """(T, o, c, h, w) as (T o, c, h, w), in the order in which it lies in memory."""
+    """Return (T, o, c, h, w) as (T o, c, h, w), in its order in memory."""
     order = memory_order(weight[0], batched=True)
     rows = weight.permute(0, *(1 + axis for axis in order)).flatten(0, 1)
     return rows.permute(inverse(order))
@@ -92,7 +95,7 @@ class TaskLinear(TaskLayer):
         shape = x.shape
         if len(self.weight) < shape[1]:
             bias = None if self.bias is None else self.bias[0]
-            # In two dimensions: of more, torch chooses a product by what asks for a gradient.
+            # In two dimensions: with more, torch's choice of product depends on requires_grad.
             rows = _task_by_task(x).flatten(0, -2)
             y = F.linear(rows, self.weight[0], bias)
             return _examples_first(y.view(-1, *shape[2:-1], y.shape[-1]), shape[1])
@@ -122,11 +125,11 @@ class TaskSymmetricHead(TaskLinear):
 
 
 class TaskBatchNorm(TaskLayer):
-    """Batch normalisation by the statistics of the batch at hand; no running averages.
+    """The batch normalisation by the statistics of the batch at hand; no running averages.
 
-    `statistics_from`: only so many leading examples give the statistics (None: all). With the
-    support set put first, this is the inductive evaluation: a query's prediction does not depend
-    on the other queries.
+    `statistics_from` is the number of leading examples that give the statistics (None: all). With
+    the support set put first, this is the inductive evaluation: a query's prediction does not
+    depend on the other queries.
     """
 
     statistics_from: int | None = None
@@ -148,7 +151,7 @@ class TaskBatchNorm(TaskLayer):
                 "normalise it to zero; expected at least 2 (more examples, or larger images)"
             )
         if self.weight is not None and self.bias is not None and len(self.weight) < tasks:
-            # What a dense convolution gives lies task by task: no copy is made of any.
+            # A dense convolution's result lies task by task: no copy is made.
             each = [self._normalise(one, self.weight[0], self.bias[0]) for one in x.unbind(1)]
             return _examples_first(torch.cat(each), tasks)
         number = tasks * channels
@@ -157,7 +160,7 @@ class TaskBatchNorm(TaskLayer):
         return self._normalise(x.flatten(1, 2), gain, shift).unflatten(1, (tasks, channels))
 
     def _normalise(self, x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
-        """x is (n, channels, ...), gain and shift are (channels,)."""
+        """Normalise x, (n, channels, ...), with gain and shift of (channels,)."""
         if self.statistics_from is None:
             return batch_norm(x, gain, shift, self.eps)
         centre, scale = statistics(x[: self.statistics_from], self.eps)
@@ -166,7 +169,7 @@ class TaskBatchNorm(TaskLayer):
 
 
 def _per_channel(parameter: Tensor, x: Tensor) -> Tensor:
-    """(T, C), or (1, C) for all tasks, as the (T C,) channels of x, which is (n, T, C, ...)."""
+    """Return (T, C), or (1, C) for all tasks, as the (T C,) channels of x, (n, T, C, ...)."""
     return parameter.expand(x.shape[1], -1).flatten()
 
 
@@ -183,7 +186,7 @@ class TaskGroupNorm(TaskLayer):
 
 
 class TaskPool(TaskLayer):
-    """Pooling has no parameters: the tasks are so many more channels."""
+    """A pooling layer, for which the tasks are further channels; it has no parameters."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
@@ -234,7 +237,7 @@ class TaskLeakyReLU(TaskLayer):
 
 
 class TaskElementwise(TaskLayer):
-    """A module without parameters that acts on every element alone, as it is."""
+    """A module without parameters that acts on every element alone, used as it is."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
@@ -245,7 +248,7 @@ class TaskElementwise(TaskLayer):
 
 
 class TaskVmap(nn.Module):
-    """Any other module, by `torch.func.vmap` over its parameters and its input."""
+    """A twin of any other module, by `torch.func.vmap` over its parameters and its input."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -254,7 +257,7 @@ class TaskVmap(nn.Module):
                 f"{type(module).__name__} holds buffers, which tasks would share; "
                 "only modules whose state is in their parameters can be task-batched"
             )
-        self._module = (module,)  # in a tuple: its parameters are not this module's
+        self._module = (module,)  # a tuple keeps its parameters out of this module's
         for name, child in module.named_children():
             self.add_module(name, child)
         for name, parameter in module.named_parameters(recurse=False):

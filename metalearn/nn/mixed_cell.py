@@ -1,11 +1,12 @@
 """The networks of the architecture search: a cell whose edges mix operations.
 
-    node_j = SiLU(b_j + sum over i < j of K_ij * node_i),    node_0 = SiLU(stem * image),
+    node_j = SiLU(b_j + sum over i < j of K_ij * node_i),    node_0 = SiLU(stem * image).
 
-and the last node, averaged over the image, goes to a linear layer. Every operation is a linear
-filter, so that an edge that mixes several is one convolution, by K_ij = sum_k w_k K_ij^k. There is
-no normalisation: it would leave the kernels' scale to the decay, which shrinks them until the
-curvature is in the thousands, and the theorem asks for a minimum that a descent reaches.
+The last node, averaged over the image, goes to a linear layer. Every operation is a linear filter.
+An edge that mixes several is therefore one convolution, by K_ij = sum_k w_k K_ij^k.
+
+There is no normalisation. It would leave the kernels' scale to the decay, which shrinks them until
+the curvature is in the thousands. The theorem asks for a minimum that a descent reaches.
 """
 
 from __future__ import annotations
@@ -21,27 +22,28 @@ from torch import Tensor, nn
 from metalearn.inner.solver import Params
 
 OPERATIONS = {"none": 1, "skip": 1, "avg_pool": 3, "conv_1x1": 1, "conv_3x3": 3, "conv_5x5": 5}
-"""The side of each one's kernel. Those named conv have weights."""
+"""The side of each operation's kernel. The operations named conv have weights."""
 _FIXED = {"none": 0.0, "skip": 1.0, "avg_pool": 1 / 9}
-"""What the others' kernels hold, from each channel to itself."""
+"""The entries, from each channel to itself, in the kernels of the operations without weights."""
 
 Architecture = tuple[str, ...]
 """An operation for each edge, in the order of `edges`."""
 Alphas = dict[str, Tensor]
-"""By edge, (K,) for its K operations, whose shares are softmax(alpha)."""
+"""A tensor (K,) for each edge, by name: its K operations have the shares softmax(alpha)."""
 
 
 def edges(nodes: int) -> list[tuple[int, int]]:
-    """Pairs (i, j) of a cell with `nodes` nodes after its input, i before j."""
+    """Return the pairs (i, j), i before j, of a cell with `nodes` nodes after its input."""
     return [(i, j) for j in range(1, nodes + 1) for i in range(j)]
 
 
 class CellNetwork(nn.Module):
-    """(n, in_channels, H, W) to (n, classes). The edges that end in a node are one convolution of
-    all nodes before it, side by side.
+    """The network of a cell: (n, in_channels, H, W) to (n, classes).
+
+    The edges that end in a node are one convolution of all nodes before it, side by side.
 
     Args:
-        sides: of the kernels of each node after the input; odd.
+        sides: the sides of the kernels of each node after the input; odd.
     """
 
     task_batchable: ClassVar[bool] = True
@@ -72,9 +74,9 @@ class MixedCell:
     """A `CellNetwork` whose kernels are made of the operations that each edge may be.
 
     Args:
-        choices: operations for each edge, in the order of `edges`: several are mixed, one alone
+        choices: the operations for each edge, in the order of `edges`. Several are mixed; one alone
             makes an architecture.
-        channels: of every node.
+        channels: the channels of every node.
     """
 
     def __init__(
@@ -89,22 +91,22 @@ class MixedCell:
         self.network = CellNetwork(self.sides, channels, classes)
 
     def alphas(self, device: torch.device) -> Alphas:
-        """Of equal mixtures."""
+        """Return the alphas of equal mixtures."""
         return {_name(e): torch.zeros(len(ops), device=device) for e, ops in self.choices.items()}
 
     def chosen(self, alphas: Alphas) -> Architecture:
-        """The operation of the largest share, for each edge."""
+        """Return the operation of the largest share, for each edge."""
         return tuple(ops[int(alphas[_name(e)].argmax())] for e, ops in self.choices.items())
 
     def shares(self, alphas: Alphas) -> dict[str, float]:
-        """Of each operation, the mean over the edges that it is offered to."""
+        """Return the mean share of each operation over the edges that it is offered to."""
         found: dict[str, list[float]] = {}
         for _, operation, share in self.mixtures(alphas):
             found.setdefault(operation, []).append(share)
         return {operation: sum(own) / len(own) for operation, own in found.items()}
 
     def mixtures(self, alphas: Alphas) -> list[tuple[str, str, float]]:
-        """Edge, operation and share, of all."""
+        """Return edge, operation and share, for all edges and operations."""
         return [
             (_name(edge), op, share)
             for edge, ops in self.choices.items()
@@ -112,7 +114,10 @@ class MixedCell:
         ]
 
     def weights(self, tasks: int, device: torch.device) -> Params:
-        """So many random starts: the operations' kernels, and what else the network has."""
+        """Draw random starts for `tasks` tasks.
+
+        They are the operations' kernels, and the network's other weights.
+        """
         shapes: dict[str, tuple[int, ...]] = {
             _name(e, op): (self.channels, self.channels, OPERATIONS[op], OPERATIONS[op])
             for e, ops in self.choices.items()
@@ -130,7 +135,10 @@ class MixedCell:
         return {name: w.to(device) for name, w in weights.items()}
 
     def parameters(self, weights: Params, alphas: Alphas) -> Params:
-        """The network's own, (T, ...): an edge's kernel is sum_k softmax(alpha)_k kernel_k."""
+        """Return the network's own parameters, (T, ...).
+
+        The kernel of an edge is sum_k softmax(alpha)_k kernel_k.
+        """
         own = {name: p for name, p in weights.items() if " " not in name}
         for j, side in enumerate(self.sides, start=1):
             kernels = [self._mixed((i, j), side, weights, alphas) for i in range(j)]
@@ -138,7 +146,7 @@ class MixedCell:
         return own
 
     def _mixed(self, edge: tuple[int, int], side: int, weights: Params, alphas: Alphas) -> Tensor:
-        """(T, channels, channels, side, side)"""
+        """Return the mixed kernel of an edge, (T, channels, channels, side, side)."""
         shares = alphas[_name(edge)].softmax(0)
         bias = weights["stem.bias"]  # (T, channels)
         same = torch.diag_embed(torch.ones_like(bias))[..., None, None]

@@ -11,7 +11,7 @@ from metalearn.errors import UsageError
 
 
 class MLP(nn.Sequential):
-    """Linear layers of the given sizes with an activation between them: (n, ...) to (n, sizes[-1]).
+    """A chain of linear layers with an activation between them: (n, ...) to (n, sizes[-1]).
 
     Args:
         sizes: inputs, hidden layers, outputs; images are flattened to sizes[0] values.

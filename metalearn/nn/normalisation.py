@@ -20,47 +20,50 @@ from torch import Tensor
 from metalearn.autograd import Function, first_order, transformed
 
 FEW = 2048
-"""Values of a channel up to which torch's kernels take its sums. Channels last, they add one value
-after the other: single precision loses 8e-5 of a standard deviation over 20,000 values, 3e-6 over
-1,000. Above, `Tensor.sum` adds in a tree, for two or three passes more."""
+"""The number of values of a channel up to which torch's kernels take its sums.
+
+Channels last, they add one value after the other: single precision loses 8e-5 of a standard
+deviation over 20,000 values, 3e-6 over 1,000. Above, `Tensor.sum` adds in a tree, for two or three
+passes more.
+"""
 
 
 def batch_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """gain (x - mean) / sqrt(var + eps) + shift, the statistics over all axes of x but the second.
+    """Return gain (x - mean) / sqrt(var + eps) + shift, with the batch's own statistics.
 
-    x is (n, C, ...), gain and shift are (C,). Reverse mode of any order, forward mode, and
-    `torch.func.vmap`.
+    The statistics are over all axes of x but the second. x is (n, C, ...), gain and shift are (C,).
+    Reverse mode of any order, forward mode, and `torch.func.vmap` work.
     """
     return _BatchNorm.apply(x, gain, shift, eps)[0]
 
 
 def mean(x: Tensor) -> Tensor:
-    """The mean of each channel, shaped so that it broadcasts: (1, C, 1, ...)."""
+    """Return the mean of each channel, shaped so that it broadcasts: (1, C, 1, ...)."""
     return x.mean([0, *range(2, x.dim())], keepdim=True)
 
 
 def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """mean x and s, (1, C, 1, ...), differentiable."""
+    """Return mean x and s, (1, C, 1, ...), differentiable."""
     centre = mean(x)
     return centre, (mean((x - centre).square()) + eps).rsqrt()
 
 
 def _total(x: Tensor) -> Tensor:
-    """The sum of each channel: (C,)."""
+    """Return the sum of each channel: (C,)."""
     return x.sum([0, *range(2, x.dim())])
 
 
 def _wide(per_channel: Tensor, like: Tensor) -> Tensor:
-    """(C,) as (1, C, 1, ...)."""
+    """Return (C,) as (1, C, 1, ...)."""
     return per_channel.view(1, -1, *[1] * (like.dim() - 2))
 
 
 Term = tuple[Tensor, Tensor]
-"""A tensor like x, and what each channel of it is multiplied by."""
+"""A tensor like x, and the factor of each of its channels."""
 
 
 def _combined(level: Tensor, first: Term, *others: Term) -> Tensor:
-    """level plus the sum of the terms: one new tensor, none of its size on the way."""
+    """Return level plus the sum of the terms, with no other new tensor of its size."""
     total = torch.addcmul(level, *first)
     in_place = not (torch.is_grad_enabled() or transformed())
     for term in others:
@@ -69,7 +72,7 @@ def _combined(level: Tensor, first: Term, *others: Term) -> Tensor:
 
 
 class _BatchNorm(Function):
-    """The result, and the mean and s of each channel, (C,), which the gradient is spared."""
+    """The result, and the mean and s of each channel, (C,), which spare the gradient their cost."""
 
     @staticmethod
     def forward(
@@ -88,7 +91,7 @@ class _BatchNorm(Function):
         _, centre, scale = output
         ctx.mark_non_differentiable(centre, scale)
         ctx.save_for_backward(x, gain, centre, scale)
-        ctx.save_for_forward(x, gain, centre, scale)  # `vmap` wants the two lists of one length
+        ctx.save_for_forward(x, gain, centre, scale)  # `vmap` needs both lists to have one length
 
     @staticmethod
     def backward(ctx: Any, y: Tensor, *_: Any) -> Any:
@@ -114,9 +117,9 @@ class _BatchNorm(Function):
 
 
 class _Gradient(Function):
-    """gain s P y, sum(u y) and sum(y): the gradients of x, gain and shift.
+    """The gradients of x, gain and shift: gain s P y, sum(u y) and sum(y).
 
-    centre and scale are those of x; the derivatives below know that they move with it.
+    centre and scale are those of x; the derivatives below account for their change with x.
     """
 
     @staticmethod
@@ -142,11 +145,11 @@ class _Gradient(Function):
 
     @staticmethod
     def backward(ctx: Any, a: Tensor | None, b: Tensor | None, c: Tensor | None) -> Any:
-        """The gradients of sum(a gain s P y) + b sum(u y) + c sum(y)."""
+        """Return the gradients of sum(a gain s P y) + b sum(u y) + c sum(y)."""
         y, x, gain, centre, scale, along, level = ctx.saved_tensors
         need_y, need_x, need_gain, *_ = ctx.needs_input_grad
         number = x.numel() // gain.numel()
-        if torch.is_grad_enabled():  # to be differentiated again: nothing may be a constant
+        if torch.is_grad_enabled():  # differentiated again: no tensor may be a constant
             centre, scale = (v.flatten() for v in statistics(x, ctx.eps))
             unit = (x - _wide(centre, x)) * _wide(scale, x)
             if y is not None:
@@ -170,7 +173,7 @@ class _Gradient(Function):
             by_gain = number * scale * inner
             in_y, in_x = [(a, gain * scale)], [(a, -gain * scale.square() * mean_uy)]
         by_y = by_x = None
-        factor = b - gain * scale * mean_ua  # of u in by_y, and of s y in by_x
+        factor = b - gain * scale * mean_ua  # the factor of u in by_y, and of s y in by_x
         if need_y:
             by_y = _in_x_units(c - gain * scale * mean_a, factor, centre, scale, x, in_y)
         if need_x:
@@ -211,8 +214,10 @@ class _Gradient(Function):
 
 
 def _sums(y: Tensor, x: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """sum(u y) and sum(y): for few values in one pass, by torch's kernel for the gradients of gain
-    and shift."""
+    """Return sum(u y) and sum(y).
+
+    For few values it takes one pass, by torch's kernel for the gradients of gain and shift.
+    """
     if x.numel() > FEW * scale.numel() and not transformed():
         level = _total(y)
         return scale * (_total(y * x) - centre * level), level
@@ -223,14 +228,14 @@ def _sums(y: Tensor, x: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, 
 
 
 def _projected(y: Tensor, unit: Tensor) -> Tensor:
-    """P y"""
+    """Return P y."""
     return y - mean(y) - unit * mean(unit * y)
 
 
 def _in_x_units(
     level: Tensor, of_unit: Tensor, centre: Tensor, scale: Tensor, x: Tensor, terms: list[Term]
 ) -> Tensor:
-    """level + of_unit u + the terms, without making u; all factors (C,)."""
+    """Return level + of_unit u + the terms, without making u; all factors are (C,)."""
     of_x = of_unit * scale
     wide = [(t, _wide(f, x)) for t, f in (*terms, (x, of_x))]
     return _combined(_wide(level - of_x * centre, x), *wide)

@@ -1,8 +1,9 @@
-"""Max pooling that keeps a small integer for each output, and neither its input nor zeros.
+"""The max pooling that keeps a small integer for each output, and neither its input nor zeros.
 
 Pooling takes y[i] = x[place[i]], and its gradient puts y back to those places; each is the other's
 transpose. Torch keeps the input and a 64-bit place, and its double backward carries a tensor of
-zeros for the input: for 2x2 windows on Conv4's first block, three times the memory of the output.
+zeros for the input. For 2x2 windows on Conv4's first block, this is three times the memory of the
+output.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ class Window(NamedTuple):
 
 
 def max_pool2d(x: Tensor, window: Window) -> Tensor:
-    """`torch.nn.functional.max_pool2d` of (n, C, H, W).
+    """Return `torch.nn.functional.max_pool2d` of (n, C, H, W).
 
-    Reverse mode of any order, forward mode, and `torch.func.vmap`.
+    Reverse mode of any order, forward mode, and `torch.func.vmap` work.
     """
     return _MaxPool.apply(x, window)[0]
 

@@ -1,4 +1,7 @@
-"""ResNet-12 of few-shot learning (Oreshkin et al. 2018, Lee et al. 2019), without drop-block."""
+"""The ResNet-12 of few-shot learning, without drop-block.
+
+Oreshkin et al. 2018, Lee et al. 2019.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from metalearn.nn.head import make_head
 
 
 class ResidualBlock(nn.Module):
-    """Three 3x3 convolutions beside a 1x1 shortcut, then 2x2 max pooling."""
+    """A block of three 3x3 convolutions beside a 1x1 shortcut, then 2x2 max pooling."""
 
     task_batchable: ClassVar[bool] = True
 
@@ -40,15 +43,16 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet12(nn.Sequential):
-    """Four residual blocks, global average pooling and a linear layer: (n, c, h, w) to (n, ways).
+    """A network of residual blocks, global average pooling and a linear layer.
+
+    It maps (n, c, h, w) to (n, ways).
 
     Args:
-        ways: classes of a task; a symmetric head takes their number from each task instead.
+        ways: the classes of a task; a symmetric head takes their number from each task instead.
         in_channels: 3 for colour.
-        widths: channels of the blocks, of which the published network has four; (64, 160, 320,
-            640) in Lee et al., (64, 128, 256, 512) in Oreshkin et al.
-        head: "free", "zero", "tied", "prototypes" or "solved"
-            (`SymmetricHead`).
+        widths: the channels of the blocks, one block for each; the published network has four. They
+            are (64, 160, 320, 640) in Lee et al., and (64, 128, 256, 512) in Oreshkin et al.
+        head: "free", "zero", "tied", "prototypes" or "solved" (`SymmetricHead`).
 
     Raises:
         UsageError: no block, or a number below 1.
@@ -76,4 +80,4 @@ class ResNet12(nn.Sequential):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=0.1, nonlinearity="leaky_relu")
-        self.to(memory_format=torch.channels_last)  # as nn.convolution's kernels want it
+        self.to(memory_format=torch.channels_last)  # the layout that nn.convolution prefers

@@ -15,26 +15,28 @@ from metalearn.nn.layers import TWINS, TaskBatchNorm, TaskVmap
 
 @runtime_checkable
 class TaskBatchable(Protocol):
-    """A module of one's own whose `forward` only calls its children and elementwise operations.
+    """A custom module whose `forward` only calls its children and elementwise operations.
 
-    Saying so (`task_batchable = True`) lets its children be task-batched one by one.
+    With `task_batchable = True` its children are task-batched one by one.
     """
 
     task_batchable: ClassVar[bool]
 
 
 class TaskBatched:
-    """`module` for many tasks at once, each with parameters of its own.
+    """The `module` for many tasks at once, each with parameters of its own.
 
-    Known layers become grouped convolutions and batched products (`metalearn.nn.layers.TWINS`);
-    `nn.Sequential` and modules that call themselves `task_batchable` are entered; every other
+    Known layers become grouped convolutions and batched products (`metalearn.nn.layers.TWINS`).
+    `nn.Sequential` and modules that declare themselves `task_batchable` are entered. Every other
     module goes through `torch.func.vmap`. Batch norm uses the statistics of the batch at hand, for
     each task its own.
 
-    `TaskBatched(module)(params, x)`: params maps `names`, those of `module.named_parameters()` and
-    the class vectors of a `SymmetricHead`, to tensors (T, ...), or (1, ...) for one that serves all
-    tasks; x is (T, n, ...); the result is (T, n, ...). `statistics_from=k` normalises by the first
-    k examples of each task alone.
+    In `TaskBatched(module)(params, x)`:
+
+    - params maps `names` to tensors (T, ...), or (1, ...) for a tensor that serves all tasks.
+      `names` are those of `module.named_parameters()` and the class vectors of a `SymmetricHead`.
+    - x is (T, n, ...), and so is the result.
+    - `statistics_from=k` normalises by the first k examples of each task alone.
 
     Raises:
         UsageError: a layer cannot be task-batched, for example a batch norm with running averages,

@@ -1,4 +1,4 @@
-"""Bilevel problems beside `FewShot`: a shared body under a head, and heads whose task is convex."""
+"""The bilevel problems beside `FewShot`: a shared body under a head, and convex heads."""
 
 from metalearn.problems.convex_head import ConvexHead
 from metalearn.problems.with_body import WithBody

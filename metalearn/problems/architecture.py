@@ -1,4 +1,4 @@
-"""Architecture search as a bilevel problem: the shares of the operations are meta-parameters."""
+"""The search for an architecture, with the shares of the operations as meta-parameters."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from metalearn.tasks.image_splits import Labelled
 
 
 class Search(Training):
-    """Mixtures such that a network trained with them does well on a task's own images (DARTS, Liu
-    et al. 2019).
+    """The search for mixtures with which a trained network does well on a task's own images.
 
-    meta = `cell.alphas()`, params = `cell.weights()`. The outer objective depends on meta directly,
-    so that every meta-gradient applies: with a descent of one step `FirstOrder` is DARTS' first
-    order and `Unrolled(truncate=1)` its second.
+    DARTS, Liu et al. 2019. meta = `cell.alphas()`, params = `cell.weights()`. The outer objective
+    depends on meta directly, so that every meta-gradient applies. With a descent of one step,
+    `FirstOrder` is DARTS' first order and `Unrolled(truncate=1)` its second.
     """
 
     def __init__(self, cell: MixedCell, train: Labelled, decay: float) -> None:

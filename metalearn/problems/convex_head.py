@@ -1,6 +1,6 @@
-"""Heads whose inner problem is strongly convex: ridge and logistic regression on features.
+"""The heads with a strongly convex inner problem: ridge and logistic regression on features.
 
-The implicit function theorem's assumptions hold for them: one solution, which is found, and a
+They meet the assumptions of the implicit function theorem: one solution, which is found, and a
 Hessian that is at least `penalty` times the identity.
 """
 
@@ -20,21 +20,22 @@ from metalearn.tree import task_half_square
 
 
 class ConvexHead:
-    """Linear classification of features, regularised: the tasks' inputs are (T, n, features).
+    """A regularised linear classifier of features; the tasks' inputs are (T, n, features).
 
-    inner(W) = mean over the support set of loss(W f, y) + penalty / 2 |W|^2, and the outer
-    objective is the cross-entropy of scale W f on the queries. With the squared loss that is R2-D2
-    (Bertinetto et al. 2019): loss = |W f - onehot(y)|^2 / 2. Penalty and scale are learned; meta is
-    {"log_penalty": 0-d, "log_scale": 0-d}. The ways are the task's.
+    inner(W) = mean over the support set of loss(W f, y) + penalty / 2 |W|^2. The outer objective is
+    the cross-entropy of scale W f on the queries. With the squared loss, |W f - onehot(y)|^2 / 2,
+    this is R2-D2 (Bertinetto et al. 2019). Penalty and scale are learned; meta is {"log_penalty":
+    0-d, "log_scale": 0-d}. The task defines the ways.
 
-    With the squared loss `init` is the minimiser itself, in closed form, differentiable: an inner
-    solver of 0 steps is right, for unrolled and implicit gradients alike. With the cross-entropy
-    `init` is W = 0, and the inner solver is to go on to a small gradient, such as `NewtonCG`.
+    With the squared loss, `init` is the minimiser itself, in closed form and differentiable. An
+    inner solver of 0 steps is then right, for unrolled and implicit gradients alike. With the
+    cross-entropy, `init` is W = 0. The inner solver must then go on to a small gradient, as
+    `NewtonCG` does.
 
     Args:
         loss: "squared" or "cross_entropy".
-        penalty: where the learned penalty starts, above 0.
-        scale: where the learned scale starts, above 0.
+        penalty: the start of the learned penalty, above 0.
+        scale: the start of the learned scale, above 0.
 
     Raises:
         UsageError: an option is none of these.
@@ -54,7 +55,7 @@ class ConvexHead:
         self.loss, self.penalty, self.scale = loss, penalty, scale
 
     def meta(self) -> dict[str, Tensor]:
-        """The meta-parameters at the start of training, leaves of autograd."""
+        """Return the meta-parameters at the start of training, leaves of autograd."""
         starts = {"log_penalty": self.penalty, "log_scale": self.scale}
         return {n: torch.tensor(math.log(v), requires_grad=True) for n, v in starts.items()}
 
@@ -91,15 +92,15 @@ class ConvexHead:
         return prediction_loss(scores, task.query_y), figures
 
     def query_predictions(self, params: Params, meta: Params, task: TaskBatch) -> Tensor:
-        """(T, m, ways) logits of the queries."""
+        """Return the logits of the queries, (T, m, ways)."""
         return meta["log_scale"].exp() * (task.query_x @ params["weight"].mT)
 
 
 def ridge(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
-    """The minimiser W of mean |W x - y|^2 / 2 + penalty / 2 |W|^2: (T, outputs, features).
+    """Return the minimiser W of mean |W x - y|^2 / 2 + penalty / 2 |W|^2: (T, outputs, features).
 
-    x: (T, n, features); y: (T, n, outputs); penalty: above 0. By the system of the smaller size:
-    Woodbury's identity where examples are fewer than features. Differentiable.
+    x is (T, n, features), y is (T, n, outputs), penalty is above 0. The smaller system is solved,
+    by Woodbury's identity if examples are fewer than features. W is differentiable.
     """
     n, features = x.shape[1:]
     strength = n * penalty

@@ -1,4 +1,4 @@
-"""Data distillation as a bilevel problem: the images are the meta-parameters."""
+"""The distillation of data, with the images as meta-parameters."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from metalearn.problems.training_task import Training
 
 
 class Distillation(Training):
-    """Images such that a model trained on them alone does well on real ones (Wang et al. 2018).
+    """The images such that a model trained on them alone does well on real ones (Wang et al. 2018).
 
-    meta = {"images": (n, ...)}, one for each of `labels`. No term of it is in the start or in the
-    outer objective: a first-order meta-gradient does not reach it.
+    meta = {"images": (n, ...)}, one for each of `labels`. Neither the start nor the outer objective
+    depends on meta, so that a first-order meta-gradient does not reach it.
     """
 
     def __init__(self, model: nn.Module, labels: Tensor, decay: float) -> None:

@@ -1,12 +1,12 @@
-"""Hyper-parameters as meta-parameters: penalties, weight decays, weights of training examples.
+"""The hyper-parameters as meta-parameters: penalties, weight decays, weights of examples.
 
 minimise over meta  the validation loss at params*(meta)
-where               params*(meta) minimises the training loss as meta has it
+where               params*(meta) minimises the training loss that meta defines
 
-Each problem holds its training examples; the validation examples, and the params from which a
-training begins, are the task's (`Starts`), so that a warm start is another task. Hyper-parameters
-are kept in their domain by a smooth map, for which any real number is a legal one: exp for a
-penalty, a sigmoid for an example's weight.
+Each problem holds its training examples. The validation examples, and the params at which a
+training begins, are the task's (`Starts`), so that a warm start is another task. A smooth map keeps
+each hyper-parameter in its domain, so that any real number is legal: exp for a penalty, a sigmoid
+for an example's weight.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from metalearn.tasks.image_splits import Labelled
 from metalearn.tree import task_half_square
 
 FLOOR = 1e-6
-"""The decay of all parameters of a linear model, which holds the constant that softmax leaves free
-in the biases."""
+"""The decay of all parameters of a linear model.
+
+It determines the constant that softmax leaves free in the biases.
+"""
 
 
 class FixedExamples(Training):
-    """A training whose examples are not learned."""
+    """A training problem whose examples are not learned."""
 
     def __init__(self, model: nn.Module, train: Labelled, decay: float) -> None:
         super().__init__(model, decay)
@@ -41,17 +43,21 @@ class FixedExamples(Training):
 
 
 class FeaturePenalties(FixedExamples):
-    """inner = loss + sum over features i and outputs of exp(l_i) w_i^2 / 2 (+ FLOOR / 2 |.|^2).
+    """The learned penalties of a linear model's features.
 
-    Of a linear model: with targets ridge regression, with labels multinomial logistic regression.
-    meta is {"common": ()}, l_i = common; or has "own": (features,) too, l_i = common + spread own_i
-    and prior |own|^2 / 2 is added to the outer objective (its metric "loss" goes without). With the
-    prior 1 / (number of validation examples) that is a normal prior on the features' deviations
-    from the common logarithm, of standard deviation `spread`, which keeps many penalties from
+    inner = loss + sum over features i and outputs of exp(l_i) w_i^2 / 2 (+ FLOOR / 2 |.|^2).
+
+    With targets it is ridge regression, with labels multinomial logistic regression. meta is
+    {"common": ()}, with l_i = common. It may have "own": (features,) too, with l_i = common +
+    spread own_i. Then prior |own|^2 / 2 is added to the outer objective, but not to its metric
+    "loss".
+
+    With the prior 1 / (number of validation examples) that is a normal prior, of standard deviation
+    `spread`, on the features' deviations from the common logarithm. It keeps many penalties from
     fitting a small validation set's noise.
 
     Raises:
-        UsageError: `spread` is not above 0, or `prior` negative.
+        UsageError: `spread` is not above 0, or `prior` is negative.
     """
 
     def __init__(
@@ -65,27 +71,27 @@ class FeaturePenalties(FixedExamples):
         self.outputs, self.spread, self.prior = outputs, spread, prior
 
     def begin(self, log: float, per_feature: bool) -> Meta:
-        """Meta where every penalty is exp(log)."""
+        """Return the meta in which every penalty is exp(log)."""
         common = self.train.x.new_full((), log)
         own = {"own": torch.zeros_like(self.train.x[0])} if per_feature else {}
         return {"common": common, **own}
 
     def zeros(self) -> Params:
-        """Params of one task from which to begin."""
+        """Return zero params of one task, at which to begin."""
         features = self.train.x.shape[1]
         shapes = {"weight": (1, self.outputs, features), "bias": (1, self.outputs)}
         return {name: self.train.x.new_zeros(shape) for name, shape in shapes.items()}
 
     def log_penalties(self, meta: Meta) -> Tensor:
-        """(features,) or ()."""
+        """Return the logarithms of the penalties, (features,) or ()."""
         found: Tensor = meta["common"]
         return found + self.spread * meta["own"] if "own" in meta else found
 
     def curvature(self, meta: Meta) -> float:
-        """At least the largest eigenvalue of the inner Hessian, at any params."""
+        """Return an upper bound on the inner Hessian's largest eigenvalue, at any params."""
         x = torch.cat([self.train.x, torch.ones_like(self.train.x[:, :1])], dim=1)
         largest = torch.linalg.eigvalsh(x.T @ x / len(x))[-1]
-        # Of the squared error's second derivative; and a bound on softmax's.
+        # The second derivative of the squared error; and a bound on that of softmax.
         factor = 2.0 if self.train.y.is_floating_point() else 0.5
         return float(factor * largest + self.log_penalties(meta).exp().max()) + FLOOR
 
@@ -104,9 +110,10 @@ class FeaturePenalties(FixedExamples):
 
 
 class ParameterDecays(FixedExamples):
-    """inner = loss + sum_i exp(l_i) w_i^2 / 2, a decay for each number of the network.
+    """The learned decays, one for each number of the network.
 
-    meta: {name: the logarithms l, of the parameter's own shape}.
+    inner = loss + sum_i exp(l_i) w_i^2 / 2. meta is {name: the logarithms l, of the parameter's own
+    shape}.
     """
 
     def __init__(self, model: nn.Module, train: Labelled) -> None:
@@ -119,9 +126,10 @@ class ParameterDecays(FixedExamples):
 
 
 class ExampleWeights(FixedExamples):
-    """inner = mean_n sigmoid(logit_n) loss_n + decay / 2 |w|^2: which examples are to be trusted.
+    """The learned weights of training examples, which say which examples to trust.
 
-    meta: {"logits": (n,)}, one for each training example, which has a label.
+    inner = mean_n sigmoid(logit_n) loss_n + decay / 2 |w|^2. meta is {"logits": (n,)}, one for each
+    training example, which has a label.
     """
 
     def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: Starts) -> Tensor:

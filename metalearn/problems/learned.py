@@ -1,7 +1,7 @@
-"""Problems that learn a part of their own inner loop: its rates, its proximal strength.
+"""The problems that learn a part of their own inner loop: its rates, or its proximal strength.
 
-Each wraps a problem and is one, whose meta is {"theta": the problem's own meta, ...: what is
-learned beside it}. A meta-gradient that has no derivative in it refuses it.
+Each wraps a problem and is itself a problem. Its meta is {"theta": the wrapped problem's meta, ...:
+the learned part}. A meta-gradient without a derivative in the learned part refuses it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from metalearn.tree import half_squared_distance
 
 
 class LearnedRates:
-    """`problem` with learned inner rates: Meta-SGD's (Li et al. 2017), or MAML++'s.
+    """The `problem` with learned inner rates: Meta-SGD's (Li et al. 2017), or MAML++'s.
 
     meta = {"theta": ..., "log_rates": {name: tensor}} has an entry for each of the problem's
     params. exp(log_rates) multiplies the inner solver's `lr`; begin with zeros. Rates stay
@@ -27,9 +27,9 @@ class LearnedRates:
     Args:
         problem: the problem whose inner loop takes the rates.
         by_step: False: one rate for all steps, of any shape that broadcasts against one task's
-            tensor: the tensor's own shape for a rate a number, () for a rate a tensor. True: a
-            leading axis (K, ...) has a rate for each inner step, and steps after the K-th take the
-            last one; (K,) is the rate a layer and step of Antoniou et al. 2019.
+            tensor. The tensor's own shape gives a rate per number; () gives a rate per tensor.
+            True: a leading axis (K, ...) has a rate for each inner step, and steps after the K-th
+            take the last one. (K,) gives the rate per layer and step of Antoniou et al. 2019.
     """
 
     def __init__(self, problem: BilevelProblem, by_step: bool = False) -> None:
@@ -48,7 +48,11 @@ class LearnedRates:
         return self.problem.outer_objective(params, meta["theta"], task)
 
     def query_predictions(self, params: Params, meta: Meta, task: Any) -> Tensor:
-        """The predictions of `problem`; raises as `metalearn.problem.query_predictions` does."""
+        """Return the predictions of `problem`.
+
+        Raises:
+            UsageError: as in `metalearn.problem.query_predictions`.
+        """
         return query_predictions(self.problem, params, meta["theta"], task)
 
     def step_rates(self, meta: Meta) -> dict[str, Tensor]:
@@ -57,13 +61,13 @@ class LearnedRates:
 
 
 class LearnedProx:
-    """`problem` with a proximal term exp(log_prox) / 2 |phi - init|^2 whose strength is learned.
+    """The `problem` with a proximal term exp(log_prox) / 2 |phi - init|^2 of learned strength.
 
     meta = {"theta": ..., "log_prox": a 0-d tensor}; begin with the logarithm of a fixed strength.
-    The problem's inner objective should have no such term of its own: `FewShot(prox=0)`, for which
-    this is iMAML with a learned lambda.
+    The problem's inner objective should have no such term of its own. With `FewShot(prox=0)` this
+    is iMAML with a learned lambda.
 
-    The outer objective's metrics say what the strength is ("prox").
+    The outer objective's metric "prox" is the strength.
     """
 
     def __init__(self, problem: CompositeProblem) -> None:
@@ -92,5 +96,9 @@ class LearnedProx:
         return loss, {**metrics, "prox": meta["log_prox"].detach().exp().expand(len(loss))}
 
     def query_predictions(self, params: Params, meta: Meta, task: Any) -> Tensor:
-        """The predictions of `problem`; raises as `metalearn.problem.query_predictions` does."""
+        """Return the predictions of `problem`.
+
+        Raises:
+            UsageError: as in `metalearn.problem.query_predictions`.
+        """
         return query_predictions(self.problem, params, meta["theta"], task)

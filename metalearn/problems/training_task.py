@@ -1,4 +1,4 @@
-"""What distillation, architecture search and hyper-parameters share: the inner problem trains."""
+"""The training problem of distillation, architecture search and hyper-parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from metalearn.tree import task_half_square
 
 @dataclass(frozen=True)
 class Starts:
-    """T tasks: weights from which a training begins, and the images that judge where it ends.
+    """A batch of T tasks: weights at which a training begins, and images that judge its end.
 
     Args:
         params: dict of (T, ...).
@@ -37,11 +37,14 @@ class Starts:
 
 
 class Training(ABC):
-    """inner(w) = mean cross-entropy on training images + decay / 2 |w|^2, outer = the cross-entropy
-    on a task's own images (metric: accuracy). Of targets instead of labels, the squared error.
+    """The problem whose inner loop trains a model.
 
-    Meta is in the images or in the model, as a subclass says. The training begins at the task's own
-    weights, whatever meta is.
+    inner(w) = mean cross-entropy on training images + decay / 2 |w|^2. outer = the cross-entropy on
+    a task's own images (metric: accuracy). With targets instead of labels, the loss is the squared
+    error.
+
+    Meta is in the images or in the model, as a subclass defines. The training begins at the task's
+    own weights, whatever meta is.
 
     Args:
         model: a module that `TaskBatched` takes; only its structure is used.
@@ -56,10 +59,10 @@ class Training(ABC):
 
     @abstractmethod
     def examples(self, meta: Meta) -> tuple[Tensor, Tensor]:
-        """The training images (n, ...) and their labels (n,) or targets (n, outputs)."""
+        """Return the training images (n, ...) and their labels (n,) or targets (n, outputs)."""
 
     def predict(self, params: Params, meta: Meta, x: Tensor) -> Tensor:
-        """(T, n, classes) for images (n, ...)."""
+        """Return the outputs (T, n, classes) for images (n, ...)."""
         tasks = len(next(iter(params.values())))
         return self.model(params, x.expand(tasks, *x.shape))
 
@@ -71,7 +74,7 @@ class Training(ABC):
 
     def inner_outputs(self, params: Params, meta: Meta, task: Starts) -> dict[str, Any]:
         x, _ = self.examples(meta)
-        # The penalty is quadratic in the weights, which are therefore outputs too.
+        # The penalty is quadratic in the weights, so the weights are outputs too.
         return {"predictions": self.predict(params, meta, x), "params": params}
 
     def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: Starts) -> Tensor:
@@ -93,7 +96,7 @@ class Training(ABC):
 
 
 def fresh(model: Callable[[], nn.Module], tasks: int, device: torch.device) -> Params:
-    """So many random starts, (T, ...), from torch's generator."""
+    """Draw random starts for the given number of tasks, (T, ...), from torch's generator."""
     drawn = [dict(model().named_parameters()) for _ in range(tasks)]
     return {
         name: torch.stack([params[name].detach() for params in drawn]).to(device)

@@ -15,19 +15,20 @@ from metalearn.tasks.batch import TaskBatch
 
 
 class WithBody:
-    """`head`, a problem whose inputs are features, under a body that runs once for all images.
+    """The `head`, a problem whose inputs are features, under a body that runs once for all images.
 
-    meta is one dict: the body's parameters by name, and the head's own meta, a dict too. The inner
-    loop moves the head's params alone: ANIL's problem (Raghu et al. 2020) where the head is
-    `FewShot`, a convex one where it is `ConvexHead`. A meta-gradient runs the body once for all
-    images of a meta-batch, and once back (`FeatureProblem`).
+    meta is one dict: the body's parameters by name, and the entries of the head's own meta, a dict
+    too. The inner loop moves the head's params alone. With a `FewShot` head it is ANIL's problem
+    (Raghu et al. 2020), with a `ConvexHead` a convex one. For all images of a meta-batch, a
+    meta-gradient runs the body once forward and once backward (`FeatureProblem`).
 
     Args:
         body: maps (n, ...) to (n, features).
         head: a problem on tasks whose inputs are (T, n, features).
         transductive: with "task" statistics, as in `FewShot`.
-        statistics: of the body's batch norms, see `Body`. "population" takes all images that a
-            meta-gradient is given together: of a meta-batch in parts, those of each part.
+        statistics: the statistics of the body's batch norms, see `Body`. "population" takes all
+            images of one meta-gradient call together: in a meta-batch split into micro-batches,
+            those of each micro-batch.
 
     Raises:
         UsageError: the body cannot be task-batched, or `statistics` is unknown.
@@ -47,31 +48,34 @@ class WithBody:
 
     @property
     def prox(self) -> float:
-        """The proximal strength of the head's problem; 0 where it has none."""
+        """The proximal strength of the head's problem; 0 if it has none."""
         return float(getattr(self.head, "prox", 0.0))
 
     @property
     def adapts_by_mode(self) -> bool:
-        """True where transductive and inductive evaluation have other support features."""
+        """True if the support features differ between transductive and inductive evaluation."""
         return self.statistics != "task"
 
     @staticmethod
     def support_only(task: TaskBatch) -> TaskBatch:
-        """The task as the inner loop sees it, without queries."""
+        """Return the task as the inner loop sees it, without queries."""
         return replace(task, query_x=task.query_x[:, :0], query_y=task.query_y[:, :0])
 
     def features(self, meta: Params, task: TaskBatch) -> Tensor:
-        """(T, n + m, F): those of the n support images first, then of the m queries."""
+        """Return the features, (T, n + m, F), of the n support images and then of the m queries."""
         own = {name: meta[name] for name in self._names}
         return self._body(own, task.support_x, task.query_x, self.transductive)
 
     def rest(self, meta: Params) -> Params:
-        """The head's meta."""
+        """Return the head's meta."""
         return {name: p for name, p in meta.items() if name not in self._names}
 
     def settled(self, meta: Params, images: Callable[[], Tensor]) -> WithBody:
-        """The problem as evaluation uses it: a body with "population" statistics takes those of
-        (n, ...) training images; in transductive mode, each set's own."""
+        """Return the problem as evaluation uses it.
+
+        A body with "population" statistics takes those of (n, ...) training images; in transductive
+        mode, those of each set of images.
+        """
         if self.statistics == "task":
             return self
         problem = copy.copy(self)
@@ -100,7 +104,7 @@ class WithBody:
         return self.on_features.outer_objective(params, self._at_features(meta, task), task)
 
     def query_predictions(self, params: Params, meta: Params, task: TaskBatch) -> Tensor:
-        """(T, m, ways) logits of the queries."""
+        """Return the logits of the queries, (T, m, ways)."""
         return self.on_features.query_predictions(params, self._at_features(meta, task), task)
 
     def _at_features(self, meta: Params, task: TaskBatch) -> dict[str, Any]:
@@ -108,7 +112,7 @@ class WithBody:
 
 
 class OnFeatures:
-    """`problem` with the images' features in the images' place.
+    """The `problem` with the images' features in the images' place.
 
     meta is {"features": (T, n + m, F), "rest": the problem's own}, support features first.
     """
@@ -135,7 +139,7 @@ class OnFeatures:
         return self.problem.outer_objective(params, meta["rest"], _with_features(meta, task))
 
     def query_predictions(self, params: Params, meta: Any, task: TaskBatch) -> Tensor:
-        """(T, m, ways) logits of the queries.
+        """Return the logits of the queries, (T, m, ways).
 
         Raises:
             UsageError: the problem does not predict classes.
