@@ -1,32 +1,34 @@
-"""What a user is told without a traceback."""
+"""The errors that a user sees as one sentence, without a traceback."""
 
 import difflib
 import signal
 from collections.abc import Iterable
 
 MAX_FLOAT32 = 3.4028234663852886e38
-"""The largest float32. Options are checked against it: a larger rate is an error of torch's own in
-the middle of a run, and another larger number infinite from the first step on."""
+"""The largest float32; options are checked against it. A larger learning rate would raise an error
+of torch in the middle of a run. Any other larger number would be infinite from the first step on.
+"""
 
 
 class UsageError(ValueError):
-    """Bad input: one sentence that names the value, what was expected and how to mend it.
+    """The error of bad input: one sentence names the value, the expected value and the remedy.
 
     The command line prints the sentence without a traceback and exits with status 2.
     """
 
 
 class TrainingStopped(RuntimeError):
-    """A run cannot go on: a guard's policy, or a disk that takes no more; exit status 1.
+    """The error of a run that cannot continue; the exit status is 1.
 
-    The sentence says which checkpoint holds the last good state.
+    The causes are a guard's policy, or a disk that is full or read-only. The message names the
+    checkpoint that holds the last good state.
     """
 
     status = 1
 
 
 class TrainingInterrupted(Exception):
-    """A run left because a signal asked it to; exit status 128 + `signum`, as shells have it."""
+    """The end of a run on a signal; the exit status is 128 + `signum`, as in shells."""
 
     def __init__(self, signum: int, sentence: str) -> None:
         super().__init__(f"{signal.Signals(signum).name}: {sentence}")
@@ -34,7 +36,10 @@ class TrainingInterrupted(Exception):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or what is known where nothing is near."""
+    """Return "; did you mean 'x'?", or a list of all known words where none is similar.
+
+    A word is similar to `word` by `difflib`, or by an equal last part of its dotted name.
+    """
     known = sorted(set(known))
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if not close:
@@ -44,7 +49,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def check_known(name: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raises UsageError where the list option `name` has a value that is none of `known`."""
+    """Raise UsageError if the list option `name` has a value that is not one of `known`."""
     for value in given:
         if value not in known:
             raise UsageError(f"{name} has {value!r}{nearest(value, known)}")

@@ -1,1 +1,1 @@
-"""Several processes and parts of a meta-batch."""
+"""Several processes for one run, and the micro-batches of a meta-batch."""

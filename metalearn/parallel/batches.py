@@ -1,4 +1,4 @@
-"""A meta-batch that memory does not hold, taken in parts: tasks are independent of each other."""
+"""Micro-batches: a meta-batch that exceeds the memory is split, since tasks are independent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class OutOfMemory(TrainingStopped):
-    """Not even a single task fits."""
+    """The error of a single task that exceeds the memory."""
 
 
 def in_parts(
@@ -31,11 +31,20 @@ def in_parts(
     parts: int,
     say: Callable[[str], Any],
 ) -> tuple[T, int]:
-    """The work on a batch of tasks, taken in so many consecutive parts, or twice as many where
-    memory runs out, and so on; what it gave, joined, and the number of parts.
+    """Run `work` on each micro-batch of a batch of tasks; double their number if memory runs out.
+
+    Args:
+        work: computes the result of consecutive tasks.
+        join: merges the results of consecutive micro-batches, in order.
+        task: the batch, which can be sliced.
+        parts: the number of micro-batches to begin with.
+        say: receives a message whenever the number is doubled.
+
+    Returns:
+        The merged result, and the number of micro-batches that fitted into memory.
 
     Raises:
-        OutOfMemory: one task alone is too much.
+        OutOfMemory: a single task does not fit into memory.
     """
     while True:
         try:
@@ -45,7 +54,7 @@ def in_parts(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        # Out here the error is gone, and with its traceback what the attempt held.
+        # Outside of `except` the traceback is gone, and with it the memory of the attempt.
         if parts >= len(task):
             raise OutOfMemory(
                 "memory does not hold one task alone; a smaller model, fewer queries or "
@@ -63,17 +72,19 @@ def _split(task: Any, parts: int) -> list[Any]:
 
 @dataclass
 class SplitGradient:
-    """A meta-gradient that takes the batch in parts where memory runs out (`in_parts`), and stays
-    at the number of them that it found.
+    """A meta-gradient that splits the batch into micro-batches when memory runs out (`in_parts`).
 
-    The result is that of the whole batch but for the rounding of the sum over tasks.
+    Later calls keep the number of micro-batches that fitted. The result equals that of the whole
+    batch, except for the rounding of the sum over tasks.
 
     Args:
-        parts: how many the batch is taken in.
-        say: told when there are more of them.
+        metagrad: the meta-gradient of a micro-batch.
+        parts: the number of micro-batches.
+        say: receives a message whenever the number grows.
 
     Raises:
-        OutOfMemory: one task alone is too much.
+        OutOfMemory: a single task does not fit into memory, or the problem has
+            statistics="population" and the whole batch does not.
     """
 
     metagrad: MetaGradient
@@ -101,20 +112,21 @@ class SplitGradient:
 
 
 ON_A_CPU = ("DefaultCPUAllocator", "could not create a primitive", "bad_alloc")
-"""PyTorch's allocator, oneDNN and C++ where memory runs out: RuntimeErrors, told by their words."""
+"""The texts of PyTorch's allocator, oneDNN and C++ when memory runs out. All three are
+RuntimeErrors, which only their texts distinguish."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA's error, Python's, or one of those that a CPU gives."""
+    """Return True for the out-of-memory errors of CUDA, of Python and of a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return any(words in str(error) for words in ON_A_CPU)
 
 
 def joined(results: Sequence[MetaGradientResult]) -> MetaGradientResult:
-    """The result of all tasks from those of consecutive parts.
+    """Merge the results of consecutive micro-batches into the result of all tasks.
 
-    The gradient and the carry are means over tasks; the rest has a task axis.
+    The gradient and the carry are means over tasks. All other fields have a task axis.
     """
 
     def mean(name: str, weights: Sequence[int]) -> Any:
@@ -134,15 +146,17 @@ def joined(results: Sequence[MetaGradientResult]) -> MetaGradientResult:
 
 
 def carry_weight(result: MetaGradientResult) -> int:
-    """The tasks that a carry is the mean of: those whose linear solve did not break off."""
+    """Return the number of tasks in the mean of a carry: those whose linear solve did not fail."""
     if result.certificate is None or result.certificate.status is None:
         return len(result.outer_loss)
     return int((result.certificate.status <= Status.MAX_ITERS).sum())
 
 
 def _stacked(parts: Sequence[Any]) -> Any:
-    """Tensors one behind the other along the task axis, in whatever they lie; what is no tensor is
-    the same in all parts."""
+    """Concatenate tensors along the task axis, in dicts, tuples and dataclasses.
+
+    A value that is not a tensor is the same in all micro-batches.
+    """
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.cat(list(parts))

@@ -1,4 +1,4 @@
-"""The processes that share a run, as `torchrun` starts them."""
+"""The processes of a run that `torchrun` starts."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's number among `size`; by default it is alone, and nothing is ever sent.
+    """The rank of this process among `size` processes; a single process sends nothing.
 
-    All ranks call the same methods in the same order. Where the others cannot be reached, each of
-    them raises TrainingStopped.
+    All ranks call the same methods in the same order. Every method that communicates raises
+    TrainingStopped if the other ranks cannot be reached.
     """
 
     rank: int = 0
     size: int = 1
 
     def share(self, tasks: int) -> slice:
-        """Which of so many tasks are this rank's: as many for each, within one, in order."""
+        """Return this rank's slice of `tasks` tasks; the slices differ by at most one task."""
         return slice(self.rank * tasks // self.size, (self.rank + 1) * tasks // self.size)
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in order; tensors arrive on the CPU."""
+        """Return every rank's value, in order of ranks; tensors arrive on the CPU."""
         if self.size == 1:
             return [value]
         packed = io.BytesIO()
@@ -48,7 +48,7 @@ class Ranks:
         return [_unpacked(data) for data in found]
 
     def gather_or_raise(self, report: T | Exception) -> list[T]:
-        """`gather`, where an exception that a rank reports is raised on every rank."""
+        """Gather values; if a rank reports an exception, raise it on every rank."""
         if isinstance(report, Exception):
             report = report.with_traceback(None)
         reports = self.gather(report)
@@ -58,7 +58,10 @@ class Ranks:
         return [found for found in reports if not isinstance(found, Exception)]
 
     def total(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Their sums over the ranks, the same on each to the bit; of one type, sent as a vector."""
+        """All-reduce tensors of one type by a sum; the sums are bitwise equal on every rank.
+
+        The tensors are sent as one vector.
+        """
         if self.size == 1 or not tensors:
             return list(tensors)
         flat = torch.cat([x.reshape(-1) for x in tensors])
@@ -68,7 +71,7 @@ class Ranks:
         return [s.view(x.shape) for s, x in zip(sums, tensors, strict=True)]
 
     def largest(self, value: int) -> int:
-        """The largest of the ranks' values."""
+        """All-reduce an integer by the maximum."""
         if self.size == 1:
             return value
         found = torch.tensor(value)
@@ -77,8 +80,10 @@ class Ranks:
         return int(found)
 
     def lead(self, work: Callable[[], T]) -> T:
-        """Rank 0 alone does the work; its value, or its UsageError or TrainingStopped, is
-        everyone's."""
+        """Run `work` on rank 0 alone and broadcast its value.
+
+        A UsageError or TrainingStopped of rank 0 is raised on every rank.
+        """
         if self.size == 1:
             return work()
         told: list[Any] = [None]
@@ -100,18 +105,18 @@ class Ranks:
 ALONE = Ranks()
 
 PATIENCE = 300.0
-"""Seconds that processes of one attempt wait for each other at its start."""
+"""The time in seconds that the processes of one attempt wait for each other at its start."""
 
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """The ranks that torchrun started with this process, or this process alone.
+    """Join the process group of torchrun, and yield this process's `Ranks`.
 
-    Gloo carries what lies on the CPU, NCCL what lies on a GPU; each process takes the GPU of its
-    number on its machine.
+    A process that torchrun did not start is alone. Gloo communicates tensors on the CPU, NCCL
+    tensors on a GPU. Each process uses the GPU with its local rank.
 
     Raises:
-        UsageError: there are fewer GPUs than processes on a machine that has GPUs.
+        UsageError: a machine with GPUs has fewer GPUs than processes.
     """
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys():
         yield Ranks()
@@ -142,12 +147,14 @@ def joined() -> Iterator[Ranks]:
 
 
 def _store(rank: int) -> tuple[Any, Any]:
-    """Where this attempt's processes find each other: torchrun's store, under a name of the
-    attempt's own; and what rank 0 has to keep until they have.
+    """Return the store by which the processes of this attempt meet, and rank 0's own store.
 
-    torchrun's store outlives a restart, and in it the addresses of the processes that ended: a new
-    one that reads them before they are overwritten waits for ever (pytorch issue 135712). So rank 0
-    makes up a name and tells it by a store of its own, which ends with it.
+    The store is torchrun's, under a prefix that is unique to the attempt. Rank 0 keeps its own
+    store until all processes have read the prefix.
+
+    torchrun's store outlives a restart, and keeps the addresses of the processes that ended. A new
+    process that reads an old address waits for ever (pytorch issue 135712). Rank 0 therefore draws
+    a random prefix and publishes it by its own store, which ends with rank 0.
     """
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
@@ -163,7 +170,13 @@ def _store(rank: int) -> tuple[Any, Any]:
 
 
 def _answering(host: str, torchruns: Any) -> int:
-    """The port of rank 0's store, once the one that is told is no ended attempt's any more."""
+    """Return the port of rank 0's store, as soon as a store answers at the published port.
+
+    Before that, the published port may be that of an attempt that ended.
+
+    Raises:
+        RuntimeError: no store answers within `PATIENCE` seconds.
+    """
     until = time.monotonic() + PATIENCE
     while True:
         found = int(torchruns.get("metalearn"))
@@ -178,14 +191,16 @@ def _answering(host: str, torchruns: Any) -> int:
 
 
 def job() -> str | None:
-    """What names a torchrun job, all its attempts alike; None where torchrun was given no name, or
-    is not there."""
+    """Return the id of the torchrun job, which all its attempts share.
+
+    None: torchrun has no id (`--rdzv-id`), or did not start this process.
+    """
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     return None if name == "none" else name
 
 
 def restarted() -> bool:
-    """Whether torchrun started this process in place of one that ended."""
+    """Return True if torchrun started this process to replace one that ended."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
@@ -195,7 +210,7 @@ def may_restart() -> bool:
 
 @contextmanager
 def _in_touch() -> Iterator[None]:
-    """Gloo and NCCL raise RuntimeErrors where a peer is gone."""
+    """Turn a RuntimeError of Gloo or NCCL, raised when a peer is gone, into TrainingStopped."""
     try:
         yield
     except RuntimeError as error:
@@ -206,5 +221,5 @@ def _in_touch() -> Iterator[None]:
 
 
 def _unpacked(data: bytes) -> Any:
-    # Of a process of this very run, which is trusted as one's own memory is.
+    # The data come from a process of this run, which is as trusted as this process.
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)

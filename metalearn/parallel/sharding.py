@@ -1,4 +1,4 @@
-"""The tasks of a meta-batch shared out over the ranks of a run."""
+"""Distribution of the tasks of a meta-batch over the ranks of a run."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from metalearn.tree import leaves_of, like_tree
 
 @dataclass(frozen=True)
 class ShardedGradient:
-    """A meta-gradient of which each rank computes its share of the tasks.
+    """A meta-gradient for which each rank computes its slice of the tasks.
 
-    `task` is the whole batch, the same on every rank, and so is the result, but that the adapted
-    parameters and the linear systems' solutions stay where they are: `inner.params` is empty and
-    `solution` None where there are several ranks. What travels is the gradient, the carry and a few
-    figures a task. The gradient is the whole batch's but for the rounding of the sum over ranks.
+    `task` is the whole batch, equal on every rank. The result is equal on every rank too. With
+    several ranks `inner.params` is empty and `solution` None, since they are not communicated. The
+    ranks exchange the gradient, the carry and a few numbers for each task. The gradient equals that
+    of the whole batch, except for the rounding of the sum over ranks.
+
+    Args:
+        gradient: the meta-gradient of one rank's tasks.
+        ranks: the processes of the run.
 
     Raises:
-        NonFiniteGradient, OutOfMemory: on every rank, where one has met it.
+        NonFiniteGradient, OutOfMemory: raised on every rank if one rank raises it.
     """
 
     gradient: SplitGradient
@@ -49,6 +53,6 @@ class ShardedGradient:
 
 
 def _figures(result: MetaGradientResult) -> MetaGradientResult:
-    """What has no more than a few numbers a task."""
+    """Return the fields of a result that have only a few numbers for each task."""
     inner = replace(result.inner, params={})
     return replace(result, grads={}, carry={}, solution=None, inner=inner)

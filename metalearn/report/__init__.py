@@ -1,1 +1,1 @@
-"""One self-contained HTML page of what is in `results/`: `metalearn report`."""
+"""The report of `results/` as one self-contained HTML page: `metalearn report`."""

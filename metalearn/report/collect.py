@@ -1,4 +1,4 @@
-"""What is in `results/` and in chosen runs, read and checked."""
+"""Reading and checks of the results in `results/` and of chosen runs."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ from metalearn.studies.frame.published import FOLDER
 from metalearn.studies.frame.table import Table, make_table
 
 _OF_A_STUDY = ("provenance.json", "findings.json", "tables.json")
-# What `provenance` and a study write of a result's origin; the rest of a lone file is its content.
+# The keys of a result's provenance; the other keys of a single file are its content.
 _ORIGIN = ("command", "commit", "machine", "date", "versions", "threads", "measure_s", "options")
-_NUMBERS = ("test_loss", "steps", "meta_batch", "peak_memory_bytes")  # of a run
+_NUMBERS = ("test_loss", "steps", "meta_batch", "peak_memory_bytes")  # in a run's summary
 _RUN_NAME = re.compile(r"(?P<dataset>[a-z_]+)_(?P<ways>\d+)w(?P<shots>\d+)s_(?P<method>.+)")
 
 
 @dataclass(frozen=True)
 class Result:
-    """A study's folder, or a lone JSON file with its provenance.
+    """A result: the folder of a study, or a single JSON file with its provenance.
 
     Args:
-        where: its path below the results folder, without `provenance.json`; unique.
-        rows: of a study: everything it measured.
+        where: the path below the results folder, without `provenance.json`; unique.
+        title: the heading of the result.
+        findings: the findings as sentences.
+        tables: the tables by caption.
+        rows: all measurements of a study; None for a single file.
         figures: SVG or PNG files.
+        origin: the provenance.
     """
 
     where: str
@@ -47,10 +51,16 @@ class Result:
 
 @dataclass(frozen=True)
 class Run:
-    """A training run's `summary.json`, and what it was trained on where that is known.
+    """A training run: its `summary.json`, and its training data if they are known.
 
     Args:
-        curve: (meta-step, validation accuracy in percent) of a run whose metrics lie beside.
+        where: the path of the run.
+        method: the method, or the run's name if that does not name a method.
+        dataset: the name of the dataset; "" if it is not known.
+        ways: the number of classes of a task; None if it is not known.
+        shots: the number of support images of each class; None if it is not known.
+        summary: the content of `summary.json`.
+        curve: pairs (meta-step, validation accuracy in percent); empty without `metrics.jsonl`.
     """
 
     where: str
@@ -67,12 +77,12 @@ class Run:
 
 
 def results(folder: Path) -> tuple[list[Result], list[Result], list[Run]]:
-    """(studies, lone results, summaries of runs) in `folder`, at any depth.
+    """Return the studies, the single results and the runs in `folder`, at any depth.
 
-    Of lone JSON files those count that are a run's summary or name the command they came from.
+    A single JSON file counts if it is the summary of a run, or names the command that made it.
 
     Raises:
-        UsageError: `folder` is none, or a file in it is not what its name says.
+        UsageError: `folder` is not a folder, or a file in it is damaged or has another content.
     """
     if not folder.is_dir():
         raise UsageError(f"results={folder} is no folder; give the one that holds the studies")
@@ -95,10 +105,10 @@ def results(folder: Path) -> tuple[list[Result], list[Result], list[Run]]:
 
 
 def runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs in these folders: each a run's own, or one that holds runs at any depth.
+    """Return the runs in `folders`: folders of runs, or folders with runs at any depth.
 
     Raises:
-        UsageError: a folder holds no finished run.
+        UsageError: a folder has no finished run, or a summary is damaged.
     """
     found = {}
     for folder in folders:
@@ -116,7 +126,7 @@ def runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def published(name: str) -> Table | None:
-    """What others published on the subject of a study, by the study's name."""
+    """Return the published figures on the subject of a study; None if there are none."""
     path = FOLDER / f"{name}.csv"
     return _csv(path) if path.is_file() else None
 
@@ -167,7 +177,7 @@ def _lone(path: Path, where: str, content: dict[str, Any]) -> Result:
 
 
 def _titled(where: str) -> str:
-    """Of `exercises/conditioning.json`: "Exercises: conditioning"."""
+    """Return a title for a path: "Exercises: conditioning" for `exercises/conditioning.json`."""
     words = where.removesuffix(".json").replace("_", " ").replace("/", ": ")
     return words[:1].upper() + words[1:]
 
@@ -190,16 +200,17 @@ def _run(path: Path, where: str, summary: dict[str, Any]) -> Run:
 
 
 def _trained_on(config: Path) -> tuple[str, Any, Any]:
-    """Dataset, ways and shots of the run whose config this is; "" and None where it has none."""
+    """Return the dataset, ways and shots of a run's config; "" and None if they are missing."""
     from omegaconf import OmegaConf
 
     try:
-        # As it is written, which for a run's own is resolved: another's could call ${oc.env:...}.
+        # No interpolation is resolved: the config of a run has none, and a foreign config could
+        # read ${oc.env:...}.
         saved: Any = OmegaConf.to_container(OmegaConf.load(config))
         tasks = saved.get("tasks") or {}
         dataset = (tasks.get("dataset") or {}).get("_target_")
         ways, shots = tasks.get("ways"), tasks.get("shots")
-    except Exception:  # absent or no YAML; its name is then all that is known of the run
+    except Exception:  # missing or not YAML; only the name of the run is then known
         return "", None, None
     return str(dataset or "").rpartition(".")[2], ways, shots
 
@@ -213,12 +224,12 @@ def _curve(folder: Path) -> list[tuple[int, float]]:
             if row.get("validation_accuracy") is not None:
                 found.append((row["step"], 100 * row["validation_accuracy"]))
         except (AttributeError, KeyError, TypeError, ValueError):
-            continue  # the last line of a run that was cut short
+            continue  # the incomplete last line of an interrupted run
     return found
 
 
 def _csv(path: Path) -> Table:
-    """Every cell as it stands in the file; "None" and "NA" are words there."""
+    """Read a CSV file; "None" and "NA" are texts in it, and only an empty cell is missing."""
     try:
         frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The page: what was collected, in one HTML file that asks nobody for anything."""
+"""The report page: the collected results in one HTML file that needs no network."""
 
 from __future__ import annotations
 
@@ -25,12 +25,21 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Section:
-    """
+    """A section of the page.
+
     Args:
-        id: of its heading; the ids of its figures begin with it.
+        id: the id of the heading, with which the ids of the figures begin.
         kind: "study", "runs" or "result".
+        title: the heading.
+        findings: the findings as sentences.
+        figures: SVG figures by caption.
         images: figures that are not SVG, as data URIs by caption.
-        origin: (what, value) of its provenance, in order; `command` and `note` stand by themselves.
+        tables: the tables by caption.
+        published: the published figures on the subject.
+        rows: all measurements of a study.
+        command: the command that made the result.
+        note: a remark on the result, or "".
+        origin: pairs (key, value) of the provenance, in order, without the command.
     """
 
     id: str
@@ -48,11 +57,19 @@ class Section:
 
 
 def make_page(results: Path, runs: Sequence[Path], out: Path) -> dict[tuple[str, str], int]:
-    """Writes the page to `out`; how many of what it shows, by their singular and plural.
+    """Write the page to `out`.
+
+    Args:
+        results: the folder of the studies and of the other results.
+        runs: folders of further runs.
+        out: the HTML file.
+
+    Returns:
+        The numbers of studies, runs and other results, by the singular and plural of their nouns.
 
     Raises:
-        UsageError: `results`, one of `runs` or a file in them is not what it should be, or `out`
-            cannot be written; nothing is then.
+        UsageError: `results`, a folder of `runs` or a file in them is not valid, or `out` cannot be
+            written. No file is written in these cases.
     """
     studies, lone, trained = collect.results(results)
     trained += collect.runs(runs)
@@ -69,7 +86,7 @@ def make_page(results: Path, runs: Sequence[Path], out: Path) -> dict[tuple[str,
 
 
 def render(sections: Sequence[Section]) -> str:
-    """The same sections always make the same page."""
+    """Return the HTML of the page; equal sections give an equal page."""
     from metalearn.studies.frame.published.accuracy import MARKS
 
     environment = Environment(
@@ -140,7 +157,7 @@ def _of_runs(runs: Sequence[collect.Run]) -> Section:
 
 
 def _origin(origin: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """As words; options and versions one by one."""
+    """Return the provenance as texts, with the versions and the options one by one."""
     found = []
     for key in ("commit", "machine", "threads", "date", "measure_s"):
         if origin.get(key) is not None:
@@ -158,7 +175,7 @@ def _word(value: Any) -> str:
 
 
 def _id(where: str) -> str:
-    """Letters, digits and dashes; what stands for `/` and `_` keeps two paths apart."""
+    """Return an id of letters, digits and dashes; different paths have different ids."""
     return "s-" + re.sub(r"[^a-zA-Z0-9]", lambda m: f"-{ord(m[0]):x}-", where).replace("-2f-", "--")
 
 

@@ -1,4 +1,4 @@
-"""Figures inside the page: only shapes and text, and no id that another figure has."""
+"""SVG figures in the page: only shapes and text, with ids that are unique in the page."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from markupsafe import Markup
 
 from metalearn.errors import UsageError
 
-# What matplotlib draws with. Whatever else a file holds could act, or ask the network.
+# The elements that matplotlib writes. Any other element could run a script or load a resource.
 _SHAPES = {
     *("svg", "g", "defs", "use", "symbol", "clipPath", "mask", "pattern", "marker"),
     *("path", "rect", "circle", "ellipse", "line", "polyline", "polygon", "text", "tspan", "image"),
     *("linearGradient", "radialGradient", "stop", "title", "desc"),
 }
-_DROPPED = {"metadata", "style"}  # matplotlib's only style, that of joins, is in page.css
+_DROPPED = {"metadata", "style"}  # page.css has matplotlib's only style, which sets the line joins
 _PIXELS = {"pt": 4 / 3, "px": 1.0, "in": 96.0, "mm": 96 / 25.4, "cm": 96 / 2.54, "": 1.0}
 _HREF = "href"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """An SVG to write into HTML as it is.
+    """An SVG that can be written into HTML without changes.
 
     Args:
-        id: of the group that holds all of it, for a `<use>` that shows it again.
-        width, height: CSS pixels.
+        id: the id of the group of the whole figure, for a `<use>` that shows it again.
+        markup: the elements within the SVG's root.
+        width, height: the size in CSS pixels.
+        view_box: the SVG's viewBox.
     """
 
     id: str
@@ -38,10 +40,16 @@ class Figure:
 
 
 def inline(text: str, prefix: str, where: str) -> Figure:
-    """The SVG in `text`, its ids beginning with `prefix`; `where` names it in errors.
+    """Return the SVG in `text` for use in a page.
+
+    Args:
+        text: the content of the SVG file.
+        prefix: the beginning of the ids in the figure.
+        where: the name of the figure in error messages.
 
     Raises:
-        UsageError: it is no SVG, or holds a script, a handler, or a reference to another place.
+        UsageError: the text is not an SVG, or has a script, an event handler or an external
+            reference.
     """
     try:
         root = ElementTree.fromstring(text)
@@ -53,7 +61,7 @@ def inline(text: str, prefix: str, where: str) -> Figure:
     box = root.get("viewBox") or f"0 0 {width:g} {height:g}"
     _clean(root, prefix, where)
     body = "".join(ElementTree.tostring(child, encoding="unicode") for child in root)
-    return Figure(prefix, Markup(body), width, height, box)  # cleaned above
+    return Figure(prefix, Markup(body), width, height, box)  # `_clean` has checked the body
 
 
 def _local(name: str) -> str:
@@ -67,7 +75,7 @@ def _pixels(root: ElementTree.Element, side: str) -> float:
 
 
 def _clean(element: ElementTree.Element, prefix: str, where: str) -> None:
-    """In place: names without namespaces, ids prefixed, and no more than shapes."""
+    """Clean an element in place: drop namespaces, prefix ids, and refuse all but shapes."""
     tag = _local(element.tag)
     if tag not in _SHAPES:
         raise UsageError(f"{where} holds <{tag}>, which no figure needs; run its command again")
@@ -97,4 +105,4 @@ def _attribute(name: str, value: str, tag: str, prefix: str, where: str) -> str:
     if re.search(r"url\((?!#)|@import|javascript:", value, re.IGNORECASE):
         raise UsageError(outside)
     value = re.sub(r"url\(#", f"url(#{prefix}-", value)
-    return re.sub(r"font-family:[^;]*;?\s*", "", value)  # the page's own is at hand everywhere
+    return re.sub(r"font-family:[^;]*;?\s*", "", value)  # the figure then uses the font of the page

@@ -1,1 +1,1 @@
-"""The machine below: files, memory, devices, random states, provenance."""
+"""The operating system and the machine: files, memory, devices, random states, provenance."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever ends the process or the machine."""
+"""Files that are complete or absent, even if the process is killed or the power fails."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from metalearn.errors import UsageError
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes beside and renames, so that no reader meets a half of it."""
+    """Write a temporary file and rename it to `path`, so that no reader sees a partial file."""
     replace_bytes(path, text.encode())
 
 
 def replace_bytes(path: Path, data: bytes) -> None:
-    """`replace_text` for bytes; on the disk when this returns."""
+    """Write bytes as `replace_text` does; the file is on the disk when this returns."""
     with written_beside(path, data) as part:
         part.replace(path)
     sync_folder(path.parent)
@@ -25,9 +25,10 @@ def replace_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def written_beside(path: Path, data: bytes) -> Iterator[Path]:
-    """A whole file on the disk that is to be renamed to `path`; if it is not, it goes.
+    """Yield a complete temporary file on the disk, for the caller to rename to `path`.
 
-    Its name is its own, so that of several writers of one file none meets another's half.
+    A file that is not renamed is deleted. Its name is unique, so that several writers of one file
+    do not collide.
     """
     part = path.with_name(f".{path.name}-{uuid.uuid4().hex}.part")
     try:
@@ -37,12 +38,12 @@ def written_beside(path: Path, data: bytes) -> Iterator[Path]:
             os.fsync(file.fileno())
         yield part
     finally:
-        with suppress(OSError):  # the disk's own refusal is what is to be heard of
+        with suppress(OSError):  # the disk's own error is the one to report
             part.unlink(missing_ok=True)
 
 
 def with_home(path: str | Path) -> Path:
-    """The path that a user gave, `~` and `~NAME` being homes.
+    """Return a user's path with `~` and `~NAME` expanded to home folders.
 
     Raises:
         UsageError: there is no user of that name.
@@ -56,7 +57,7 @@ def with_home(path: str | Path) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Brings the folder's own entries, such as a rename, to the disk."""
+    """Write the folder's own entries, such as a rename, to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

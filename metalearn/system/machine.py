@@ -1,4 +1,4 @@
-"""The machine that a command is asked to use: threads, device, and its clock."""
+"""The threads, the device and the clock of the machine that a command uses."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MOST_THREADS = 1024
 
 
 def use_threads(threads: int | None) -> None:
-    """Sets how many threads PyTorch's operations use; None leaves its own choice.
+    """Set the number of threads of PyTorch's operations; None keeps PyTorch's default.
 
     Raises:
-        UsageError: no number that a machine could have.
+        UsageError: `threads` is not a whole number from 1 to `MOST_THREADS`.
     """
     if threads is None:
         return
@@ -27,10 +27,10 @@ def use_threads(threads: int | None) -> None:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name.
+    """Return the device of that name.
 
     Raises:
-        UsageError: it is unknown, not supported or not there.
+        UsageError: the device is unknown, not supported or not present.
     """
     try:
         device = torch.device(name)
@@ -49,7 +49,7 @@ def find_device(name: str) -> torch.device:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, all work of the device done."""
+    """Return the time in seconds, after all pending work of the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""Memory: the peak of a call, exact on a CPU, and an allocator that keeps what it was given."""
+"""The peak memory of a call, exact on a CPU, and an allocator that keeps freed memory."""
 
 from __future__ import annotations
 
@@ -19,18 +19,22 @@ T = TypeVar("T")
 
 
 def peak_bytes(function: Callable[[], T], device: torch.device) -> tuple[T, int]:
-    """`function()`, and the most memory it held at once above what was held when it started.
+    """Return `function()` and its peak memory in bytes, above the memory held before the call.
 
-    CPU: every allocation that PyTorch's allocator makes in the calling thread and in the threads
-    that autograd starts for it, to the byte; the memory that a Python thread of the caller's own,
-    NumPy or a library's private workspace takes is not seen, and neither is the release of what
-    was allocated before the call. The call runs under `torch.profiler`, some 40 us an allocation:
-    do not time it, and do not call it under another profiler.
+    CPU: the measurement counts every allocation of PyTorch's allocator to the byte, in the calling
+    thread and in the threads that autograd starts for it. Three things are not counted:
 
-    CUDA: the peak counter of the device's caching allocator, which rounds blocks up to 512 bytes.
-    The device's peak counter is reset.
+    - memory of the caller's own Python threads, of NumPy and of a library's private workspace;
+    - releases of memory that was allocated before the call.
 
-    Raises ValueError for any other kind of device, and whatever `function` raises.
+    The call runs under `torch.profiler`, which adds some 40 us to an allocation. Do not time the
+    call, and do not call it under another profiler.
+
+    CUDA: the measurement reads the peak counter of the device's caching allocator, which rounds
+    blocks up to 512 bytes. The device's peak counter is reset.
+
+    Raises:
+        ValueError: the device is of any other kind. Errors of `function` pass through.
     """
     if device.type == "cpu":
         return _cpu_peak(function)
@@ -40,19 +44,23 @@ def peak_bytes(function: Callable[[], T], device: torch.device) -> tuple[T, int]
 
 
 def keep_freed_memory() -> None:
-    """Lets this process keep the memory it frees, for its next allocation (Linux with glibc).
+    """Let this process keep freed memory for its next allocation (Linux with glibc).
 
-    An inner loop frees and asks again for the same large tensors at every step. By default glibc
-    hands them back to the kernel, which clears them page by page the next time: a sixth of a
-    meta-step. The process then holds its peak until it ends. Elsewhere this does nothing.
+    An inner loop frees and allocates the same large tensors at every step. By default glibc returns
+    them to the kernel, which clears them page by page at the next allocation. This takes a sixth of
+    a meta-step. A process that keeps freed memory holds its peak until it ends. On other systems
+    the function does nothing.
     """
     _malloc_options(trim_threshold=-1, mmap_max=0)
 
 
 def give_back_freed_memory() -> None:
-    """Undoes `keep_freed_memory` where memory has run out, and empties CUDA's cache: what was freed
-    in pieces makes room for large tensors again, at the price of what keeping it saved."""
-    gc.collect()  # autograd's graphs can lie in cycles
+    """Undo `keep_freed_memory` after memory has run out, and empty CUDA's cache.
+
+    Small freed blocks then make room for large tensors again. The time that keeping them saved is
+    lost.
+    """
+    gc.collect()  # autograd's graphs can form reference cycles
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     _malloc_options(trim_threshold=128 * 1024, mmap_max=65536)  # glibc's defaults
@@ -68,13 +76,13 @@ def _malloc_options(trim_threshold: int, mmap_max: int) -> None:
 
 
 def format_bytes(n: int) -> str:
-    """`n` bytes in decimal units: "999 B", "82.1 MB", "200.0 MB"."""
+    """Return `n` bytes in decimal units: "999 B", "82.1 MB", "200.0 MB"."""
     if abs(n) < 1000:
         return f"{n} B"
     value = float(n)
     for unit in ("kB", "MB", "GB", "TB"):
         value /= 1000
-        # 999.95 would be rounded up to "1000.0", which the next unit says better.
+        # 999.95 would round up to "1000.0"; the next unit shows it better.
         if abs(value) < 999.95 or unit == "TB":
             break
     return f"{value:.1f} {unit}"
@@ -90,16 +98,16 @@ def _cuda_peak(function: Callable[[], T], device: torch.device) -> tuple[T, int]
 
 
 def _cpu_peak(function: Callable[[], T]) -> tuple[T, int]:
-    # Kineto, the profiler's back end, writes its own start and stop to stderr; 6 is above its
-    # highest level, and it reads the variable when the first profiler starts.
+    # Kineto, the profiler's back end, logs its start and stop to stderr. Level 6 is above its
+    # highest level. Kineto reads the variable when the first profiler starts.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = function()
     held = peak = 0
     live: dict[int, int] = {}
     for address, size in _events(profiler):
-        # Releases are matched by address: PyTorch reports one of a block from before the call
-        # only where an earlier profile saw that address, and then with that profile's size.
+        # Releases are matched by address. PyTorch reports the release of a block from before the
+        # call only if an earlier profile saw its address, and then with that profile's size.
         change = size if size > 0 else -live.pop(address, 0)
         if size > 0:
             live[address] = size
@@ -109,16 +117,16 @@ def _cpu_peak(function: Callable[[], T]) -> tuple[T, int]:
 
 
 def _events(profiler: profile) -> Iterator[tuple[int, int]]:
-    """(address, bytes) of every allocation, and every release (bytes < 0), in time order.
+    """Yield (address, bytes) of every allocation and release (bytes < 0), in order of time.
 
-    The exported trace is the profiler's one public account of them that has addresses.
+    The exported trace is the profiler's only public record of them with addresses.
     """
     with TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
         trace = json.loads(path.read_text())["traceEvents"]
     events = [event for event in trace if event.get("name") == "[memory]"]
-    # "Ev Idx" counts one thread's events: it settles equal time stamps (about 1 ns apart) there.
+    # "Ev Idx" counts the events of one thread. It orders equal time stamps (about 1 ns).
     events.sort(key=lambda event: (event["ts"], event["args"]["Ev Idx"]))
     for event in events:
         detail = event["args"]

@@ -1,4 +1,4 @@
-"""Where a figure comes from: versions, commit, machine, date."""
+"""The provenance of a result: command, versions, commit, machine, date."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import metalearn
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """What a result needs beside it to be made again; no host or user name."""
+    """Return the facts that are needed to reproduce a result; no host or user name."""
     return {
         "command": _command(*sys.argv),
         "versions": {
@@ -34,14 +34,14 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def short(commit: str | None) -> str:
-    """A commit as tables show it, "+" kept; empty where it is not known."""
+    """Return a commit as tables show it: 7 digits and any "+"; empty if it is not known."""
     if not isinstance(commit, str):
         return ""
     return commit[:7] + ("+" if commit.endswith("+") else "")
 
 
 def _peers() -> dict[str, str]:
-    """Of the libraries that benchmarks compare with, those that are installed (`.[peers]`)."""
+    """Return the versions of the installed libraries for comparison (`.[peers]`)."""
     try:
         return {"torchopt": version("torchopt")}
     except PackageNotFoundError:
@@ -49,7 +49,10 @@ def _peers() -> dict[str, str]:
 
 
 def _command(program: str, *words: str) -> str:
-    """As one would type it in the checkout; of a path elsewhere only its last part is told."""
+    """Return a command as a user would type it in the checkout.
+
+    A path outside of the checkout is shortened to its last part.
+    """
     root = Path(metalearn.__file__).parent.parent
     path = Path(program).resolve()
     if path.name == "__main__.py":
@@ -73,9 +76,10 @@ def _machine(device: torch.device) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this package lies in, "+" behind it if files differ.
+    """Return the commit of the checkout of this package, followed by "+" if tracked files differ.
 
-    Those of `results/` do not count: what one study made leaves the next one's code as it was.
+    Files in `results/` do not count, since the results of one study do not change the code of the
+    next one. None: the package was installed from a wheel, or git is missing.
     """
     root = Path(metalearn.__file__).parent.parent
 
@@ -88,4 +92,4 @@ def _commit() -> str | None:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
         return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return None  # installed from a wheel, or no git here
+        return None  # installed from a wheel, or git is missing

@@ -1,4 +1,4 @@
-"""The process's random states: Python's (which learn2learn draws from), NumPy's and PyTorch's."""
+"""The random states of the process: Python's (used by learn2learn), NumPy's and PyTorch's."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 
 def seed_all(seed: int) -> None:
-    """Starts all of them from a seed below 2^32."""
+    """Seed all random states with a number below 2^32."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def get_states() -> dict[str, Any]:
-    """All of them, in plain values and tensors, as a checkpoint takes them."""
+    """Return all random states as plain values and tensors, for a checkpoint."""
     version, words, gauss = random.getstate()
     name, keys, *rest = np.random.get_state(legacy=True)
     return {
@@ -31,7 +31,7 @@ def get_states() -> dict[str, Any]:
 
 
 def set_states(states: dict[str, Any]) -> None:
-    """Puts back what `get_states` gave. CUDA's are left out where the number of devices differs."""
+    """Restore the states of `get_states`; CUDA's only if the number of devices is the same."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, *rest = states["numpy"]
@@ -43,7 +43,7 @@ def set_states(states: dict[str, Any]) -> None:
 
 @contextmanager
 def untouched() -> Iterator[None]:
-    """What is drawn inside is not missed outside."""
+    """Restore the random states at the end of the `with` block."""
     states = get_states()
     try:
         yield

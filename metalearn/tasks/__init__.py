@@ -1,4 +1,4 @@
-"""Task samplers and the datasets that they draw from."""
+"""Task samplers, and the datasets from which they draw."""
 
 from metalearn.tasks.batch import TaskBatch
 from metalearn.tasks.images import LabelledImages

@@ -1,4 +1,4 @@
-"""Archives of datasets, unpacked into one folder and nowhere else."""
+"""Safe extraction of dataset archives into one folder."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from metalearn.errors import UsageError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MEMBERS = 2_000_000
-"""Most files and folders of an archive; tiered-ImageNet has 779,165 images."""
+"""The maximum number of files and folders of an archive; tiered-ImageNet has 779,165 images."""
 LARGEST = 64 << 30
-"""Most bytes of all of them together; tiered-ImageNet has 12 GB."""
+"""The maximum total size of the members in bytes; tiered-ImageNet has 12 GB."""
 EXPANSION = 200
-"""Most bytes of them for one of the archive's; images and raw pixels have fewer than 20."""
+"""The maximum ratio of the members' size to the archive's; images and raw pixels stay below 20."""
 
-_ANYWAY = 1 << 20  # bytes that the smallest archive may unpack to
+_ANYWAY = 1 << 20  # bytes that an archive of any size may unpack to
 _CHUNK = 1 << 20
 _OPENERS: dict[bytes, Callable[[Path], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ": lzma.open,
 }
-# What a cut, altered or encrypted archive leads to, and a full disk.
+# The errors of a truncated, altered or encrypted archive, and of a full disk.
 _FAULTS = (
     *(OSError, EOFError, ValueError, RuntimeError, NotImplementedError, MemoryError),
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
@@ -42,20 +42,21 @@ _FAULTS = (
 
 
 def is_archive(path: Path) -> bool:
-    """Whether it is a file whose name is one of an archive that can be unpacked."""
+    """Return True if `path` is a file with the suffix of a supported archive."""
     return path.is_file() and path.name.lower().endswith(SUFFIXES)
 
 
 @contextlib.contextmanager
 def unpacked(archive: Path, parent: Path) -> Iterator[Path]:
-    """A hidden folder in `parent` with the members of a zip or tar archive, while `with` lasts.
+    """Unpack a zip or tar archive, and yield the hidden folder in `parent` with its members.
 
-    Plain files and folders are made, all of them inside that folder; permissions, owners and times
-    are not taken over. What is to stay is moved elsewhere before the block ends (`keep`).
+    Only plain files and folders are created, all of them inside that folder. Permissions, owners
+    and times are not restored. The folder is deleted at the end of the `with` block; `keep` moves
+    it elsewhere before that.
 
     Raises:
-        UsageError: a member would lie elsewhere, or is a link or a device; members are too many or
-            too large; or the archive is damaged. Nothing is left of it then.
+        UsageError: a member would lie outside the folder, or is a link or a device; the members are
+            too many or too large; or the archive is damaged. No files are left in that case.
     """
     part = parent / f".{archive.name}-{uuid.uuid4().hex}.part"
     try:
@@ -76,7 +77,7 @@ def unpacked(archive: Path, parent: Path) -> Iterator[Path]:
 
 
 def keep(part: Path, target: Path) -> None:
-    """Renames a folder to `target`; what was there makes way at the last moment."""
+    """Rename a folder to `target`; a folder at `target` is replaced at the last moment."""
     old = part.with_suffix(".old")
     if target.exists():
         target.replace(old)
@@ -95,14 +96,14 @@ def _unpack(archive: Path, folder: Path) -> None:
             if open_member is None:
                 path.mkdir(parents=True, exist_ok=True)
                 continue
-            if size > left:  # what it claims; what it has is held to that
+            if size > left:  # `size` is the declared size; the loop below reads no more
                 raise UsageError(
                     f"{archive} unpacks to more than {most} bytes, which no dataset of its size "
                     "does; fetch it again"
                 )
             left -= size
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open_member() as file, path.open("xb") as out:  # refuses a name that comes twice
+            with open_member() as file, path.open("xb") as out:  # fails for a duplicate name
                 while chunk := file.read(min(_CHUNK, size)):
                     out.write(chunk)
                     size -= len(chunk)
@@ -111,7 +112,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _steps(name: str, archive: Path) -> tuple[str, ...]:
-    """The steps of a member's path, all of them downwards."""
+    """Return the parts of a member's path; refuse a path that leaves the folder."""
     path = PurePosixPath(name)
     odd = any(sign in name for sign in "\\:\0") or name.startswith("/") or ".." in path.parts
     if odd or not name:
@@ -120,7 +121,7 @@ def _steps(name: str, archive: Path) -> tuple[str, ...]:
 
 
 def _members(archive: Path) -> Generator[tuple[str, int, Callable[[], Any] | None]]:
-    """The name and the size of each member, and what opens it; None for a folder."""
+    """Yield the name, the size and the opening function of each member; None for a folder."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
             for member in opened.infolist():
@@ -141,7 +142,7 @@ def _members(archive: Path) -> Generator[tuple[str, int, Callable[[], Any] | Non
             if info.size < 0:
                 raise ValueError(f"{info.name!r} has a size of {info.size}")
             yield info.name, info.size, None if info.isdir() else partial(tar.extractfile, info)
-        stream.read(_CHUNK)  # to the end, where a compressed stream has its checksum
+        stream.read(_CHUNK)  # reads to the end, where a compressed stream has its checksum
 
 
 def _check_kind(plain: bool, name: str, archive: Path) -> None:
@@ -153,7 +154,7 @@ def _check_kind(plain: bool, name: str, archive: Path) -> None:
 
 
 class _Bounded:
-    """A file that is never read whole: a header of a tar archive may claim any length."""
+    """A file with bounded reads, since the header of a tar archive may claim any length."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""A batch of few-shot tasks."""
+"""The batch of few-shot tasks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """T tasks, each with a support set to adapt to and a query set to be judged by.
+    """A batch of T tasks, each with a support set for adaptation and a query set for evaluation.
 
     Args:
         support_x: (T, ways * shots, ...).
         support_y: (T, ways * shots) int64 labels in 0 .. ways - 1, or (T, n, outputs) targets of a
             regression.
         query_x: (T, ways * queries, ...).
-        query_y: like support_y, for the queries.
+        query_y: the labels or targets of the queries, in the form of support_y.
     """
 
     support_x: Tensor
@@ -30,14 +30,14 @@ class TaskBatch:
 
     @property
     def ways(self) -> int:
-        """The number of classes, of tasks whose labels are integers."""
+        """The number of classes; only for tasks with integer labels."""
         return int(self.support_y.max()) + 1
 
     def __getitem__(self, tasks: slice) -> TaskBatch:
         return TaskBatch(*(getattr(self, f.name)[tasks] for f in fields(self)))
 
     def to(self, *args: Any) -> TaskBatch:
-        """Moves or casts the floating-point tensors; labels only move."""
+        """Return the batch with floating-point tensors moved or cast; labels are only moved."""
 
         def move(x: Tensor) -> Tensor:
             y = x.to(*args)

@@ -1,4 +1,4 @@
-"""Datasets that took time to build, kept as one file each."""
+"""The cache of built datasets, one file each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from metalearn.tasks.images import LabelledImages
 Splits = dict[str, LabelledImages]
 
 _FIELDS = ("images", "labels", "classes")
-# What numpy and zipfile raise for a file that is cut short, altered, or not an archive at all.
+# The errors of numpy and zipfile for a file that is truncated, altered, or not an archive.
 _DAMAGE = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, IndexError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, NotImplementedError),
@@ -30,7 +30,10 @@ _DAMAGE = (
 
 
 def cache_folder() -> Path:
-    """`$METALEARN_CACHE`, else `$XDG_CACHE_HOME/metalearn`, else `~/.cache/metalearn`."""
+    """Return the folder of the cache.
+
+    It is `$METALEARN_CACHE`, else `$XDG_CACHE_HOME/metalearn`, else `~/.cache/metalearn`.
+    """
     if chosen := os.environ.get("METALEARN_CACHE"):
         return with_home(chosen)
     if base := os.environ.get("XDG_CACHE_HOME"):
@@ -39,18 +42,18 @@ def cache_folder() -> Path:
 
 
 def cached(name: str, build: Callable[[], Splits]) -> Splits:
-    """The dataset `name` from the cache; built, and kept there, where the cache has none.
+    """Return the dataset `name` from the cache; build it and store it if it is missing.
+
+    A damaged file is built again. A folder that cannot be written is not used. Both cases print one
+    sentence on stderr.
 
     Args:
-        name: the file's stem. It holds all that the content depends on: dataset, version,
-            seed, size.
-        build: makes the dataset; called only when the cache has no sound file.
-
-    A damaged file is built again, and a folder that cannot be written is done without; either is
-    said in one sentence on stderr.
+        name: the stem of the file. It names everything that the content depends on: dataset,
+            version, seed, size.
+        build: builds the dataset; called only if the cache has no valid file.
 
     Raises:
-        UsageError: `name` is not a plain file name. What `build` raises passes through.
+        UsageError: `name` is not a plain file name. Errors of `build` pass through.
     """
     if not name or Path(name).name != name:
         raise UsageError(f"{name!r} cannot name a cached dataset; expected a plain file name")
@@ -58,7 +61,7 @@ def cached(name: str, build: Callable[[], Splits]) -> Splits:
     try:
         return _read(path)
     except (FileNotFoundError, NotADirectoryError):
-        pass  # the second: the folder's own path is a file, which writing reports
+        pass  # NotADirectoryError: the folder's path is a file; `_write` below reports it
     except _DAMAGE as fault:
         _warn(f"{path} is damaged or unreadable ({_brief(fault)}) and is built again")
     splits = build()
@@ -73,7 +76,7 @@ def cached(name: str, build: Callable[[], Splits]) -> Splits:
 
 
 def _read(path: Path) -> Splits:
-    # Opened here: np.load leaves its own file open when the archive turns out to be damaged.
+    # The file is opened here, since np.load leaves its own file open for a damaged archive.
     with path.open("rb") as file:
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -93,7 +96,7 @@ def _read(path: Path) -> Splits:
 
 
 def _write(path: Path, splits: Splits) -> None:
-    """Writes beside `path` and renames, so that `path` is whole whenever it exists."""
+    """Write a temporary file and rename it, so that `path` is complete whenever it exists."""
     arrays: dict[str, Any] = {}
     for split, data in splits.items():
         values = (data.images.numpy(), data.labels.numpy(), np.array(data.classes, dtype=np.str_))

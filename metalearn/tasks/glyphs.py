@@ -1,7 +1,7 @@
-"""Letters of many scripts, drawn from fonts that are on every machine: needs no download.
+"""The glyphs dataset: letters of many scripts from matplotlib's fonts, without a download.
 
-As hard as Omniglot by design (nearest neighbours on pixels do about equally well on both), so that
-a method can be developed and tested where the real drawings cannot be had.
+By design it is as hard as Omniglot: nearest neighbours on pixels reach about the same accuracy on
+both. A method can thus be developed and tested without the real drawings.
 """
 
 from __future__ import annotations
@@ -23,34 +23,35 @@ from metalearn.errors import UsageError
 from metalearn.tasks.cache import Splits, cached
 from metalearn.tasks.images import LabelledImages
 
-# Whole scripts are held out, so that a learner meets new ways of writing, not new letters only.
-# All other scripts train: Latin, Greek, Cyrillic, Arabic and the Canadian syllabics.
+# Whole scripts are held out, so that test tasks have new scripts, not only new letters.
+# The training split has all other scripts: Latin, Greek, Cyrillic, Arabic, Canadian syllabics.
 TEST_SCRIPTS = ("Armn", "Geor", "Hebr", "Laoo", "Nkoo")
 VALIDATION_SCRIPTS = ("Tfng", "Lisu", "Ital", "Ogam", "Copt")
 
-# Reference faces first: a letter's shape is compared in the first of them that has it. Other files
-# of matplotlib's hold no letters, boxes for all of Unicode, or symbols at the places of letters.
+# The order matters: shapes of letters are compared in the first face that has them. Other font
+# files of matplotlib have no letters, boxes for all of Unicode, or symbols in place of letters.
 _FAMILIES = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")
 
-_EM = 64  # pixels, of the renders that drawings are sampled from
+_EM = 64  # pixels; the size of the renders from which drawings are sampled
 _CANVAS = 128
-_MIN_INK = 8  # pixels of an em's 64: less is a dot or a tick, no letter
+_MIN_INK = 8  # pixels, of the 64 of an em; anything smaller is a dot or a tick
 
-# Two letters are one where their blurred shapes correlate so highly and nowhere differ more.
+# Two letters count as equal if the correlation of their blurred shapes is above the first number
+# and their largest difference is at most the second.
 _SAME_CORRELATION = 0.90
 _SAME_DIFFERENCE = 0.30
-# Between splits the correlation alone decides: an accent does not make a held-out shape a new one.
+# Between splits the correlation alone decides: an accent does not make a new shape.
 _SAME_ACROSS = 0.93
 
-# Strength of the distortion, one standard deviation or half a range each.
+# The strengths of the distortions: a standard deviation or half a range each.
 _ROTATION = 0.16  # radians
 _SHEAR = 0.16
-_STRETCH = 0.11  # log of the scale, for each axis
+_STRETCH = 0.11  # of the log of the scale, along each axis
 _SHIFT = 0.09  # of the half side
 _ELASTIC = 0.075  # of the half side, at each of _KNOTS x _KNOTS points
 _KNOTS = 5
 _MOST_DRAWINGS, _LARGEST_SIZE = 1000, 1024
-_FILL = 0.72  # of the image's side: the longer side of an undistorted letter's box
+_FILL = 0.72  # of the image's side; the longer side of an undistorted letter's box
 
 
 @dataclass(frozen=True)
@@ -60,21 +61,20 @@ class _Face:
 
 
 def glyphs(seed: int = 0, drawings: int = 20, size: int = 28) -> dict[str, LabelledImages]:
-    """The splits "train", "validation" and "test": letters of disjoint scripts, no shape twice.
+    """Return the splits "train", "validation" and "test", with letters of disjoint scripts.
+
+    Images have the shape (N, 1, size, size) and high values for ink. A class has a name such as
+    "Georgian/U+10D0". Letters that look alike (Latin A, Greek Alpha) occur once over all splits: in
+    the test split, else in the validation split. Within a split, the lowest code point is kept. The
+    dataset is built once and then read from the cache.
 
     Args:
         seed: of faces and distortions; the letters and their splits do not depend on it.
-        drawings: drawings a letter.
-        size: side of the images in pixels.
-
-    Images are (N, 1, size, size), ink high; a class is named like "Georgian/U+10D0". Of letters
-    that look alike (Latin A, Greek Alpha) one is kept over all splits: the test split's, else the
-    validation split's, else the one with the lowest code point. Built once, then read from the
-    cache.
+        drawings: the number of drawings of each letter, 1 to 1,000.
+        size: the side of the images in pixels, 1 to 1,024.
 
     Raises:
-        UsageError: `drawings` is not from 1 to 1,000 or `size` not from 1 to 1,024, or matplotlib's
-            fonts are not there.
+        UsageError: `drawings` or `size` is out of its range, or matplotlib's fonts are missing.
     """
     if not (1 <= drawings <= _MOST_DRAWINGS and 1 <= size <= _LARGEST_SIZE):
         raise UsageError(
@@ -89,7 +89,8 @@ def glyphs(seed: int = 0, drawings: int = 20, size: int = 28) -> dict[str, Label
 
 def _build(seed: int, drawings: int, size: int) -> Splits:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a letter is too small to share: on a busy machine threads cost 5x
+    # A letter is too small for several threads; on a busy machine they take 5 times as long.
+    torch.set_num_threads(1)
     try:
         faces = _faces()
         chosen: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
@@ -121,7 +122,7 @@ def _faces() -> list[_Face]:
             with TTFont(path, lazy=True) as font:
                 codes = font.getBestCmap()
             letters = frozenset(c for c in codes if _is_letter(c))
-            # No shaping: an Arabic letter is drawn alone, whichever library Pillow was built with.
+            # The basic layout draws an Arabic letter alone, with every build of Pillow.
             pillow = ImageFont.truetype(str(path), _EM, layout_engine=ImageFont.Layout.BASIC)
             faces.append(_Face(pillow, letters))
     if not faces:
@@ -130,7 +131,7 @@ def _faces() -> list[_Face]:
 
 
 def _is_letter(code: int) -> bool:
-    """A letter of one script in its own form: not a bold, raised, positional or joined variant."""
+    """Return True for a letter of one script that is not a bold, raised or positional variant."""
     character = chr(code)
     return (
         unicodedata.category(character).startswith("L")
@@ -151,8 +152,11 @@ def _name(code: int) -> str:
 
 
 def _render(code: int, face: _Face) -> tuple[np.ndarray, float] | None:
-    """(canvas, canvas) uint8 with the letter's box in the middle, and the box's longer half side
-    as a part of the canvas's; None where the face has no ink for the letter."""
+    """Return the centred letter, (canvas, canvas) uint8, and its relative longer side.
+
+    The side is relative to that of the canvas. None: the face has no ink for the letter, or the
+    letter is smaller than `_MIN_INK`.
+    """
     mask, _ = face.font.getmask2(chr(code), mode="L")
     box = mask.getbbox()
     if box is None:
@@ -171,8 +175,8 @@ def _render(code: int, face: _Face) -> tuple[np.ndarray, float] | None:
 
 
 def _distinct(faces: list[_Face]) -> list[int]:
-    """Code points of all splits, in order, such that no two letters look alike."""
-    order = {"test": 0, "validation": 1, "train": 2}  # who keeps a shape that several have
+    """Return the sorted code points of all splits, such that no two letters look alike."""
+    order = {"test": 0, "validation": 1, "train": 2}  # the priority of the splits
     codes, renders = [], []
     for code in sorted(frozenset().union(*(f.letters for f in faces))):
         face = next(face for face in faces if code in face.letters)
@@ -199,19 +203,19 @@ def _distinct(faces: list[_Face]) -> list[int]:
 
 
 def _blur(images: Tensor) -> Tensor:
-    """(N, 1, h, w) -> the same, smoothed by a binomial kernel of standard deviation 1 pixel."""
+    """Smooth (N, 1, h, w) images by a binomial kernel with a standard deviation of 1 pixel."""
     line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     return F.conv2d(images, (line[:, None] * line)[None, None], padding=2)
 
 
 def _sample(canvases: Tensor, grids: Tensor, size: int) -> Tensor:
-    """Renders at `grids` (N, k size, k size, 2), averaged to (N, 1, size, size) in [0, 1]."""
+    """Sample renders at `grids` (N, k size, k size, 2); average to (N, 1, size, size) in [0, 1]."""
     fine = F.grid_sample(canvases.float()[:, None] / 255, grids, align_corners=False)
     return F.avg_pool2d(fine, grids.shape[1] // size)
 
 
 def _draw(code: int, faces: list[_Face], seed: int, drawings: int, size: int) -> Tensor:
-    """(drawings, 1, size, size) uint8 of one letter, whatever other letters there are."""
+    """Draw one letter, (drawings, 1, size, size) uint8, independently of all other letters."""
     random = np.random.Generator(np.random.PCG64([seed, code]))
     renders = [r for f in faces if code in f.letters and (r := _render(code, f)) is not None]
     picks = random.integers(len(renders), size=drawings)
@@ -221,7 +225,7 @@ def _draw(code: int, faces: list[_Face], seed: int, drawings: int, size: int) ->
     shift = random.uniform(-_SHIFT, _SHIFT, (drawings, 2))
     knots = random.normal(0, _ELASTIC, (drawings, 2, _KNOTS, _KNOTS))
 
-    # The grid maps a drawing's pixels to the render's, so it is the inverse of the distortion.
+    # The grid maps pixels of the drawing to pixels of the render: the inverse of the distortion.
     scale = np.array([renders[p][1] for p in picks]) / _FILL
     cos, sin, one, nil = np.cos(angle), np.sin(angle), np.ones(drawings), np.zeros(drawings)
     turn = np.stack([cos, -sin, sin, cos], -1).reshape(-1, 2, 2)

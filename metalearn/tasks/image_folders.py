@@ -1,4 +1,4 @@
-"""Datasets that lie as folders of image files, one folder a class or a list of names a split."""
+"""Datasets in folders of image files: one folder for each class, or one list for each split."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ _SHORT = {"train": ("train",), "validation": ("val", "validation"), "test": ("te
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 
 Files = list[tuple[Path, str]]
-"""Image files, and the name of each one's class."""
+"""The image files, each with the name of its class."""
 
 
 def find(root: Path) -> dict[str, Files] | None:
-    """The files of each split by one of `LAYOUTS`, in `root` or in the only folder that it holds;
-    None where there is none of them.
+    """Return the files of each split by one of `LAYOUTS`; None if no layout fits.
+
+    The layout lies in `root`, or in the only folder within `root`.
 
     Raises:
-        OSError, ValueError: a list of a split cannot be read, or names what lies elsewhere.
+        OSError, ValueError: the list of a split cannot be read, or names a path elsewhere.
     """
     for layout in (_by_folders, _by_tables, _by_class_lists):
         found = {mode: layout(root, names) for mode, names in _SHORT.items()}
@@ -36,14 +37,14 @@ def find(root: Path) -> dict[str, Files] | None:
 
 
 def read(files: Files, side: int) -> Iterator[np.ndarray]:
-    """Each image as (side, side, 3) uint8.
+    """Yield each image as (side, side, 3) uint8.
 
     Raises:
-        OSError, SyntaxError, ValueError: a file is no image, or is of another size.
+        OSError, SyntaxError, ValueError: a file is not an image, or has another size.
     """
     for path, _ in files:
         with Image.open(path) as image:
-            if image.size != (side, side):  # before a pixel is read
+            if image.size != (side, side):  # checked before any pixel is read
                 size = (image.size[1], image.size[0], 3)
                 raise ValueError(f"{path} is of shape {size}, not {(side, side, 3)}")
             yield np.asarray(image.convert("RGB"))

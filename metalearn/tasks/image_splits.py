@@ -1,4 +1,4 @@
-"""Real images of ten classes in three splits, for the studies that learn from few of them."""
+"""Images of ten classes in three splits, for the studies that learn from few images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FAULTS = (AssertionError, LookupError, OSError, RuntimeError, TypeError, ValueE
 
 @dataclass(frozen=True)
 class Labelled:
-    """x: (n, 1, height, width), y: (n,)."""
+    """A set of n labelled images: x is (n, 1, height, width), y is (n,)."""
 
     x: Tensor
     y: Tensor
@@ -38,7 +38,10 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Splits:
-    """Pixels have mean 0 and deviation 1 over the training split; every class is in each split."""
+    """The three splits of a dataset; every class is in each split.
+
+    Pixels have mean 0 and standard deviation 1 over the training split.
+    """
 
     train: Labelled
     validation: Labelled
@@ -51,20 +54,21 @@ class Splits:
 def image_splits(
     dataset: str, source: str | None, seed: int, test: float, validation: float, train: int
 ) -> Splits:
-    """Splits drawn by `seed`, each class in its share.
+    """Return stratified splits of a dataset, drawn by `seed`.
 
     Args:
-        dataset: "digits", scikit-learn's 1,797 of 8x8; "mnist"; "omniglot", ten characters of one
-            alphabet, 20 drawings each.
-        source: the folder of MNIST's four unpacked idx files, or of Omniglot's archives; None:
-            `$METALEARN_DATA/mnist`, and as `tasks.omniglot` does it. Digits take none.
-        test: the share of the images that are for testing; MNIST has its own.
-        validation: the share of those that are left.
-        train: the most training images.
+        dataset: "digits", scikit-learn's 1,797 images of 8x8 pixels; "mnist"; or "omniglot", ten
+            characters of one alphabet with 20 drawings each.
+        source: the folder of MNIST's four unpacked idx files, or of Omniglot's archives. None:
+            `$METALEARN_DATA/mnist`, or the default source of `tasks.omniglot`. The digits have no
+            source.
+        seed: of all random choices.
+        test: the fraction of the images for the test split; MNIST has its own test split.
+        validation: the fraction of the remaining images for the validation split.
+        train: the maximum number of training images.
 
     Raises:
-        UsageError: an unknown dataset, a folder without its files, or a split that would lack a
-            class.
+        UsageError: the dataset is unknown, a folder lacks its files, or a split would lack a class.
     """
     if not (0 < test < 1 and 0 < validation < 1 and train >= CLASSES):
         raise UsageError(
@@ -89,7 +93,11 @@ def image_splits(
 
 
 def _parted(data: Labelled, second: float, seed: int) -> tuple[Labelled, Labelled]:
-    """Two parts, `second` a share or a number of images. Raises ValueError for too few."""
+    """Split images in two; `second` is the fraction or the number of images of the second part.
+
+    Raises:
+        ValueError: a part would have too few images.
+    """
     pair = train_test_split(range(len(data)), test_size=second, random_state=seed, stratify=data.y)
     first, other = (Labelled(data.x[chosen], data.y[chosen]) for chosen in pair)
     return first, other
@@ -97,14 +105,14 @@ def _parted(data: Labelled, second: float, seed: int) -> tuple[Labelled, Labelle
 
 @lru_cache(maxsize=1)
 def _images(dataset: str, source: str | None) -> tuple[Labelled, Labelled | None]:
-    """All images, and a test set where the dataset has its own."""
+    """Return all images, and the test set of a dataset that has one."""
     if dataset == "mnist":
         folder = _mnist_folder(source)
         train, test = (_idx(folder, part) for part in _MNIST)
         return train, test
     if dataset == "omniglot":
         data = omniglot(source)["train"]
-        # Names sort by alphabet.
+        # The class names are sorted by alphabet.
         chosen = data.labels < CLASSES
         return Labelled(data.images[chosen].float() / 255, data.labels[chosen]), None
     if dataset != "digits":
@@ -121,12 +129,12 @@ def _mnist_folder(source: str | None) -> Path:
     if source is None and not data:
         raise UsageError("dataset=mnist needs source=FOLDER, where its four idx files lie")
     folder = with_home(source) if source else with_home(data or "") / "mnist"
-    below = folder / "MNIST" / "raw"  # where torchvision puts them
+    below = folder / "MNIST" / "raw"  # where torchvision stores them
     return below if below.is_dir() else folder
 
 
 def _idx(folder: Path, part: str) -> Labelled:
-    """One part of MNIST; idx files hold numbers alone, reading them runs nothing."""
+    """Read one part of MNIST. Idx files hold only numbers, and reading them executes no code."""
     from torchvision.datasets.mnist import read_image_file, read_label_file  # slow to import
 
     files = [folder / f"{part}-{what}-ubyte" for what in ("images-idx3", "labels-idx1")]

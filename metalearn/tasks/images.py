@@ -1,4 +1,4 @@
-"""Labelled images in memory: what every image dataset is turned into."""
+"""Labelled images in memory: the form of every image dataset."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from metalearn.errors import UsageError
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """One split of a dataset, whole, as bytes.
+    """One complete split of a dataset, as bytes.
 
     Args:
         images: (N, channels, height, width) uint8; ink or light is high.
@@ -37,7 +37,7 @@ class LabelledImages:
             )
 
     def with_rotations(self) -> LabelledImages:
-        """Adds every class turned by 90, 180 and 270 degrees as a class of its own."""
+        """Return the images, and each class rotated by 90, 180 and 270 degrees as a new class."""
         turned = [torch.rot90(self.images, k, dims=(2, 3)) for k in range(4)]
         labels = [self.labels + k * len(self.classes) for k in range(4)]
         names = (self.classes, *(tuple(f"{c}@{90 * k}" for c in self.classes) for k in (1, 2, 3)))

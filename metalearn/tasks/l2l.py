@@ -1,4 +1,4 @@
-"""learn2learn, imported where it is used and without gym's notice on the user's screen."""
+"""Import of learn2learn on demand, without the messages of gym."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from types import ModuleType
 
 
 def import_learn2learn(module: str = "learn2learn") -> ModuleType:
-    """Imports `module` (learn2learn, or a part of it such as "learn2learn.vision.datasets").
+    """Import `module`: learn2learn, or a part of it such as "learn2learn.vision.datasets".
 
-    The first call takes seconds: learn2learn imports gym, which prints on stderr that it is
-    unmaintained and warns of what it finds deprecated; nothing here uses gym, so neither is shown.
+    The first call takes seconds. learn2learn imports gym, which prints on stderr that it is
+    unmaintained, and raises deprecation warnings. This package does not use gym, and hides both.
 
     Raises:
-        ImportError: learn2learn, or something that it needs, is not installed.
+        ImportError: learn2learn, or one of its dependencies, is not installed.
     """
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")

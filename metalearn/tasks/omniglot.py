@@ -1,4 +1,4 @@
-"""Omniglot: 1,623 hand-written characters of 50 alphabets, each drawn by 20 people."""
+"""The Omniglot dataset: 1,623 handwritten characters of 50 alphabets, 20 drawings each."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from metalearn.tasks.cache import Splits, cache_folder, cached
 from metalearn.tasks.images import LabelledImages
 
 LISTED = Path(__file__).with_name("omniglot_characters.csv")
-"""The characters of each split by name: those of `omniglot()` without further options."""
+"""The list of each split's characters by name, for `omniglot()` with its default options."""
 
 SETS = ("images_background", "images_evaluation")
 _SIDE = 105
 _DRAWING = re.compile(r"(?P<character>[^/]+/character\d+)/[^/]+\.png")
 _LARGEST_SIZE = 1024
-LARGEST = 1 << 20  # bytes of one drawing; real ones have a few hundred
+LARGEST = 1 << 20  # bytes; the maximum size of one drawing; real drawings have a few hundred
 _LAYOUT = "images_background and images_evaluation, each as a folder or a .zip"
-_MEMBERS = 100_000  # of an archive; Omniglot's have some 20,000
+_MEMBERS = 100_000  # the maximum number of members of an archive; Omniglot's have some 20,000
 _TIMEOUT_S = 30.0
 
 _UNREADABLE = (
@@ -48,23 +48,24 @@ def omniglot(
     splits: tuple[int, int, int] = (1100, 100, 423),
     drawings: int = 20,
 ) -> dict[str, LabelledImages]:
-    """Omniglot in its three splits "train", "validation" and "test", of disjoint characters.
+    """Return Omniglot's splits "train", "validation" and "test", with disjoint characters.
+
+    Images have the shape (N, 1, size, size) and high values for ink. A class has the name
+    "Alphabet/characterNN". With seed 0 and the default numbers, `LISTED` names the characters of
+    each split.
 
     Args:
-        source: a folder that holds images_background and images_evaluation, each unpacked or as a
-            .zip. None: `$METALEARN_DATA/omniglot` where that exists, else it is downloaded. It is
-            read only when the cache does not hold this size and seed already, even when given.
-        size: side of the images in pixels.
-        seed: shuffles the characters, over all alphabets and both sets, before they are split.
-        splits: characters a split; together they are as many as the source has to hold.
-        drawings: drawings a character.
-
-    Images are (N, 1, size, size), ink high; a class is named "Alphabet/characterNN". With seed 0
-    and the usual splits they are those that `LISTED` names.
+        source: a folder with images_background and images_evaluation, each unpacked or as a .zip.
+            None: `$METALEARN_DATA/omniglot` if it exists, else a download. A source is read only if
+            the cache does not have the dataset with these options, even if it is given.
+        size: the side of the images in pixels, 1 to 1,024.
+        seed: shuffles the characters of all alphabets and of both sets before the split.
+        splits: the number of characters of each split; their sum is the number in the source.
+        drawings: the number of drawings of each character.
 
     Raises:
-        UsageError: the source is absent, incomplete or damaged, or its characters are not those of
-            the release; or the download failed.
+        UsageError: the size is out of its range; the source is missing, incomplete or damaged; its
+            characters are not those of the release; or the download failed.
     """
     if not 1 <= size <= _LARGEST_SIZE:
         raise UsageError(f"size={size} is no side of an image; give 1 to {_LARGEST_SIZE} pixels")
@@ -94,14 +95,20 @@ def omniglot_background(
     characters: int = 1623,
     drawings: int = 20,
 ) -> dict[str, LabelledImages]:
-    """Omniglot by its release's own sets: what the one-shot test of the release may train on.
+    """Return Omniglot split by the sets of its release, for the one-shot test of the release.
 
-    "test" is images_evaluation; `validation` whole alphabets of images_background, the first by a
-    hash of their names, are "validation" and the others "train". Arguments, images, class names
-    and errors otherwise as of `omniglot`.
+    The test split is images_evaluation. The validation split has `validation` whole alphabets of
+    images_background, the first by a hash of their names. All other alphabets of images_background
+    are the training split. Images and class names are those of `omniglot`.
+
+    Args:
+        source, size, drawings: as in `omniglot`.
+        validation: the number of alphabets in the validation split.
+        characters: the number of characters in the source.
 
     Raises:
-        UsageError: as `omniglot`, and where `validation` leaves no alphabet to train on.
+        UsageError: the cases of `omniglot`, or `validation` leaves no alphabet for training or is
+            below 1.
     """
     if not 1 <= size <= _LARGEST_SIZE:
         raise UsageError(f"size={size} is no side of an image; give 1 to {_LARGEST_SIZE} pixels")
@@ -128,7 +135,7 @@ def omniglot_background(
 
 @cache
 def listed_characters() -> Mapping[str, tuple[str, ...]]:
-    """What `LISTED` says: the names of each split's characters, in their order."""
+    """Return the names of each split's characters, in the order of `LISTED`."""
     with LISTED.open(newline="") as file:
         rows = list(csv.DictReader(file))
     splits = dict.fromkeys(row["split"] for row in rows)
@@ -143,12 +150,12 @@ def _default_source() -> Path:
 
 
 def _download() -> Path:
-    """The two archives as they are; their drawings are read without unpacking them."""
+    """Download the two archives, which are read without being unpacked; return their folder."""
     from torchvision.datasets import Omniglot, utils  # slow to import, and needed here only
 
     root = cache_folder() / "omniglot"
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT_S)  # torchvision itself would wait for ever
+    socket.setdefaulttimeout(_TIMEOUT_S)  # torchvision has no timeout of its own
     try:
         for name in SETS:
             address = f"{Omniglot.download_url_prefix}/{name}.zip"
@@ -164,7 +171,7 @@ def _download() -> Path:
 
 
 def _read(folder: Path, size: int, characters: int, drawings: int) -> dict[str, np.ndarray]:
-    """Character name -> (drawings, size, size) uint8, complete."""
+    """Read all drawings: (drawings, size, size) uint8 by the name of the character."""
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder; give source= a folder that holds {_LAYOUT}")
     images: dict[str, list[np.ndarray]] = {}
@@ -186,9 +193,10 @@ def _read(folder: Path, size: int, characters: int, drawings: int) -> dict[str, 
 
 
 def _drawings_of(folder: Path, name: str) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
-    """(character, where it lies, its reader) of each drawing of a set, in order of file names.
+    """Yield (character, location, reader) of each drawing of a set, in order of file names.
 
-    An archive goes before a folder: unpacking may have been interrupted. Nothing is extracted.
+    An archive has priority over a folder, which may have been unpacked only in part. No member is
+    extracted.
     """
     path = folder / f"{name}.zip"
     if path.is_file():
@@ -221,10 +229,15 @@ def _drawings_of(folder: Path, name: str) -> Iterator[tuple[str, str, Callable[[
 
 
 def decode(read: Callable[[], bytes], where: str, size: int) -> np.ndarray:
-    """One drawing as (size, size) uint8 with ink high.
+    """Decode one drawing to (size, size) uint8, with high values for ink.
+
+    Args:
+        read: returns the bytes of the image file.
+        where: the name of the drawing in error messages.
+        size: the side of the result in pixels.
 
     Raises:
-        UsageError: it is no image of 105x105 pixels; `where` names it.
+        UsageError: the file is not an image of 105x105 pixels.
     """
     try:
         with Image.open(io.BytesIO(read())) as file:
@@ -253,7 +266,10 @@ def _split(images: dict[str, np.ndarray], seed: int, splits: tuple[int, int, int
 
 
 def _rank(seed: int, name: str) -> bytes:
-    """A hash and no random generator: the same order with any version of any library."""
+    """Return the sort key of a name.
+
+    The key is a hash, so that the order does not depend on the version of any library.
+    """
     return hashlib.sha256(f"{seed}:{name}".encode()).digest()
 
 

@@ -1,7 +1,7 @@
 """The one-shot classification test of the Omniglot release (Lake et al. 2015), all_runs.zip.
 
-20 runs, each of 20 characters of one alphabet: one drawing of each is shown, and 20 drawings by
-another person are to be classified.
+The test has 20 runs, each with 20 characters of one alphabet. A run has one support drawing of each
+character, and 20 query drawings by another person.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DAMAGE = (OSError, EOFError, RuntimeError, NotImplementedError, UnicodeDecodeEr
 
 @dataclass(frozen=True)
 class FixedTasks:
-    """A sampler that always gives the first of the same tasks."""
+    """A sampler that always returns the first `num_tasks` of the same tasks."""
 
     tasks: TaskBatch
 
@@ -45,13 +45,18 @@ class FixedTasks:
 
 
 def official_runs(path: str | Path, size: int = 28) -> TaskBatch:
-    """The runs as tasks: support and query (20, 20, 1, size, size), ink high, in [0, 1].
+    """Return the runs as tasks: support and query are (20, 20, 1, size, size) in [0, 1].
 
-    A run's support set is in the order of its classes' names, its labels 0 to 19; a query's label
-    is the class that class_labels.txt gives its file. The archive is read without unpacking it.
+    Ink has high values. A run's support set is sorted by the names of its classes, with the labels
+    0 to 19. A query's label is the class of its file in class_labels.txt. The archive is read
+    without being unpacked.
+
+    Args:
+        path: all_runs.zip.
+        size: the side of the images in pixels.
 
     Raises:
-        UsageError: it is absent, no zip archive, incomplete or damaged.
+        UsageError: the archive is missing, not a zip archive, incomplete or damaged.
     """
     path = with_home(path)
     if not path.is_file():
@@ -75,7 +80,7 @@ def official_runs(path: str | Path, size: int = 28) -> TaskBatch:
 
 
 def _runs(archive: zipfile.ZipFile) -> dict[str, dict[str, zipfile.ZipInfo]]:
-    """The members of each run by their path within it."""
+    """Return the members of each run, by their paths within the run."""
     runs: dict[str, dict[str, zipfile.ZipInfo]] = {}
     for info in archive.infolist():
         if (found := _PART.fullmatch(info.filename)) and "__MACOSX" not in info.filename:
@@ -86,7 +91,7 @@ def _runs(archive: zipfile.ZipFile) -> dict[str, dict[str, zipfile.ZipInfo]]:
 def _run(
     archive: zipfile.ZipFile, name: str, parts: dict[str, zipfile.ZipInfo], size: int, path: Path
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Support and query images, uint8, and the queries' labels."""
+    """Return the support and query images, uint8, and the labels of the queries."""
     if large := [part for part, info in parts.items() if info.file_size > LARGEST]:
         raise UsageError(
             f"{name}/{large[0]} in {path} is too large for a drawing or a list of labels; "

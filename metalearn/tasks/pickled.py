@@ -1,8 +1,8 @@
-"""Arrays, numbers and texts out of a pickle, which runs nothing of it.
+"""Safe loading of arrays, numbers and texts from a pickle, without executing its code.
 
-Datasets that were published as pickles are read by this. A pickle asks for classes and functions by
-name; it gets stand-ins for the few that arrays are written with, and none of NumPy's own, which
-would take lengths and addresses on trust.
+The module reads datasets that were published as pickles. A pickle requests classes and functions by
+name. It receives stand-ins for the few names that are needed to store arrays. It receives none of
+NumPy's own functions, which would trust the lengths and addresses in the file.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ _NUMBERS = re.compile(r"[|<>=]?(b1|[iu][1248]|f[248])")
 
 
 def load(path: Path) -> Any:
-    """Nested dicts, lists and tuples of arrays of numbers, numbers, texts and bytes.
+    """Load nested dicts, lists and tuples of numeric arrays, numbers, texts and bytes.
 
     Raises:
-        pickle.UnpicklingError: the file asks for anything else. What a damaged pickle leads to
-            passes through: EOFError, ValueError, TypeError, LookupError, AttributeError and others.
+        pickle.UnpicklingError: the file requests anything else. Errors of a damaged pickle pass
+            through: EOFError, ValueError, TypeError, LookupError, AttributeError and others.
     """
     with path.open("rb") as file:
-        # Python 2 wrote some of them: its byte strings are read as Latin-1, which loses no byte.
+        # Python 2 wrote some of the files. Latin-1 keeps every byte of its byte strings.
         return _plain(_Reader(file, encoding="latin1").load())
 
 
 class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        # numpy.core is what older releases wrote for numpy._core
+        # older releases of NumPy wrote numpy.core for numpy._core
         known = _STAND_INS.get((module.replace("numpy._core", "numpy.core"), name))
         if known is None:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
-        # A pickle may set attributes of what it gets: of this, which is its own.
+        # A pickle may set attributes of the object that it receives. The lambda is its own copy.
         return lambda *args: known(*args)
 
 
 class _Type:
-    """In place of numpy.dtype."""
+    """The stand-in for numpy.dtype."""
 
     def __init__(self, name: Any, *_: Any) -> None:
         if not isinstance(name, str) or not _NUMBERS.fullmatch(name):
@@ -56,7 +56,7 @@ class _Type:
 
 
 class _Array:
-    """In place of numpy.ndarray, which it becomes in the end."""
+    """The stand-in for numpy.ndarray, which replaces it in `_plain`."""
 
     value: np.ndarray
 
@@ -83,7 +83,7 @@ def _scalar(kind: Any, data: Any) -> Any:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """In place of codecs.encode, by which older protocols write bytes."""
+    """Encode a text; the stand-in for codecs.encode, by which older protocols store bytes."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it holds bytes by way of {encoding!r}")
     return text.encode("latin1")
@@ -96,13 +96,13 @@ _STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy.core.numeric", "_frombuffer"): _from_buffer,
     ("_codecs", "encode"): _latin1,
-    ("__builtin__", "bytes"): lambda: b"",  # so protocols below 3 write none
+    ("__builtin__", "bytes"): lambda: b"",  # protocols below 3 store empty bytes as a call of bytes
     ("collections", "OrderedDict"): dict,
 }
 
 
 def _plain(value: Any) -> Any:
-    """With arrays in the stand-ins' place."""
+    """Return a value with every stand-in replaced by its array."""
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Few-shot tasks drawn by learn2learn, their images gathered in one indexing operation."""
+"""The sampler of image tasks: learn2learn draws them, one indexing operation gathers images."""
 
 from __future__ import annotations
 
@@ -17,25 +17,31 @@ from metalearn.tasks.l2l import import_learn2learn
 
 
 class ImageTaskSampler:
-    """Tasks of `ways` classes with `shots` support and `queries` query images each.
+    """The sampler of tasks with `ways` classes, `shots` support and `queries` query images each.
 
-    learn2learn's `MetaDataset`, `Taskset` (its task dataset), `NWays` and `KShots` decide which
-    images make a task; the pixels stay where they are, one uint8 tensor on `device`, until `sample`
-    gathers the whole batch and scales it to [0, 1]. Labels are 0 .. ways - 1; a task's images are
-    ordered by label.
+    learn2learn's `MetaDataset`, `Taskset` (its task dataset), `NWays` and `KShots` choose the
+    images of a task. The pixels stay in one uint8 tensor on `device`, until `sample` gathers the
+    whole batch and scales it to [0, 1]. Labels are 0 .. ways - 1, and the images of a task are
+    sorted by label. Support and query set share no image.
 
-    Support and query share no image. The stream depends on `seed` alone, and sampling leaves
-    Python's global random state (which learn2learn draws from) as it was.
+    The sequence of tasks depends only on `seed`. Sampling does not change Python's global random
+    state, from which learn2learn draws.
 
-    With `distinct` there are so many different tasks, which recur: each is named by a number, from
-    which it is drawn anew, so that none is kept.
-
-    With `affine` above 0 each image gets a small random affine map of its own (`AffineMaps`), anew
-    whenever it is drawn; the maps come from a generator of their own, also seeded by `seed`.
+    Args:
+        data: the labelled images of one split.
+        ways: the number of classes of a task, at least 2.
+        shots: the number of support images of each class.
+        queries: the number of query images of each class.
+        seed: of the tasks and of the affine maps.
+        device: of the images and of the batches.
+        distinct: the number of different tasks, which then recur. A task is drawn again from its
+            number, and no task is stored. None: no limit.
+        affine: the strength of the random affine maps (`AffineMaps`); 0: none. Each image gets a
+            new map whenever it is drawn. The maps have their own generator.
 
     Raises:
-        UsageError: fewer classes than ways, fewer than two ways, a class with too few images, or
-            a value of `affine` outside of 0 .. `AffineMaps.STRONGEST`.
+        UsageError: a number is too small, there are fewer classes than ways, a class has too few
+            images, or `affine` is not within 0 .. `AffineMaps.STRONGEST`.
     """
 
     def __init__(
@@ -76,7 +82,7 @@ class ImageTaskSampler:
         self._maps = AffineMaps(affine, seed) if affine else None
 
     def sample(self, num_tasks: int) -> TaskBatch:
-        """A batch of `num_tasks` tasks, (num_tasks, ways * shots, C, H, W) and so on."""
+        """Return a batch of `num_tasks` tasks; support_x is (num_tasks, ways * shots, C, H, W)."""
         ways, shots = self.ways, self.shots
         each = shots + self.queries
         outer_state = random.getstate()
@@ -106,7 +112,7 @@ class ImageTaskSampler:
         )
 
     def _one_task(self) -> list[int]:
-        """Indices of the task's images, class by class."""
+        """Return the indices of a task's images, class by class."""
         if self._distinct is not None:
             number = random.randrange(self._distinct)
             stream = random.getstate()
@@ -130,7 +136,10 @@ class ImageTaskSampler:
         return {"random": [version, list(words), gauss], **maps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state; one of before the affine maps leaves their generator as it is."""
+        """Restore a state of `state_dict`.
+
+        A state without "affine", from before the affine maps, does not change their generator.
+        """
         version, words, gauss = state["random"]
         self._state = (version, tuple(words), gauss)
         if self._maps is not None and "affine" in state:
@@ -138,19 +147,25 @@ class ImageTaskSampler:
 
 
 class AffineMaps:
-    """Random affine maps of images, all drawn uniformly and independently.
+    """The random affine maps of images, all drawn uniformly and independently.
 
-    At strength 1 an image is shifted by up to 1/14 of its side along each axis (2 pixels of 28),
-    sheared by up to 0.1, scaled by 0.9 to 1.1, and turned by up to 10 degrees, in this order. The
-    ranges are proportional to the strength. Pixels are interpolated bilinearly, the background is
-    0.
+    At strength 1 a map has these steps, in this order:
+
+    - a shift of up to 1/14 of the image's side along each axis (2 pixels of 28);
+    - a shear of up to 0.1;
+    - a scale of 0.9 to 1.1;
+    - a rotation of up to 10 degrees.
+
+    The ranges are proportional to the strength. Pixels are interpolated bilinearly, and the
+    background is 0.
 
     Args:
         strength: above 0, up to `STRONGEST`.
-        seed: of the generator, which stays on the CPU: the maps are the same on every device.
+        seed: of the generator. The generator is on the CPU, so that the maps are the same on every
+            device.
 
     Raises:
-        UsageError: the strength is another.
+        UsageError: the strength is out of its range.
     """
 
     STRONGEST = 5.0
@@ -165,12 +180,12 @@ class AffineMaps:
         self.generator = torch.Generator().manual_seed(seed)
 
     def apply(self, images: Tensor) -> Tensor:
-        """Map each of (N, channels, height, width) images by the next map of the stream."""
+        """Transform each of (N, channels, height, width) images by the next random map."""
         drawn = torch.rand(len(images), 5, generator=self.generator) * 2 - 1
         angle, size, shear, right, down = (self.strength * drawn).unbind(1)
         angle, scale, shear = math.radians(10) * angle, 1 + 0.1 * size, 0.1 * shear
-        # grid_sample wants the map from new places to old ones, which is the inverse. Its unit is
-        # half a side: a shift of 1/14 of the side is 1/7.
+        # grid_sample needs the inverse map, from new positions to old ones. Its unit is half a
+        # side, so that a shift of 1/14 of the side is 1/7.
         cos, sin = angle.cos() / scale, angle.sin() / scale
         rows = [cos + shear * sin, sin - shear * cos, -right / 7, -sin, cos, -down / 7]
         inverse = torch.stack(rows, dim=1).view(-1, 2, 3).to(images.device)
@@ -179,7 +194,7 @@ class AffineMaps:
 
 
 class _Labels(torch.utils.data.Dataset[int]):
-    """What learn2learn draws from: a dataset of labels, whose pixels it never sees."""
+    """The dataset of labels from which learn2learn draws; it has no pixels."""
 
     def __init__(self, labels: list[int]) -> None:
         self._labels = labels

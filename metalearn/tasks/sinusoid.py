@@ -16,9 +16,13 @@ SEEDS = {"train": 0, "validation": 1, "test": 2}
 
 
 class SinusoidSampler:
-    """y = amplitude sin(x - phase), amplitude in [0.1, 5], phase in [0, pi], x in [-5, 5].
+    """The sampler of y = amplitude sin(x - phase) with random amplitudes and phases.
 
-    A batch has support (T, shots, 1) and query (T, queries, 1), inputs and targets.
+    The amplitude is in [0.1, 5], the phase in [0, pi] and x in [-5, 5], all uniform. A batch has
+    support inputs and targets (T, shots, 1), and query inputs and targets (T, queries, 1).
+
+    Raises:
+        UsageError: `shots` or `queries` is below 1.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class SinusoidSampler:
 
 @dataclass(frozen=True)
 class SinusoidTasks:
-    """`Tasks` of the three splits: the same distribution, streams of their own."""
+    """The `Tasks` of sinusoids: the splits have the same distribution and different seeds."""
 
     shots: int = 10
     queries: int = 10

@@ -1,4 +1,4 @@
-"""Where a run's tasks come from: one dataset, its three splits, a sampler for each."""
+"""The source of a run's tasks: one dataset, its three splits, and a sampler for each split."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from metalearn.tasks.sampler import ImageTaskSampler
 
 
 class Sampler(Protocol):
-    """A seeded stream of task batches."""
+    """A seeded sequence of task batches."""
 
     def sample(self, num_tasks: int) -> TaskBatch: ...
 
@@ -26,29 +26,31 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class Tasks(Protocol):
-    """Samplers of the splits "train", "validation" and "test"."""
+    """The samplers of the splits "train", "validation" and "test"."""
 
     def sampler(self, split: str, seed: int, device: torch.device | str) -> Sampler: ...
 
     def classes(self, split: str) -> tuple[str, ...]:
-        """The names of a split's classes; empty where tasks are not made of classes."""
+        """Return the names of a split's classes; empty if the tasks have no classes."""
         ...
 
 
 @dataclass
 class ImageTasks:
-    """Few-shot classification on an image dataset.
+    """The tasks of few-shot classification on an image dataset.
 
     Args:
-        dataset: gives the splits when called; nothing is read before that.
-        ways, shots, queries: of a training task.
-        test_queries: query images a class in validation and test.
-        rotations: adds each training class turned by 90, 180 and 270 degrees as further classes
-            (Santoro et al. 2016); validation and test classes stay as drawn.
-        channels, image_size: what the images must be, for the model that is built beside.
-        train_shots: of a training task; None: `shots`.
-        distinct: how many different training tasks there are, drawn over and over; None: no limit.
-        affine: the strength of random affine maps of each training image, support and query alike
+        dataset: returns the splits; nothing is read before it is called.
+        ways: the number of classes of a task.
+        shots: the number of support images of each class in validation and test.
+        queries: the number of query images of each class in training.
+        test_queries: the number of query images of each class in validation and test.
+        rotations: adds each training class rotated by 90, 180 and 270 degrees as new classes
+            (Santoro et al. 2016). Validation and test classes are not rotated.
+        channels, image_size: the number of channels and the side in pixels that the model expects.
+        train_shots: the number of support images of each class in training; None: `shots`.
+        distinct: the number of different training tasks, which then recur; None: no limit.
+        affine: the strength of random affine maps of training images, in support and query sets
             (`AffineMaps`: at 1 up to 10 degrees, 10 %, and 2 pixels of 28); 0: none.
     """
 
@@ -80,7 +82,11 @@ class ImageTasks:
         return self.split(split).classes
 
     def split(self, name: str) -> LabelledImages:
-        """As drawn, without rotations. Raises UsageError where the images are not as announced."""
+        """Return the images of a split, without rotations.
+
+        Raises:
+            UsageError: the images do not have `channels` and `image_size`.
+        """
         if self._splits is None:
             self._splits = self.dataset()
         data = self._splits[name]

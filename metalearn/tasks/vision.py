@@ -1,9 +1,10 @@
-"""mini-ImageNet, tiered-ImageNet, CIFAR-FS and FC100, from the files that they are published as.
+"""The datasets mini-ImageNet, tiered-ImageNet, CIFAR-FS and FC100, from their published files.
 
-Each is read from folders of image files (`image_folders.LAYOUTS`), or, where it was published as
-pickles, from those: as arrays alone, nothing in them is run (`pickled`).
+Each dataset is read from folders of image files (`image_folders.LAYOUTS`). A dataset that was
+published as pickles is read from the pickles too, as arrays only: no code in a pickle is executed
+(`pickled`).
 
-Nothing is downloaded: the addresses that are known fail often, and silently changing sources is no
+Nothing is downloaded. The known addresses fail often, and a source that changes silently is no
 basis for a benchmark.
 """
 
@@ -29,7 +30,7 @@ from metalearn.tasks.images import LabelledImages
 
 _MODES = ("train", "validation", "test")
 _SHORT = ("train", "val", "test")
-# What a cut, foreign or half-unpacked file leads to.
+# The errors of a truncated, foreign or partly unpacked file.
 _FAULTS = (
     *(OSError, EOFError, pickle.UnpicklingError, ValueError, TypeError, SyntaxError),
     *(LookupError, AttributeError, RuntimeError, MemoryError, Image.DecompressionBombError),
@@ -40,15 +41,15 @@ _Pickle = tuple[Sequence[str], Callable[[str, Any], tuple[Iterable[np.ndarray], 
 def mini_imagenet(
     source: str | Path | None = None, classes: tuple[int, int, int] = (64, 16, 20)
 ) -> dict[str, LabelledImages]:
-    """mini-ImageNet, (N, 3, 84, 84), with the splits of Ravi & Larochelle.
+    """Return mini-ImageNet, (N, 3, 84, 84), with the splits of Ravi & Larochelle.
 
     Args:
-        source: folder of images, or of mini-imagenet-cache-{train,validation,test}.pkl;
-            None: `$METALEARN_DATA/mini_imagenet`, else what `metalearn data prepare` unpacked.
-        classes: classes that training, validation and test have to have.
+        source: the folder of images, or of mini-imagenet-cache-{train,validation,test}.pkl. None:
+            `$METALEARN_DATA/mini_imagenet`, else the folder of `metalearn data prepare`.
+        classes: the required numbers of training, validation and test classes.
 
     Raises:
-        UsageError: a file is absent, cut short or not of this dataset.
+        UsageError: a file is missing, truncated or not of this dataset.
     """
 
     def split(mode: str, contents: Any) -> tuple[Any, Any, Any]:
@@ -66,15 +67,16 @@ def mini_imagenet(
 def tiered_imagenet(
     source: str | Path | None = None, classes: tuple[int, int, int] = (351, 97, 160)
 ) -> dict[str, LabelledImages]:
-    """tiered-ImageNet, (N, 3, 84, 84); whole in memory it needs 17 GB.
+    """Return tiered-ImageNet, (N, 3, 84, 84); it needs 17 GB of memory.
 
     Args:
-        source: folder of images, or of tiered-imagenet/{train,val,test}_{images_png,labels}.pkl;
-            None: `$METALEARN_DATA/tiered_imagenet`, else what `metalearn data prepare` unpacked.
-        classes: classes that training, validation and test have to have.
+        source: the folder of images, or of
+            tiered-imagenet/{train,val,test}_{images_png,labels}.pkl. None:
+            `$METALEARN_DATA/tiered_imagenet`, else the folder of `metalearn data prepare`.
+        classes: the required numbers of training, validation and test classes.
 
     Raises:
-        UsageError: a file is absent, cut short or not of this dataset.
+        UsageError: a file is missing, truncated or not of this dataset.
     """
 
     def split(mode: str, contents: Any) -> tuple[Any, Any, Any]:
@@ -89,16 +91,16 @@ def tiered_imagenet(
 def cifar_fs(
     source: str | Path | None = None, classes: tuple[int, int, int] = (64, 16, 20)
 ) -> dict[str, LabelledImages]:
-    """CIFAR-FS, (N, 3, 32, 32), with the splits of Bertinetto et al.
+    """Return CIFAR-FS, (N, 3, 32, 32), with the splits of Bertinetto et al.
 
     Args:
-        source: folder of images, such as cifar100.zip has; also in cifarfs/processed or
-            cifarfs/cifar100, where learn2learn puts them.
-            None: `$METALEARN_DATA/cifar_fs`, else what `metalearn data prepare` unpacked.
-        classes: classes that training, validation and test have to have.
+        source: the folder of images, such as that of cifar100.zip. The images may also lie in
+            cifarfs/processed or cifarfs/cifar100, where learn2learn stores them. None:
+            `$METALEARN_DATA/cifar_fs`, else the folder of `metalearn data prepare`.
+        classes: the required numbers of training, validation and test classes.
 
     Raises:
-        UsageError: the folder is absent or incomplete, or an image is not 32x32.
+        UsageError: the folder is missing or incomplete, or an image is not 32x32.
     """
     return _load("cifar_fs", source, 32, classes)
 
@@ -106,15 +108,15 @@ def cifar_fs(
 def fc100(
     source: str | Path | None = None, classes: tuple[int, int, int] = (60, 20, 20)
 ) -> dict[str, LabelledImages]:
-    """FC100, (N, 3, 32, 32), whose splits share no superclass.
+    """Return FC100, (N, 3, 32, 32), whose splits share no superclass.
 
     Args:
-        source: folder of images, or of FC100_{train,val,test}.pickle;
-            None: `$METALEARN_DATA/fc100`, else what `metalearn data prepare` unpacked.
-        classes: classes that training, validation and test have to have.
+        source: the folder of images, or of FC100_{train,val,test}.pickle. None:
+            `$METALEARN_DATA/fc100`, else the folder of `metalearn data prepare`.
+        classes: the required numbers of training, validation and test classes.
 
     Raises:
-        UsageError: a file is absent, cut short or not of this dataset.
+        UsageError: a file is missing, truncated or not of this dataset.
     """
 
     def split(mode: str, contents: Any) -> tuple[Any, Any, Any]:
@@ -152,7 +154,7 @@ def _load(
     classes: tuple[int, int, int],
     pickles: _Pickle | None = None,
 ) -> dict[str, LabelledImages]:
-    """Every split, checked."""
+    """Load and check every split."""
     files, from_pickles = pickles or ([], None)
     wanted = f"{', '.join(files)}, or the images as " if files else "the images as "
     wanted += image_folders.LAYOUTS
@@ -214,7 +216,16 @@ def _decoded(encoded: Any) -> np.ndarray:
 
 
 def _numbered(mode: str, labels: Any, images: int) -> tuple[np.ndarray, list[str]]:
-    """Labels that are numbers, with or without gaps, and the names of their classes."""
+    """Return consecutive labels and the names of the classes.
+
+    Args:
+        mode: the name of the split, which begins the names.
+        labels: numbers, with or without gaps.
+        images: the expected number of labels.
+
+    Raises:
+        ValueError: the numbers of images and labels differ.
+    """
     if images != len(labels):
         raise ValueError(f"{images} images came with {len(labels)} labels")
     values, numbers = np.unique(np.asarray(labels), return_inverse=True)
@@ -224,7 +235,18 @@ def _numbered(mode: str, labels: Any, images: int) -> tuple[np.ndarray, list[str
 def _gather(
     arrays: Iterable[np.ndarray], labels: Any, classes: Sequence[str], side: int
 ) -> LabelledImages:
-    """Images of (side, side, 3) with values 0 to 255, one by one: together they may be large."""
+    """Gather images into one tensor, (N, 3, side, side) uint8.
+
+    The images arrive one by one, since all of them together may be large.
+
+    Args:
+        arrays: images (side, side, 3) with values 0 to 255.
+        labels: the index of each image's class in `classes`.
+
+    Raises:
+        ValueError: an image has another shape, or the numbers of images, labels and classes do not
+            match.
+    """
     count = len(labels)
     images = torch.empty(count, 3, side, side, dtype=torch.uint8)
     filled = 0

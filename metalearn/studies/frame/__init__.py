@@ -1,6 +1,6 @@
-"""Studies are data: what is measured becomes rows, and rows a table, figures and findings.
+"""The common code of all studies: measurements become rows; tables, figures and findings use rows.
 
-`run.py` here runs a study; it is not imported, for it takes PyTorch and wandb with it.
+`run.py` runs a study. It is not imported here, since it imports PyTorch and wandb.
 """
 
 from metalearn.studies.frame.protocol import Cell, Row, Study

@@ -1,4 +1,4 @@
-"""`results/README.md`: what lies there, and the command that makes each."""
+"""The index of the results, `results/README.md`, with the command of each result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ own provenance (versions, machine, threads, seeds, date). The commands make this
 
 
 def write_index(results: Path) -> None:
-    """Lists every study in `results`, and every lone JSON file with a provenance."""
+    """Write the list of all studies in `results`, and of single JSON files with a provenance."""
     lines = [HEAD, "| what | command | commit | date |", "|---|---|---|---|"]
     for path in sorted(results.rglob("*.json")):
         where = path.relative_to(results)

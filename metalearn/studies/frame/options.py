@@ -1,4 +1,4 @@
-"""The options of a study: configs/VERB/NAME.yaml, a preset, and what the user gave."""
+"""The options of a study: configs/VERB/NAME.yaml, a preset, and the user's overrides."""
 
 from __future__ import annotations
 
@@ -17,21 +17,26 @@ if TYPE_CHECKING:
 
 PRESETS = ("quick", "full")
 NOT_ROWS = ("results", "name", "wandb", "measure")
-"""Options that say nothing of the rows."""
+"""The options that have no effect on the rows."""
 
 
 def names(verb: str) -> list[str]:
-    """The studies of a verb."""
+    """Return the names of a verb's studies."""
     return sorted(path.stem for path in (config.config_folder() / verb).glob("*.yaml"))
 
 
 def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, DictConfig]:
-    """The study that a user asked for, where it goes, and the options that all studies have.
+    """Return a study, its publication, and the options that all studies have.
+
+    Args:
+        verb: "bench" or "solve".
+        name: the name of the study.
+        words: the user's overrides, such as "steps=10".
 
     Raises:
-        UsageError: an unknown or unfit option.
+        UsageError: an option is unknown or has an invalid value.
     """
-    # Slow: what only lists the studies needs none of it.
+    # These imports are slow, and a list of the studies does not need them.
     from metalearn.config.build import build
     from metalearn.studies.frame.run import Publication
 
@@ -50,12 +55,12 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
     whole = OmegaConf.merge(common, own)
     merged = OmegaConf.merge(whole, presets.get(chosen) or {})
     assert isinstance(whole, DictConfig) and isinstance(merged, DictConfig)
-    # A preset may empty a list; what it holds is then told by the study's own default.
+    # A preset may empty a list. The study's own default then gives the type of its items.
     options = config.overridden(merged, words, f"{verb} {name}", like=whole)
 
     common = OmegaConf.masked_copy(options, list(common))
     plain: Any = OmegaConf.to_container(options, resolve=True)
-    # A study that needs an option which all have, such as the device, names it among its own.
+    # A study that needs a common option, such as the device, has it in its own file too.
     fields = {key: plain[key] for key in plain if key in own}
     if options.wandb not in ("offline", "online", "disabled"):
         raise UsageError(f"wandb={options.wandb}; expected 'offline', 'online' or 'disabled'")

@@ -1,4 +1,4 @@
-"""What a meta-gradient costs, counted in derivatives of the inner objective."""
+"""The cost of a meta-gradient, counted in derivatives of the inner objective."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cost:
-    """
+    """The cost of a meta-gradient.
+
     Args:
-        gradients: evaluations of the inner objective, each with its gradient.
-        products: products with the inner objective's second derivatives. Each passes through the
-            Hessian, the mixed derivatives or both, as a step of the unrolled backward sweep does.
-        seconds: without counting.
+        gradients: the number of evaluations of the inner objective, each with its gradient.
+        products: the number of products with second derivatives of the inner objective. A product
+            involves the Hessian, the mixed derivatives or both, as in a step of the unrolled
+            backward pass.
+        seconds: the time without counting.
     """
 
     gradients: int
@@ -33,7 +35,10 @@ class Cost:
 
     @property
     def evaluations(self) -> int:
-        """A product counted as one gradient, as the paper does; it costs between one and two."""
+        """The number of gradients and products together.
+
+        A product counts as one gradient, as in the paper. It costs as much as one to two gradients.
+        """
         return self.gradients + self.products
 
     def __add__(self, other: Cost) -> Cost:
@@ -45,8 +50,10 @@ class Cost:
 
 
 def spent(problem: BilevelProblem, work: Callable[[BilevelProblem], T]) -> tuple[T, Cost]:
-    """What `work` makes of the problem, and its cost: it is done twice, to count and to take the
-    time."""
+    """Return `work(problem)` and its cost.
+
+    The work runs twice: once for the counts, and once for the time.
+    """
     counted = Counted(problem)
     made = work(counted)
     began = time.perf_counter()
@@ -56,7 +63,7 @@ def spent(problem: BilevelProblem, work: Callable[[BilevelProblem], T]) -> tuple
 
 
 class Counted:
-    """The same problem, which counts: see `Cost`. Gauss-Newton products are not seen."""
+    """A problem that counts its derivatives (`Cost`); Gauss-Newton products are not counted."""
 
     def __init__(self, problem: BilevelProblem) -> None:
         self.problem = problem
@@ -67,7 +74,7 @@ class Counted:
 
     def inner_objective(self, params: Params, meta: Meta, task: Any) -> Tensor:
         self.gradients += 1
-        # All params share every backward sweep, so that one of them tells of all.
+        # All params share every backward pass, so that it is enough to count those of the first.
         name, first = next(iter(params.items()))
         watched = params | {name: _Watched.apply(first, self)}
         return self.problem.inner_objective(watched, meta, task)
@@ -80,7 +87,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class CountedSolver:
-    """A solver that adds up the products it asks for, in the one number of `products`."""
+    """A linear solver that adds the number of its products to `products[0]`."""
 
     solver: LinearSolver
     products: list[int]
@@ -96,7 +103,7 @@ class CountedSolver:
 
 
 class _Watched(torch.autograd.Function):
-    """The identity, whose gradient is a `_WatchedGradient`."""
+    """The identity with a `_WatchedGradient` as its gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, counted: Counted) -> Tensor:
@@ -109,7 +116,7 @@ class _Watched(torch.autograd.Function):
 
 
 class _WatchedGradient(torch.autograd.Function):
-    """The identity, which is differentiated once for each product."""
+    """The identity that counts its derivatives; each product differentiates it once."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, counted: Counted) -> Tensor:

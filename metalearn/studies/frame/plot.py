@@ -1,4 +1,4 @@
-"""Figures that can be read in print: direct labels, colours for every eye, text that stays text."""
+"""Figures for print: direct labels, colours for colour-blind readers, and text as text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from metalearn.system.files import replace_text
 
-# Okabe & Ito 2008, without the yellow that white paper swallows.
+# The palette of Okabe & Ito 2008 without yellow, which is hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 STYLE: Mapping[Any, Any] = {
     "axes.prop_cycle": cycler(color=COLOURS),
@@ -34,12 +34,12 @@ STYLE: Mapping[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "svg.fonttype": "none",
-    "svg.hashsalt": "metalearn",  # the same figure is the same file
+    "svg.hashsalt": "metalearn",  # equal figures give equal files
 }
 
 
 def canvas(panels: int = 1, width: float = 4.6, height: float = 3.2) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels in a row, each `width` x `height` inches."""
+    """Return a figure with `panels` panels in a row, each `width` x `height` inches."""
     with mpl.rc_context(dict(STYLE)):
         figure = Figure(figsize=(panels * width, height), layout="constrained")
         FigureCanvasSVG(figure)
@@ -48,7 +48,7 @@ def canvas(panels: int = 1, width: float = 4.6, height: float = 3.2) -> tuple[Fi
 
 
 def log_axis(axes: Axes, which: Literal["x", "y"], base: int = 10) -> None:
-    """A logarithmic axis whose ticks are plain numbers."""
+    """Make an axis logarithmic, with plain numbers at its ticks."""
     axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
     axes.set(**{f"{which}scale": "log"})
     axis.set_major_locator(LogLocator(base))
@@ -57,9 +57,9 @@ def log_axis(axes: Axes, which: Literal["x", "y"], base: int = 10) -> None:
 
 
 def label_lines(axes: Axes) -> None:
-    """
-    Writes each line's label at the right of the longest one, in its colour, pushed apart where
-    they meet; a thin line leads there from one that ends before.
+    """Label each line at the right end of the longest line, in the line's colour.
+
+    Labels that would overlap are moved apart. A thin line connects a shorter line to its label.
     """
     lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
     axes.figure.canvas.draw()
@@ -70,7 +70,7 @@ def label_lines(axes: Axes) -> None:
     lowest = float("-inf")
     for line in sorted(lines, key=heights.__getitem__):
         at = max(heights[line], lowest)
-        lowest = at + 9.0  # points from one label to the next
+        lowest = at + 9.0  # points between two labels
         x, y = ends[line]
         if x < right:
             axes.plot((x, right), (y, y), color=line.get_color(), linewidth=0.6, alpha=0.5)
@@ -94,5 +94,5 @@ def svg(figure: Figure) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As SVG, written beside and renamed."""
+    """Save a figure as SVG by `replace_text`, so that the file is never partial."""
     replace_text(path, svg(figure))

@@ -1,11 +1,11 @@
-"""What a study is."""
+"""The protocol of a study."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-if TYPE_CHECKING:  # slow, and `metalearn bench --help` needs none of it
+if TYPE_CHECKING:  # slow imports that `metalearn bench --help` does not need
     import pandas as pd
     import torch
     from matplotlib.figure import Figure
@@ -14,42 +14,44 @@ if TYPE_CHECKING:  # slow, and `metalearn bench --help` needs none of it
 
 Value = bool | int | float | str | None
 Cell = Mapping[str, Value]
-"""One measurement to make: what distinguishes it from the study's others."""
+"""The description of one measurement: the values that distinguish it in its study."""
 Row = Mapping[str, Value]
 
 
 class Study(Protocol):
-    """A frozen dataclass whose fields are its options.
+    """The protocol of a study, a frozen dataclass whose fields are its options.
 
     A field that is added later has a default that means "as before". Rows that an interrupted study
     measured without the field are then kept.
 
-    The order of work is cells -> rows -> everything else; what is published comes from the rows
-    alone, so that it can be made again without measuring.
+    The order of work is cells -> rows -> everything else. Everything that is published depends only
+    on the rows, so that it can be made again without a measurement.
     """
 
     title: ClassVar[str]
 
     def cells(self) -> Sequence[Cell]:
-        """What to measure, in order; no two are equal."""
+        """Return the cells to measure, in order; no two cells are equal."""
         ...
 
     def measure(self, cell: Cell, device: torch.device) -> Sequence[Row]:
-        """At least one row, which `run_study` joins to the cell; its columns are not the cell's.
+        """Measure a cell and return at least one row.
+
+        `run_study` merges each row with its cell. A row and its cell have no common column.
 
         Raises:
-            UsageError: the study is not made for this device.
+            UsageError: the study does not support this device.
         """
         ...
 
     def tables(self, rows: pd.DataFrame) -> dict[str, Table]:
-        """Return what a reader wants to see of the rows, by caption."""
+        """Return the tables of the rows, by caption."""
         ...
 
     def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
-        """By file name, without a suffix."""
+        """Return the figures by file name, without a suffix."""
         ...
 
     def facts(self, rows: pd.DataFrame) -> Mapping[str, Any]:
-        """Return the figures that the template of the findings names, `findings.md.j2`."""
+        """Return the values for the template of the findings, `findings.md.j2`."""
         ...

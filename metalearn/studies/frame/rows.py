@@ -1,4 +1,4 @@
-"""The rows of a study on their way: one file, whole at every moment."""
+"""The file of a study's rows during the measurements; it is complete at every moment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from metalearn.system.files import replace_text
 
 
 class RowFile:
-    """Rows by the cell that made them; a cell is in the file with all its rows, or not at all."""
+    """The rows of each cell, in a file; a cell is in the file with all its rows, or not at all."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,7 +29,11 @@ class RowFile:
         return next((m for m in self._measured if m["cell"] == dict(cell)), None)
 
     def add(self, cell: Cell, rows: Sequence[Row], seconds: float) -> None:
-        """Raises ValueError where there is no row, or a row has a column of the cell's."""
+        """Add the rows of a cell, and the time of their measurement, to the file.
+
+        Raises:
+            ValueError: there is no row, or a row and its cell have a common column.
+        """
         if not rows:
             raise ValueError(f"the cell {dict(cell)} gave no row")
         for row in rows:
@@ -41,7 +45,7 @@ class RowFile:
         replace_text(self.path, "".join(json.dumps(m) + "\n" for m in self._measured))
 
     def frame(self, cells: Sequence[Cell]) -> pd.DataFrame:
-        """The rows of these cells in their order; the cells' columns come first."""
+        """Return the rows of `cells` in the order of the cells, with the cells' columns first."""
         flat = []
         columns = dict.fromkeys(name for cell in cells for name in cell)
         for cell in cells:
@@ -52,5 +56,5 @@ class RowFile:
         return pd.DataFrame(flat, columns=list(columns))
 
     def seconds(self, cells: Sequence[Cell]) -> float:
-        """What measuring these cells took, in all sessions together."""
+        """Return the total time in seconds of the measurements of `cells`, over all sessions."""
         return sum(m["seconds"] for m in self._measured if any(m["cell"] == dict(c) for c in cells))

@@ -1,4 +1,4 @@
-"""Times that can be compared."""
+"""Timing of competing functions in turns, so that their times can be compared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from metalearn.system.machine import now
 
 K = TypeVar("K")
 Timed = Callable[[], tuple[float, float]]
-"""Runs something; its seconds on the wall, and of its process on all cores."""
+"""A function that runs a work and returns two times in seconds.
+
+They are the wall time, and the time of the process on all cores.
+"""
 
 
 def seconds(
@@ -24,8 +27,13 @@ def seconds(
     rounds: int,
     choose: Callable[[Sequence[float]], float] = statistics.median,
 ) -> list[float]:
-    """What each work takes: of so many rounds, in which the works take turns, the median or
-    whatever `choose` makes of them."""
+    """Return the time of each work in seconds.
+
+    Args:
+        works: functions, which run in turns.
+        rounds: the number of runs of each work.
+        choose: the statistic of the times of one work.
+    """
     times: list[list[float]] = [[] for _ in works]
     for _ in range(rounds):
         for run, taken in zip(works, times, strict=True):
@@ -37,8 +45,12 @@ def seconds(
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds by round: on the wall, and of the process on all cores, which neighbours on a shared
-    machine disturb less."""
+    """The times of a run in each round, in seconds.
+
+    Args:
+        wall: wall times.
+        cpu: process times on all cores. On a shared machine other processes disturb them less.
+    """
 
     wall: np.ndarray
     cpu: np.ndarray
@@ -55,10 +67,10 @@ class Times:
 
 
 def clocked(run: Callable[[], Any], device: torch.device) -> Timed:
-    """`run`, made to say how long it takes."""
+    """Return a function that runs `run` and returns its times."""
 
     def timed() -> tuple[float, float]:
-        gc.collect()  # what others leave in cycles is not this one's to clear away
+        gc.collect()  # collects the reference cycles of other runs outside of the timing
         start, busy = now(device), time.process_time()
         run()
         return now(device) - start, time.process_time() - busy
@@ -67,11 +79,19 @@ def clocked(run: Callable[[], Any], device: torch.device) -> Timed:
 
 
 def rounds(runs: Mapping[K, Timed], count: int, timing_s: float) -> dict[K, Times]:
-    """Every run once a round, the order rotated by one from round to round; no further round begins
-    after `timing_s` seconds, but for the second."""
+    """Time every run once in each round.
+
+    The order of the runs is rotated by one from round to round. After `timing_s` seconds no further
+    round begins, except that there are always at least two.
+
+    Args:
+        runs: the timed runs by name.
+        count: the maximum number of rounds.
+        timing_s: the time limit in seconds.
+    """
     names = list(runs)
     taken: dict[K, list[tuple[float, float]]] = {name: [] for name in names}
-    gc.freeze()  # what was there before need not be looked through at each collection
+    gc.freeze()  # excludes the existing objects from each collection
     try:
         began = time.perf_counter()
         for i in range(count):
@@ -86,6 +106,6 @@ def rounds(runs: Mapping[K, Timed], count: int, timing_s: float) -> dict[K, Time
 
 
 def spread(name: str, values: np.ndarray) -> dict[str, float]:
-    """The median, and the quartiles around it."""
+    """Return the median of the values as NAME, and the quartiles as NAME_low and NAME_high."""
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
     return {name: middle, f"{name}_low": low, f"{name}_high": high}

@@ -1,4 +1,4 @@
-"""Published figures, one CSV file a subject, and what reads them."""
+"""The published figures, one CSV file for each subject, and the code that reads them."""
 
 from pathlib import Path
 

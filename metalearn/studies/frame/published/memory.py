@@ -1,4 +1,4 @@
-"""Memory and time against inner steps as others published them, beside ours."""
+"""Published memory and time against inner steps, beside ours."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ MARKS = {"U": "unverified", "P": "in a paper's table"}
 
 
 def figures() -> pd.DataFrame:
-    """Others' figures, one a row: what, method, steps, figure (a number and its unit, as given),
-    number, mark (U: unverified) and source."""
+    """Return the published figures, one in each row.
+
+    The columns are what, method, steps, figure (the published number with its unit), number, mark
+    (a key of `MARKS`) and source.
+    """
     wide = pd.read_csv(Path(__file__).with_name("memory.csv"))
     columns = [c for c in wide.columns if c.endswith((" step", " steps"))]
     kept = [c for c in wide.columns if c not in columns]
     long = wide.melt(kept, columns, "steps", "figure", ignore_index=False).dropna(subset="figure")
-    # A figure may name another number of steps than its column: "about 12 GB (at 16)".
+    # A figure may name a number of steps that differs from its column: "about 12 GB (at 16)".
     elsewhere = long.figure.str.extract(r"\(at (\d+)\)")[0]
     long["steps"] = elsewhere.fillna(long.steps.str.extract(r"(\d+)")[0]).astype(int)
     long["number"] = long.figure.str.extract(r"([\d.]+)")[0].astype(float)
@@ -29,9 +32,12 @@ def figures() -> pd.DataFrame:
 
 
 def beside(part: pd.DataFrame) -> Table:
-    """Make the table of others' figures with ours at the same inner steps.
+    """Return a table of the published figures and of ours at the same inner steps.
 
-    Ours lie on a line between those measured.
+    Our figures are interpolated linearly between the measured numbers of steps.
+
+    Args:
+        part: our rows, with the columns method, steps, peak_bytes and seconds.
     """
     others = figures()
     solves = others.method.str.extract(r"iMAML, (\d+)")[0]
@@ -68,7 +74,7 @@ def _between(measured: pd.DataFrame, steps: int, column: str) -> float:
 
 
 def growths(part: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return how MAML's memory and time grow with its steps, theirs and ours."""
+    """Return the growth of MAML's memory and time with its inner steps, published and ours."""
     others = figures()
     found = []
     for column, what in (("peak_bytes", "memory"), ("seconds", "time")):
