@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
+from collections.abc import Callable
+
+from hydra.utils import get_method
+from omegaconf import OmegaConf
+
+from metalearn.config import config_folder
 from metalearn.errors import UsageError, nearest
 from metalearn.system.files import with_home
-from metalearn.tasks import glyphs, omniglot, vision
 from metalearn.tasks.archive import SUFFIXES, is_archive, keep, unpacked
 from metalearn.tasks.cache import Splits, cache_folder
 
-DATASETS = ("glyphs", "omniglot", "mini_imagenet", "tiered_imagenet", "cifar_fs", "fc100")
+
+def read_datasets() -> dict[str, str]:
+    """Return the datasets: the path of a function by the name of its config, `tasks=NAME`."""
+    found = {}
+    for path in sorted((config_folder() / "tasks").glob("*.yaml")):
+        target = OmegaConf.select(OmegaConf.load(path), "dataset._target_")
+        if target is not None:
+            found[path.stem] = target
+    return found
 
 
 def run(words: list[str]) -> int:
@@ -17,9 +32,10 @@ def run(words: list[str]) -> int:
     Raises:
         UsageError: there is no such dataset, or a word is no option of it.
     """
+    datasets = read_datasets()
     page = (
         "metalearn data prepare NAME [source=PATH]\n\n"
-        f"  NAME    {', '.join(DATASETS)}\n"
+        f"  NAME    {', '.join(datasets)}\n"
         "  source  the folder where its files lie, or an archive of it (.zip, .tar, .tar.gz);\n"
         "          glyphs needs none, omniglot is downloaded without one\n"
     )
@@ -30,18 +46,19 @@ def run(words: list[str]) -> int:
     if words[0] != "prepare" or len(words) < 2:
         raise UsageError("expected `metalearn data prepare NAME [source=PATH]`")
     name, options = words[1], words[2:]
-    if name not in DATASETS:
-        raise UsageError(f"{name!r} is no dataset{nearest(name, DATASETS)}")
+    if name not in datasets:
+        raise UsageError(f"{name!r} is no dataset{nearest(name, datasets)}")
+    load = get_method(datasets[name])
     source: str | None = None
     for option in options:
         key, _, value = option.partition("=")
-        if name == "glyphs":
-            raise UsageError(f"{option!r} is no option of glyphs, which takes none")
+        if "source" not in inspect.signature(load).parameters:
+            raise UsageError(f"{option!r} is no option of {name}, which takes none")
         if key != "source" or source is not None:
             raise UsageError(f"{option!r} is no option of {name}; expected source=PATH, once")
         source = value
 
-    splits, where = prepare(name, source)
+    splits, where = prepare(name, load, source)
     for split, data in splits.items():
         shape = "x".join(map(str, data.images.shape[1:]))
         print(f"{name} {split}: {len(data.classes)} classes, {len(data.images)} images of {shape}")
@@ -49,22 +66,27 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def prepare(name: str, source: str | None = None) -> tuple[Splits, str]:
-    """Return the splits of a dataset of `tasks=NAME`, and a sentence on where a run finds it.
+def prepare(
+    name: str, load: Callable[..., Splits], source: str | None = None
+) -> tuple[Splits, str]:
+    """Return the splits of a dataset, and a sentence on where a run finds it.
 
-    An archive is unpacked beside `cache_folder()/NAME`, checked, and renamed to it. Omniglot's
-    drawings are few enough to be cached as one array, which is all that is kept then.
+    An archive is unpacked beside `cache_folder()/NAME`, checked, and renamed to it. Where the
+    dataset's module says CACHED the splits are in the cache as arrays, and no file is kept.
+
+    Args:
+        name: as in `tasks=NAME`.
+        load: the dataset's function.
+        source: the folder or archive of its files; None: the function's default.
 
     Raises:
         UsageError: the source is absent, damaged or not this dataset; nothing is kept of it.
     """
-    if name == "glyphs":
-        return glyphs.glyphs(), f"cached in {cache_folder()}"
-    load = omniglot.omniglot if name == "omniglot" else getattr(vision, name)
+    cached = getattr(sys.modules[load.__module__], "CACHED", False)
     path = with_home(source) if source is not None else None
     if path is None or (source and path.is_dir()):
-        splits = load(path)
-        if name == "omniglot":
+        splits = load() if path is None else load(path)
+        if cached:
             return splits, f"cached in {cache_folder()}"
         where = f" tasks.dataset.source={source}" if source else ""
         return splits, f"checked; nothing is cached, each run reads the files: tasks={name}{where}"
@@ -78,7 +100,7 @@ def prepare(name: str, source: str | None = None) -> tuple[Splits, str]:
             splits = load(folder)
         except UsageError as error:  # of the archive, which the user knows
             raise UsageError(str(error).replace(str(folder), str(path))) from error
-        if name == "omniglot":
+        if cached:
             return splits, f"cached in {cache_folder()}"
         keep(folder, cache_folder() / name)
     return splits, f"unpacked into {cache_folder() / name}, where tasks={name} finds it"

@@ -6,9 +6,10 @@ import functools
 import inspect
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import UnionType
+from types import ModuleType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import hydra
@@ -22,17 +23,7 @@ PACKAGES = (
     *("metalearn.nn", "metalearn.inner", "metalearn.linear_solve", "metalearn.metagrad"),
     *("metalearn.problems", "metalearn.tasks", "metalearn.studies", "torch.nn", "torch.optim"),
 )
-"""Where the classes are that a config may name."""
-FUNCTIONS = (
-    "metalearn.tasks.glyphs.glyphs",
-    "metalearn.tasks.omniglot.omniglot",
-    "metalearn.tasks.omniglot.omniglot_background",
-    *("metalearn.tasks.vision.mini_imagenet", "metalearn.tasks.vision.tiered_imagenet"),
-    *("metalearn.tasks.vision.cifar_fs", "metalearn.tasks.vision.fc100"),
-    "metalearn.metagrad.implicit_by_iterations",
-)
-"""And the functions: no other is called."""
-
+"""The packages of the classes and functions that a config may name."""
 _PLAIN = (bool, int, float, str, list, tuple, type(None))
 
 # What takes an object of one package only, by its name.
@@ -47,9 +38,9 @@ _OWN_PACKAGE = {
 def build(config: Any, kind: type | None = None) -> Any:
     """Calls the config's `_target_`; a constructor's refusal becomes a user's error.
 
-    Wherever the config comes from, nothing is called but a class that is defined in one of
-    `PACKAGES` and a function of `FUNCTIONS`; a name that leads elsewhere through a module's imports
-    (metalearn.system.files.os.system) is not one of them.
+    Wherever the config comes from, it calls only what one of `PACKAGES` defines: a class, or a
+    function that its module lists in `BUILDABLE`. A name that leads elsewhere through a module's
+    imports (metalearn.system.files.os.system) is refused.
 
     Args:
         kind: what the object has to be an instance of.
@@ -126,14 +117,19 @@ def _found(target: Any, packages: Sequence[str]) -> Any:
             found = hydra.utils.get_object(target)
         except Exception:  # whatever a module that is not there, or no module, leads to
             found = None
-        own = inspect.isclass(found) and found.__module__.startswith(
-            tuple(f"{package}." for package in packages)
-        )
-        if own or target in FUNCTIONS:
+        module = str(getattr(found, "__module__", ""))
+        if module.startswith(tuple(f"{package}." for package in packages)) and (
+            inspect.isclass(found)
+            or (inspect.isfunction(found) and _is_buildable(sys.modules[module], found.__name__))
+        ):
             return found
     raise UsageError(
         f"_target_={target} is not built from a config; expected a class of {', '.join(packages)}"
     )
+
+
+def _is_buildable(module: ModuleType, name: str) -> bool:
+    return module.__name__.startswith("metalearn.") and name in getattr(module, "BUILDABLE", ())
 
 
 def _check_arguments(path: str, node: dict[str, Any], called: Any) -> None:

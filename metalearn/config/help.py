@@ -11,12 +11,12 @@ from metalearn.config import config_folder, groups
 
 
 def purpose(name: str) -> str:
-    """What a config file says of itself in its first line."""
+    """Return the first line of a config file, which says what it is for."""
     return _text(name).splitlines()[0].removeprefix("# ")
 
 
 def verb_page(verb: str, purpose: str) -> str:
-    """Of a verb with one config file, `configs/VERB.yaml`."""
+    """Return the help of a verb with one config file, `configs/VERB.yaml`."""
     lines = [f"metalearn {verb} [key=value ...]      {purpose}", ""]
     if verb == "train":
         lines += ["Choices (key=name):"]
@@ -36,11 +36,13 @@ def verb_page(verb: str, purpose: str) -> str:
 
 
 def study_page(verb: str, name: str) -> str:
-    """Of a study, `configs/VERB/NAME.yaml`, with what all studies take."""
-    own = re.split(r"^(?:minutes|presets):", _text(f"{verb}/{name}"), flags=re.MULTILINE)[0]
+    """Return the help of a study: `configs/VERB/NAME.yaml`, and the options of every study."""
+    own = re.split(r"^(?:expected_minutes|presets):", _text(f"{verb}/{name}"), flags=re.MULTILINE)[
+        0
+    ]
     own = re.sub(r"^_target_:.*\n", "", own, flags=re.MULTILINE)
-    presets = OmegaConf.load(config_folder() / verb / f"{name}.yaml").presets
-    changes = (presets.get("quick") or {}).items()
+    options = OmegaConf.load(config_folder() / verb / f"{name}.yaml")
+    changes = OmegaConf.select(options, "presets.quick", default={}).items()
     quick = " ".join(_word(key, value) for key, value in changes)
     return "\n".join(
         [
@@ -49,7 +51,7 @@ def study_page(verb: str, name: str) -> str:
             "Options and defaults:",
             *_options(own),
             "",
-            "As every study:",
+            "Options of every study:",
             *_options(_text("study")),
             "",
             f"preset=quick stands for {quick}",
@@ -58,7 +60,7 @@ def study_page(verb: str, name: str) -> str:
 
 
 def _word(key: Any, value: Any) -> str:
-    """As it is given on a command line."""
+    """Return an option as it is given on a command line."""
     if not isinstance(value, ListConfig):
         return f"{key}={value}"
     items = [v if re.fullmatch(r"[\w.-]+", v) else f"'{v}'" for v in map(str, value)]
@@ -71,5 +73,5 @@ def _text(name: str) -> str:
 
 
 def _options(body: str) -> list[str]:
-    """The lines of a config file after its first, which says what it is for."""
+    """Return the lines of a config file after its first, which says what it is for."""
     return [f"  {line}" for line in body.splitlines()[1:]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -72,6 +72,9 @@ class MetaGradient:
     """
 
     inner: InnerSolver
+    estimates: ClassVar[Literal["unrolled", "implicit"] | None] = None
+    """The exact gradient that it estimates (`metagrad.exact`): the derivative through the steps of
+    `inner`, or that of the converged inner problem. None: neither."""
 
     def __call__(
         self, problem: BilevelProblem, meta: Meta, task: Any, **carry: Any

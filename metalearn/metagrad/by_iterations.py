@@ -30,6 +30,10 @@ WAYS: Mapping[str, Callable[[int, float], dict[str, Any]]] = {
 """The options of `Implicit` for each variant, by the number of iterations and the damping."""
 
 
+BUILDABLE = ("implicit_by_iterations",)
+"""The functions that a config may name."""
+
+
 def implicit_by_iterations(
     inner: InnerSolver, iterations: int, way: str = "cg", damping: float = 0.5
 ) -> Implicit:

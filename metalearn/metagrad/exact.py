@@ -1,8 +1,7 @@
-"""How wrong a meta-gradient is: its distance from the exact one of its own problem."""
+"""Reference gradients: the exact gradient that a meta-gradient estimates, and its error."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,29 +16,31 @@ from metalearn.tree import leaves_of, like_tree
 
 
 class NotConverged(ArithmeticError):
-    """The exact meta-gradient could not be had to the accuracy that was asked for."""
+    """The exact meta-gradient was not reached to the accuracy that was asked for."""
 
 
 def meta_gradient_error(
     metagrad: MetaGradient, problem: BilevelProblem, meta: Meta, task: TaskBatch
 ) -> float:
-    """|g - exact| / |exact|, g in the precision of `meta`, the exact one in float64.
+    """Return |g - exact| / |exact| of a meta-gradient g in the precision of `meta`.
 
-    The exact one of `Unrolled` is the derivative of all its K inner steps; that of `Implicit` the
-    derivative of the converged inner problem (`exact_implicit`), whatever its inner loop reached.
+    The exact gradient is in float64. `metagrad.estimates` says which it is:
+
+    - "unrolled": the derivative through all steps of the inner loop;
+    - "implicit": that of the converged inner problem (`exact_implicit`), however far the inner loop
+      came.
 
     Raises:
-        UsageError: another kind of meta-gradient.
+        UsageError: the meta-gradient estimates neither.
         NotConverged: see `exact_implicit`.
     """
-    if not isinstance(metagrad, Unrolled | Implicit):
+    if metagrad.estimates is None:
         raise UsageError(f"{type(metagrad).__name__} has no exact gradient to be held to")
     found = metagrad(problem, meta, task).grads
     wide = like_tree(meta, [x.detach().double() for x in leaves_of(meta)])
     wide_task = task.to(torch.float64)
-    if isinstance(metagrad, Unrolled):
-        whole = replace(metagrad, backend="batched", truncate=None, checkpoint=None)
-        exact = whole(problem, wide, wide_task).grads
+    if metagrad.estimates == "unrolled":
+        exact = Unrolled(metagrad.inner, backend="batched")(problem, wide, wide_task).grads
     else:
         start = metagrad.adapt(problem, wide, wide_task).params
         exact = exact_implicit(problem, wide, wide_task, start)
@@ -54,19 +55,19 @@ def exact_implicit(
     start: dict[str, torch.Tensor],
     tol: float = 1e-8,
 ) -> Any:
-    """The meta-gradient of the inner problem solved from `start` until its gradient is below `tol`,
-    the linear system to a residual of 1e-10; float64.
+    """Return the meta-gradient at the solution of the inner problem, in float64.
 
-    Gradient descent brings the iterate near a minimum, Newton's method into it. The network must
-    be smooth: with ReLU minima lie at kinks, where the gradient stays near 1e-2 and no exact one
-    exists (`Conv4(activation="silu")`).
+    Gradient descent from `start` comes near a minimum, and Newton's method solves it to an inner
+    gradient below `tol`. The linear system is solved to a relative residual of 1e-10. The network
+    must be smooth (`Conv4(activation="silu")`): with ReLU, minima lie at kinks, where the gradient
+    stays near 1e-2 and no exact gradient exists.
 
     Raises:
         NotConverged: the inner gradient or the residual stays above its tolerance.
     """
 
     class From:
-        """The same problem, begun elsewhere."""
+        """The problem with another start of the inner loop."""
 
         inner_objective = staticmethod(problem.inner_objective)
         outer_objective = staticmethod(problem.outer_objective)

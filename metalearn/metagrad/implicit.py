@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -67,6 +67,8 @@ class Implicit(MetaGradient):
             implicit gradient is identically zero.
         NonFiniteGradient: the outer loss or the gradient is not finite.
     """
+
+    estimates: ClassVar = "implicit"
 
     inner: InnerSolver
     linear_solver: LinearSolver | None = field(default_factory=CG)

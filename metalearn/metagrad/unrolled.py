@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -57,6 +57,8 @@ class Unrolled(MetaGradient):
             solver that the back end cannot unroll.
         NonFiniteGradient: the outer loss or the gradient is not finite.
     """
+
+    estimates: ClassVar = "unrolled"
 
     inner: InnerSolver
     backend: Literal["higher", "batched"] = "higher"

@@ -53,6 +53,11 @@ _KNOTS = 5
 _MOST_DRAWINGS, _LARGEST_SIZE = 1000, 1024
 _FILL = 0.72  # of the image's side; the longer side of an undistorted letter's box
 
+BUILDABLE = ("glyphs",)
+"""The functions that a config may name."""
+CACHED = True
+"""The splits are kept in the cache as arrays."""
+
 
 @dataclass(frozen=True)
 class _Face:

@@ -23,6 +23,10 @@ from metalearn.system.files import with_home
 from metalearn.tasks.cache import Splits, cache_folder, cached
 from metalearn.tasks.images import LabelledImages
 
+BUILDABLE = ("omniglot", "omniglot_background")
+"""The functions that a config may name."""
+CACHED = True
+"""The splits are kept in the cache as arrays, so that the files are read once."""
 LISTED = Path(__file__).with_name("omniglot_characters.csv")
 """The list of each split's characters by name, for `omniglot()` with its default options."""
 

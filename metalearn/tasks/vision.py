@@ -37,6 +37,9 @@ _FAULTS = (
 )
 _Pickle = tuple[Sequence[str], Callable[[str, Any], tuple[Iterable[np.ndarray], Any, Any]]]
 
+BUILDABLE = ("mini_imagenet", "tiered_imagenet", "cifar_fs", "fc100")
+"""The functions that a config may name."""
+
 
 def mini_imagenet(
     source: str | Path | None = None, classes: tuple[int, int, int] = (64, 16, 20)

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from zoo import problems, relative_difference
 
-from metalearn.inner import GradientDescent, NewtonCG
+from metalearn.inner import GradientDescent, InnerSolver, NewtonCG
 from metalearn.linear_solve import CG, Dense
-from metalearn.metagrad import FirstOrder, Implicit, Unrolled
+from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
 from metalearn.metagrad.exact import NotConverged, exact_implicit, meta_gradient_error
+from metalearn.tree import leaves_of, like_tree
 
 
 @pytest.mark.parametrize("name", ["classification", "regression"])
@@ -27,6 +28,25 @@ def test_the_error_of_an_exact_gradient_is_rounding_and_of_a_rough_one_is_not():
     assert meta_gradient_error(good, problem, meta, task) < 1e-6
     assert meta_gradient_error(rough, problem, meta, task) > 1e-2
     assert meta_gradient_error(Unrolled(GradientDescent(3, 0.1)), problem, meta, task) < 1e-10
+
+
+@dataclass(frozen=True)
+class Halved(MetaGradient):
+    """Half the implicit gradient: a meta-gradient that the package does not know."""
+
+    inner: InnerSolver
+    estimates = "implicit"
+
+    def differentiate(self, problem, meta, task):
+        result = Implicit(self.inner, CG(200, rtol=1e-12)).differentiate(problem, meta, task)
+        halves = [g / 2 for g in leaves_of(result.grads)]
+        return replace(result, grads=like_tree(result.grads, halves))
+
+
+def test_meta_gradient_error_takes_a_new_meta_gradient_that_says_what_it_estimates():
+    problem, meta, task = problems()["quadratic"]
+    halved = Halved(NewtonCG(60, cg_iters=40, tol=1e-11))
+    assert meta_gradient_error(halved, problem, meta, task) == pytest.approx(0.5, abs=1e-6)
 
 
 def test_what_has_no_exact_gradient_is_said():

@@ -48,7 +48,7 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
         OmegaConf.load(folder / verb / f"{name}.yaml"),
     )
     assert isinstance(common, DictConfig) and isinstance(own, DictConfig)
-    presets, minutes = own.pop("presets"), own.pop("minutes")
+    presets, minutes = own.pop("presets", {}), own.pop("expected_minutes", {})
     chosen = config.values(words).get("preset", common.preset)
     if chosen not in PRESETS:
         raise UsageError(f"preset={chosen}{nearest(str(chosen), PRESETS)}")
@@ -75,7 +75,7 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
         options={key: value for key, value in plain.items() if key not in NOT_ROWS},
         results=Path(options.results or ("results" if chosen == "full" else "runs/quick")),
         scratch=Path("runs") / "studies",
-        minutes=None if changed else minutes[chosen],
+        minutes=None if changed else minutes.get(chosen),
         wandb=options.wandb,
         measure=options.measure,
     )
