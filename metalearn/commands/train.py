@@ -1,4 +1,4 @@
-"""`metalearn train`: a new run, one that is gone on with, or a sweep; alone or under torchrun."""
+"""`metalearn train`: a new run, a resumed run or a sweep; alone or under torchrun."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ WITH_RESUME = (
     *("resume", "steps", "device", "threads", "wandb", "checkpoint_every", "keep_checkpoints"),
     *("on_nonfinite", "on_failed_solve", "on_explosion", "explosion_factor", "keep_best"),
 )
-"""What may be given beside resume=: how long a run goes on, where, who is told, what guards it."""
+"""The options that `resume=` allows beside it: length, device, tracking, guards."""
 
 Complain = Callable[[Exception], None]
 
 
 def run(words: list[str], complain: Complain) -> int:
-    """Trains; returns the exit status. `complain` is told why a run ended early.
+    """Train and return the exit status; `complain` is told why a run ended early.
 
     Raises:
         UsageError: the words are none that can be trained by.
@@ -55,7 +55,7 @@ def run(words: list[str], complain: Complain) -> int:
 
 
 def _begin(cfg: DictConfig, ranks: Ranks, complain: Complain) -> int:
-    """A new run, or the one that torchrun began by these very words before it started again."""
+    """Begin a run, or continue the one that torchrun began by the same words."""
     if cfg.run_dir == "":
         raise UsageError("run_dir= is empty; give a folder, or leave it out")
     if cfg.run_dir is None:
@@ -69,8 +69,9 @@ def _begin(cfg: DictConfig, ranks: Ranks, complain: Complain) -> int:
 
 
 def _begun_by_this_job(folder: Path, cfg: DictConfig) -> bool:
-    """Whether the folder holds a run of this torchrun job and config. A job without a name of its
-    own is taken for the one where torchrun has started it again.
+    """Return True if the folder holds a run of this torchrun job and config.
+
+    A job without a name of its own counts as the same job after a restart by torchrun.
 
     Raises:
         UsageError: it holds another run.
@@ -86,7 +87,7 @@ def _begun_by_this_job(folder: Path, cfg: DictConfig) -> bool:
 
 
 def _resumed(overrides: list[str]) -> tuple[DictConfig, Path]:
-    """The config of the run that resume= names, with what the user gave beside it; its folder."""
+    """Return the config of the run that resume= names, with the overrides, and its folder."""
     given = config.keys(overrides)
     if odd := sorted(given.difference(WITH_RESUME)):
         raise UsageError(
@@ -123,6 +124,6 @@ def _train_into(
 
 
 def _fresh(parent: Path, name: str) -> Path:
-    """A folder that no other process takes at the same moment, be it one of a sweep's many."""
+    """Return a new folder that no other process takes at the same moment."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return parent / f"{name}-{stamp}-{secrets.token_hex(3)}"

@@ -36,7 +36,7 @@ _OWN_PACKAGE = {
 
 
 def build(config: Any, kind: type | None = None) -> Any:
-    """Calls the config's `_target_`; a constructor's refusal becomes a user's error.
+    """Build the object that a config describes, by calling its `_target_`.
 
     Wherever the config comes from, it calls only what one of `PACKAGES` defines: a class, or a
     function that its module lists in `BUILDABLE`. A name that leads elsewhere through a module's
@@ -98,7 +98,7 @@ def signature_defaults(called: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _nodes(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """All in a nest of plain values that has a `_target_`, by the name of the option."""
+    """Yield every dict with a `_target_` in a nest of plain values, with its option's name."""
     if isinstance(value, dict):
         if "_target_" in value:
             yield path, value
@@ -110,7 +110,7 @@ def _nodes(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _found(target: Any, packages: Sequence[str]) -> Any:
-    """The class or function of that name, if a config may name it."""
+    """Return the class or function of that name, if a config may name it."""
     inside = re.compile(rf"({'|'.join(map(re.escape, packages))})(\.[A-Za-z]\w*)+")
     if isinstance(target, str) and inside.fullmatch(target):
         try:
@@ -133,7 +133,7 @@ def _is_buildable(module: ModuleType, name: str) -> bool:
 
 
 def _check_arguments(path: str, node: dict[str, Any], called: Any) -> None:
-    """Refuses plain values of other types than the signature of what is called has."""
+    """Raise UsageError if a plain value is not of the type in the signature."""
     try:
         hints = get_type_hints(called.__init__ if inspect.isclass(called) else called)
     except (NameError, TypeError):  # names that only a type checker imports; no Python signature
@@ -163,7 +163,7 @@ def _in_words(hint: Any) -> str:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is of a type; what is built, and types of other kinds, always are."""
+    """Return True if a plain value is of a type; other types always fit."""
     origin, inner = get_origin(hint), get_args(hint)
     if isinstance(value, dict) or hint in (Any, object) or isinstance(hint, TypeVar):
         return True

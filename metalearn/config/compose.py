@@ -1,4 +1,4 @@
-"""Configs by Hydra: composed from `configs/`, and refused in one sentence where they are wrong."""
+"""Configs, composed by Hydra from `configs/`; a mistake gets one sentence."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LONGEST_NAME = 100
 
 
 def compose(verb: str, overrides: list[str]) -> DictConfig:
-    """The config of a verb with a user's overrides.
+    """Return the config of a verb with a user's overrides.
 
     Raises:
         UsageError: an unknown key or choice (with the nearest valid one), a value of another type,
@@ -57,7 +57,7 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
 
 
 def plain(verb: str, overrides: list[str]) -> DictConfig:
-    """The config of a verb that has no groups to choose from; raises as `compose` does."""
+    """Return the config of a verb without groups; raise as `compose` does."""
     config = OmegaConf.load(config_folder() / f"{verb}.yaml")
     assert isinstance(config, DictConfig)
     return overridden(config, overrides, verb)
@@ -66,7 +66,7 @@ def plain(verb: str, overrides: list[str]) -> DictConfig:
 def overridden(
     config: DictConfig, overrides: list[str], verb: str, like: DictConfig | None = None
 ) -> DictConfig:
-    """The config of `verb` with a user's overrides, in place; raises as `compose` does.
+    """Override the config of `verb` in place and return it; raise as `compose` does.
 
     Args:
         like: the same options, whose values' types are to be kept; None: those of `config`. A list
@@ -157,7 +157,7 @@ def read_defaults(verb: str) -> dict[str, Any]:
 
 
 def _check_references(given: list[Override], base: DictConfig, config: DictConfig) -> None:
-    """Refuses a value by another option's name, such as ${prox}, that is not of its own type."""
+    """Raise UsageError if a reference such as ${prox} has a value of another type."""
     flat = flatten(base)
     for override in given:
         key = override.key_or_group
@@ -166,7 +166,7 @@ def _check_references(given: list[Override], base: DictConfig, config: DictConfi
 
 
 def run_name(config: DictConfig, choices: Any) -> str:
-    """The name of a run, from what was chosen where it is not given."""
+    """Return the name of a run; without `name` it is made of the choices."""
     chosen = config.name or choices.get("experiment")
     name = str(chosen or f"{choices['tasks']}_{choices['metagrad']}")
     if not name.isprintable() or "/" in name or name.startswith(".") or len(name) > _LONGEST_NAME:
@@ -191,7 +191,7 @@ def _composed(verb: str, overrides: list[str]) -> DictConfig:
 
 
 def _does_not_fit(error: InterpolationKeyError, choices: Any) -> str:
-    """One choice takes a value of another's that has none: model.ways of tasks=sinusoid."""
+    """Explain a reference that has no value, such as model.ways with tasks=sinusoid."""
     group = str(error.full_key).partition(".")[0]
     found = re.search(r"'(.+?)'", str(error))
     wanted = found[1] if found else ""

@@ -1,4 +1,4 @@
-"""What the texts of a config refer to: `${prox}`, another option, and nothing else.
+"""References between the options of a config: `${prox}` names another option, nothing else.
 
 OmegaConf also calls functions from texts, `${oc.env:HOME}`, whose very name may be put together
 from other options, `${oc.${x}:HOME}`. One could bring a secret of the environment into logs,
@@ -16,7 +16,7 @@ from metalearn.errors import UsageError
 
 
 def resolver_call(value: Any) -> str | None:
-    """The first call in a nest of plain values: an interpolation with a colon at any depth.
+    """Return the first call in a nest of plain values: an interpolation with a colon.
 
     Its extent is counted in braces. Only what stands behind a colon may be quoted, and an escaped
     interpolation is taken for one, so that a text which OmegaConf would call is never missed.
@@ -34,7 +34,7 @@ def resolver_call(value: Any) -> str | None:
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
-    """The plain values of a config, with what they refer to.
+    """Return the plain values of a config, with their references resolved.
 
     Raises:
         UsageError: a value is an interpolation still. Put together from others, it has not been
@@ -47,7 +47,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def check_resolved(value: Any) -> None:
-    """Raises UsageError where a text in a nest of plain values still refers to something."""
+    """Raise UsageError if a text in a nest of plain values still has a reference."""
     for text in _texts(value):
         if "${" in text:
             raise UsageError(

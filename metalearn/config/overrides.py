@@ -1,4 +1,4 @@
-"""A user's words, `key=value`: options, and choices of groups."""
+"""Overrides: a user's `key=value`, of an option or of a group."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _OF_HYDRA = ("launcher", "sweeper")  # what a sweep may choose
 
 
 def config_folder() -> Path:
-    """`configs/` of the checkout, or the copy inside an installed package."""
+    """Return `configs/` of the checkout, or the copy inside an installed package."""
     inside = PACKAGE / "configs"
     return inside if inside.is_dir() else PACKAGE.parent / "configs"
 
 
 def parse(overrides: list[str]) -> list[Override]:
-    """What a user gave; raises UsageError where a word is no key=value."""
+    """Parse overrides; raise UsageError if a word is no key=value."""
     parsed = []
     for word in overrides:
         try:
@@ -52,12 +52,12 @@ def parse(overrides: list[str]) -> list[Override]:
 
 
 def keys(overrides: list[str]) -> set[str]:
-    """The names of the options and choices that a user gave."""
+    """Return the names of the options and groups that are overridden."""
     return {override.key_or_group for override in parse(overrides)}
 
 
 def values(overrides: list[str]) -> dict[str, Any]:
-    """What a user gave, by the names of the options."""
+    """Return the overridden values, by the names of the options."""
     return {override.key_or_group: override.value() for override in parse(overrides)}
 
 
@@ -98,5 +98,5 @@ def check_choice(override: Override) -> None:
 
 
 def _shown(value: Any) -> str:
-    """A value as the user wrote it, without the quotes."""
+    """Return a value as the user wrote it, without the quotes."""
     return str(getattr(value, "text", value))

@@ -21,7 +21,7 @@ from metalearn.system.files import replace_text
 
 
 def jobs(overrides: list[str]) -> Iterable[list[str]]:
-    """The overrides of each job of a sweep, `seed=0,1` giving two."""
+    """Return the overrides of each job of a sweep; `seed=0,1` gives two jobs."""
     parsed = parse(overrides)
     options = [
         [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()]
@@ -74,5 +74,5 @@ def _sweep(verb: str, overrides: list[str], run: Callable[[DictConfig], int], fo
 
 
 def _ended(sweep: Path) -> list[tuple[int, str]]:
-    """Of each job that has ended: its exit status, and why it was refused."""
+    """Return the exit status of each job that has ended, and why it was refused."""
     return [tuple(json.loads(path.read_text())) for path in sorted(sweep.glob("status-*.json"))]

@@ -1,4 +1,4 @@
-"""The type of an option's value: that of its default."""
+"""The types of options: an option takes values of the type of its default."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SEEDS = 2**32  # NumPy takes no larger one
 
 
 def flatten(config: DictConfig) -> dict[str, Any]:
-    """Every option's default by its name: None where it has none, ... where it has options."""
+    """Return the default of every option by its name: `...` for a group of options."""
     found: dict[str, Any] = {}
 
     def walk(node: DictConfig, prefix: str) -> None:
@@ -70,7 +70,7 @@ def check_value(override: Override, config: DictConfig) -> None:
 
 
 def _may_be_null(config: DictConfig, key: str) -> bool:
-    """Whether the class that takes a group of options can do without."""
+    """Return True if the class that takes a group of options also takes None."""
     parent, _, name = key.rpartition(".")
     target = OmegaConf.select(config, f"{parent}._target_") if parent else None
     if target is None:
@@ -79,7 +79,7 @@ def _may_be_null(config: DictConfig, key: str) -> bool:
 
 
 def check_type(word: str, key: str, value: Any, default: Any) -> None:
-    """Refuses a value, written as `word`, that is not of its option's type."""
+    """Raise UsageError if a value, written as `word`, is not of its option's type."""
     name = key.rpartition(".")[2]
     wanted = type(default) if default is not None else _NULLABLE.get(name)
     if wanted is None or key in _OF_SEVERAL_TYPES or (default is None and value is None):

@@ -21,7 +21,7 @@ from metalearn.errors import UsageError, nearest
 from metalearn.system.files import replace_bytes, sync_folder, written_beside
 
 FORMAT = 2
-"""Format 1 had no checksum and no random states: it is evaluated, but not gone on with."""
+"""Format 1 had no checksum and no random states: it can be evaluated, but not resumed."""
 KEYS = frozenset({"step", "best", "meta", "config"})
 RESUMED_KEYS = frozenset(
     {"optimiser", "sampler", "random", "guards", "chosen", "carry", "halvings", "peak", "parts"}
@@ -32,11 +32,11 @@ _DIGITS = 64
 
 
 class DamagedCheckpoint(UsageError):
-    """The file is there, and not what was written."""
+    """The file exists, and its content is not what was written."""
 
 
 def find(word: str) -> Path:
-    """The file that a user's `checkpoint=` means.
+    """Return the file that a user's `checkpoint=` means.
 
     A word with neither "/" nor ".pt" is the name of a kept initialisation, results/**/NAME.pt below
     the current directory, else in the checkout that holds this package. Any other is a path, and so
@@ -65,12 +65,12 @@ def find(word: str) -> Path:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Replaces `path` by a checkpoint of `state`, a nest of tensors and plain values."""
+    """Replace `path` by a checkpoint of `state`, a nest of tensors and plain values."""
     replace_bytes(path, _sealed(state))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state that `save` was given, and its "format".
+    """Return the state that `save` was given, and its "format".
 
     Raises:
         DamagedCheckpoint: the file is torn or tampered with, or no checkpoint at all.
@@ -154,19 +154,19 @@ def save_best(folder: Path, states: Sequence[dict[str, Any]], first: int = 0) ->
 
 
 def select_meta(state: dict[str, Any]) -> Any:
-    """The meta-parameters that a run is judged by: their average, where the state holds one."""
+    """Return the meta-parameters to evaluate: their average, if the state holds one."""
     average = state.get("average")
     return average["meta"] if average else state["meta"]
 
 
 def drop_unfinished(folder: Path) -> None:
-    """Removes what a killed process left of checkpoints; no other may be writing one there."""
+    """Delete unfinished checkpoints of a killed process; no other process may be writing there."""
     for part in folder.glob(".*.pt-*.part"):
         part.unlink()
 
 
 def newest(folder: Path) -> tuple[dict[str, Any], dict[Path, DamagedCheckpoint]]:
-    """The newest whole checkpoint to go on from, and what is wrong with newer ones.
+    """Return the newest whole checkpoint, and the errors of newer ones.
 
     Raises:
         UsageError: there is none, or it is of a format that can't be gone on with.
@@ -203,7 +203,7 @@ def best(folder: Path, place: int) -> Path:
 
 
 def generations(folder: Path) -> list[Path]:
-    """Those that are there, the newest first."""
+    """Return the checkpoints in a folder, the newest first."""
     if not folder.is_dir():
         return []
     numbered = {int(m[1] or 0) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name))}

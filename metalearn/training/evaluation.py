@@ -30,7 +30,7 @@ def evaluate(
     ranks: Ranks = ALONE,
     say: Callable[[str], Any] = print,
 ) -> dict[str, Estimate]:
-    """Adapts to `tasks` tasks, `batch` at a time: the outer loss and each metric of the problem.
+    """Return the outer loss and each metric of the problem, over `tasks` tasks.
 
     Where memory runs out a batch is taken in parts, with the same result, and `say` is told so.
 
@@ -93,7 +93,7 @@ def evaluate_ensemble(
     batch: int = 32,
     say: Callable[[str], Any] = print,
 ) -> dict[str, dict[str, Estimate]]:
-    """Loss and accuracy of the mean of the members' class probabilities on the queries.
+    """Return the loss and accuracy of the mean of the members' class probabilities on the queries.
 
     Each member adapts to the same tasks, `batch` at a time; of the others only a batch's
     predictions are in memory. The loss is the cross-entropy of the mean probabilities. The result
@@ -125,7 +125,7 @@ def evaluate_ensemble(
 def _log_probabilities(
     problem: BilevelProblem, params: Params, meta: Meta, task: TaskBatch
 ) -> torch.Tensor:
-    """The logarithms of the class probabilities in float64, (T, queries, ways)."""
+    """Return the logarithms of the class probabilities in float64, (T, queries, ways)."""
     if task.query_y.is_floating_point():
         raise UsageError(
             "ensemble=true: expected tasks of classes, and these are a regression's. Judge the "
@@ -149,7 +149,7 @@ def _over_batches(
     ranks: Ranks,
     say: Callable[[str], Any],
 ) -> dict[str, dict[str, Estimate]]:
-    """The estimates of what `judged` finds in each batch; see `evaluate`."""
+    """Return the estimates of the figures that `judged` returns for each batch; see `evaluate`."""
     own: list[_Parts] = []
     failure: OutOfMemory | None = None
     done = batches = 0
@@ -180,7 +180,7 @@ _Figures = dict[str, torch.Tensor]
 """The loss and the metrics, (T,) each, on the CPU."""
 
 _Parts = list[dict[str, _Figures]]
-"""Of consecutive parts of a batch: the values of each figure of each problem."""
+"""The values of each figure of each problem, for consecutive parts of a batch."""
 
 
 def _chained(parts: list[_Parts]) -> _Parts:

@@ -1,4 +1,4 @@
-"""From a config to the objects of a run: tasks, model, problem and meta-gradient."""
+"""The objects of a run, built from its config: tasks, model, problem and meta-gradient."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STATISTICS_SEED = 4000
 
 @dataclass(frozen=True)
 class Experiment:
-    """What training and evaluation share.
+    """The objects that training and evaluation share.
 
     Args:
         meta: what is learned, a pytree of leaves of autograd: the model's parameters by name, and
@@ -49,7 +49,7 @@ class Experiment:
 
     @classmethod
     def of(cls, config: DictConfig | Mapping[str, Any]) -> Experiment:
-        """Builds the run that a config describes; the model's weights follow `config.seed`.
+        """Build the run that a config describes; `config.seed` draws the weights of the model.
 
         Sets what holds for the whole process: threads, and that freed memory is kept.
 
@@ -73,7 +73,7 @@ class Experiment:
         return cls(model, problem, meta, metagrad, tasks, device)
 
     def load(self, meta: Meta) -> None:
-        """Copies a checkpoint's meta-parameters into this run's.
+        """Copy the meta-parameters of a checkpoint into this run.
 
         Raises:
             UsageError: they are another model's.
@@ -88,9 +88,9 @@ class Experiment:
                 own[name].copy_(value)
 
     def start_from(self, word: str) -> None:
-        """Copies the network's weights from a checkpoint, of whichever problem it is.
+        """Copy the weights of the network from a checkpoint of any problem.
 
-        What else is learned, such as inner rates or a ridge penalty, keeps its own start.
+        Other meta-parameters, such as inner rates or a ridge penalty, keep their own start.
 
         Args:
             word: as `checkpoint.find` takes it.
@@ -139,7 +139,7 @@ class Experiment:
 
     @staticmethod
     def _try(task: TaskBatch, run: Callable[[], T]) -> T:
-        """The result of `run`; a model that refuses the task's inputs is a UsageError."""
+        """Return the result of `run`; raise UsageError if the model refuses the inputs."""
         x = task.support_x
         try:
             return run()
@@ -152,7 +152,7 @@ class Experiment:
 
     @torch.no_grad()
     def check(self, task: TaskBatch) -> None:
-        """Tries the problem on a task.
+        """Try the problem on a task.
 
         Raises:
             UsageError: it cannot take the inputs, or its outputs are none for the targets.
@@ -188,7 +188,7 @@ class Experiment:
 
 
 def few_shot_problem(model: nn.Module, config: DictConfig) -> tuple[BilevelProblem, Meta]:
-    """The problem that a config describes, and where its meta-parameters start."""
+    """Return the problem that a config describes, and the start of its meta-parameters."""
     if not isinstance(config.get("prox"), int | float):
         raise UsageError(f"prox={config.get('prox')}; expected a number of at least 0")
     learned = config.get("learn_prox", False)
@@ -262,7 +262,7 @@ def few_shot_problem(model: nn.Module, config: DictConfig) -> tuple[BilevelProbl
 
 
 def build_optimiser(config: Any, params: Any) -> torch.optim.Optimizer:
-    """The optimiser of `config` for `params`; raises as `build` does."""
+    """Return the optimiser of `config` for `params`; raise as `build` does."""
     make = build(config, functools.partial)
     for name, value in config.items():
         if isinstance(value, int | float) and not abs(value) <= MAX_FLOAT32:

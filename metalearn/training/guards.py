@@ -1,4 +1,4 @@
-"""Guards: when a meta-step's gradient is not to be used, and what happens then."""
+"""Guards: which meta-gradients are refused, and what happens then."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from metalearn.tree import leaves_of
 Policy = Literal["keep", "stop", "skip", "halve"]
 
 WINDOW = 100
-"""Norms that the running median is of; it judges nothing before it has a fifth of them."""
+"""The length of the running median of norms; it judges nothing before it has a fifth of them."""
 PATIENCE = 20
 """Meta-steps refused in a row before training stops, whatever the policy."""
 
@@ -35,7 +35,7 @@ REFUSALS = (NonFiniteGradient, FailedSolve, Explosion)
 
 @dataclass
 class Guards:
-    """Judges each meta-gradient before the optimiser takes it.
+    """Judge each meta-gradient before the optimiser takes it.
 
     Policies: "stop" training with the state before that meta-step; "skip" it, so that nothing but
     the step's number, its tasks and the random states moves on; "halve" the outer rate as well;
@@ -45,7 +45,7 @@ class Guards:
         on_nonfinite: for a loss, a gradient or meta-parameters that are not finite: stop, skip or
             halve.
         on_failed_solve: for a meta-step in which the linear solve of every task broke off
-            (`reporting.ENDED_BADLY`), so that the gradient is of little worth.
+            (`messages.ENDED_BADLY`), so that the gradient is of little worth.
         on_explosion: for a gradient whose norm is above `explosion_factor` times the median of the
             last 100.
         explosion_factor: above 1.
@@ -73,7 +73,7 @@ class Guards:
             raise UsageError(f"explosion_factor={self.explosion_factor}; expected a number above 1")
 
     def check(self, result: MetaGradientResult) -> torch.Tensor:
-        """The meta-gradient's norm, 0-d.
+        """Return the norm of the meta-gradient, 0-d.
 
         Raises:
             NonFiniteGradient: the norm is no number of its type, though each element may be.
@@ -101,13 +101,16 @@ class Guards:
         return total
 
     def accept(self, norm: torch.Tensor) -> float:
-        """Counts a gradient that the optimiser took; returns its norm."""
+        """Count a gradient that the optimiser took, and return its norm."""
         self.in_a_row = 0
         self._norms.append(norm.item())
         return self._norms[-1]
 
     def refuse(self, reason: ArithmeticError) -> Policy:
-        """What to do about it; counted unless it is to stop, as after PATIENCE in a row."""
+        """Return the policy for a refused gradient, and count it unless the policy is to stop.
+
+        After PATIENCE refusals in a row the policy is to stop.
+        """
         policy = self.on_nonfinite
         if isinstance(reason, FailedSolve):
             policy = self.on_failed_solve

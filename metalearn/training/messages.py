@@ -1,4 +1,4 @@
-"""What a run tells of itself: a row for each meta-step, and the lines on the screen."""
+"""The row of each meta-step, and the lines on the screen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from metalearn.training.estimate import Estimate
 
 
 def figures(result: MetaGradientResult) -> dict[str, Any]:
-    """A meta-step's figures: means over the tasks; extremes of what must not be averaged."""
+    """Return the figures of a meta-step: means over the tasks, extremes of the Ritz values."""
     row: dict[str, Any] = {"query_loss": result.outer_loss.mean().item()}
     row |= {f"query_{name}": value.mean().item() for name, value in result.metrics.items()}
     row["inner_grad_norm"] = result.inner.grad_norm.mean().item()
@@ -48,7 +48,7 @@ ENDED_BADLY = (
 
 
 def failed_solves(result: MetaGradientResult) -> dict[Status, int]:
-    """In how many tasks the linear solve ended without a solution to be had, by how it ended."""
+    """Count the tasks whose linear solve failed, by its status."""
     certificate = result.certificate
     if certificate is None or certificate.status is None:
         return {}
@@ -57,7 +57,7 @@ def failed_solves(result: MetaGradientResult) -> dict[Status, int]:
 
 
 def solve_warning(result: MetaGradientResult) -> str | None:
-    """What to do where most tasks' linear solve ended badly."""
+    """Return the remedy if the linear solve of most tasks failed, else None."""
     counts, tasks = failed_solves(result), len(result.outer_loss)
     if 2 * sum(counts.values()) <= tasks:
         return None
@@ -70,7 +70,7 @@ def solve_warning(result: MetaGradientResult) -> str | None:
 
 
 def stability_warning(result: MetaGradientResult) -> str | None:
-    """The remedy where the inner loop of most tasks is over its edge of stability, or None."""
+    """Return the remedy if the inner loop of most tasks is unstable, else None."""
     certificate = result.certificate
     stability = None if certificate is None else certificate.inner_stability
     if stability is None or not 2 * int((stability > 1).sum()) > len(stability):

@@ -22,7 +22,7 @@ class MetricsFile:
         self._descriptor: int | None = None
 
     def open(self, resume: bool) -> None:
-        """For a new run the file is made; for one that is gone on with it must be there.
+        """Open the file: a new run creates it, a resumed run needs it.
 
         Raises:
             UsageError: another process trains into it, or it is absent.
@@ -39,11 +39,11 @@ class MetricsFile:
         self._descriptor = descriptor
 
     def begun(self) -> bool:
-        """Whether the file is there and holds something."""
+        """Return True if the file exists and is not empty."""
         return self.path.is_file() and self.path.stat().st_size > 0
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows of all meta-steps in turn. A last line that a crash cut short is none.
+        """Return the rows of all meta-steps in turn, without a last line that a crash cut short.
 
         Raises:
             UsageError: the file is not there, or another line is no row.
@@ -69,7 +69,7 @@ class MetricsFile:
         os.ftruncate(self._descriptor, end)
 
     def append(self, row: dict[str, Any]) -> None:
-        """A line that is whole, or OSError and not there."""
+        """Append a whole line, or nothing; raise OSError if it cannot be written."""
         assert self._descriptor is not None
         line = f"{to_json(row)}\n".encode()
         before = os.fstat(self._descriptor).st_size
@@ -81,7 +81,7 @@ class MetricsFile:
             raise
 
     def sync(self) -> None:
-        """On the disk, whatever becomes of the machine."""
+        """Force the file to the disk."""
         assert self._descriptor is not None
         os.fsync(self._descriptor)
 
@@ -91,7 +91,7 @@ class MetricsFile:
             self._descriptor = None
 
     def _parsed(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """The rows, and where each one's line ends in the file."""
+        """Return the rows, and where the line of each ends in the file."""
         end = number = 0
         try:
             with self.path.open("rb") as file:
@@ -130,7 +130,7 @@ def _lock(descriptor: int, path: Path) -> None:
 
 
 def to_json(values: dict[str, Any], indent: int | None = None) -> str:
-    """JSON knows no infinity and no nan: null stands for them."""
+    """Return JSON in which null stands for infinities and nan."""
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in values.items()

@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a bar in a terminal, plain lines elsewhere."""
+"""The progress of a run on the screen: a bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The protocol that checkpoints are judged by: every figure with its mode, steps and tasks."""
+"""The protocol of an evaluation: every figure with its mode, inner steps and tasks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BENCHMARKS = ("held_out", "omniglot_official")
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a checkpoint is judged.
+    """The tasks and modes by which checkpoints are judged.
 
     Args:
         benchmark: of `BENCHMARKS`. "held_out": `tasks` tasks, drawn by `seed`, of the split's
@@ -79,8 +79,9 @@ class Protocol:
         threads: int | None = None,
         say: Callable[[dict[str, Any]], Any] = lambda row: None,
     ) -> list[dict[str, Any]]:
-        """A row for each mode and number of inner steps: the figures with their 95 % intervals over
-        tasks, and what they are figures of.
+        """Return a row for each mode and number of inner steps.
+
+        It holds the figures with their 95 % intervals over tasks, and describes the tasks.
 
         Raises:
             UsageError: the checkpoint cannot be used, or not for this benchmark.
@@ -110,8 +111,9 @@ class Protocol:
         threads: int | None = None,
         say: Callable[[dict[str, Any]], Any] = lambda row: None,
     ) -> list[dict[str, Any]]:
-        """`rows` of the checkpoints as one: the mean of the class probabilities that each predicts
-        after adapting in its own way, with its own number of inner steps where none is asked for.
+        """Return `rows` of the ensemble of checkpoints, the mean of their class probabilities.
+
+        Each member adapts in its own way, and by default with its own number of inner steps.
 
         Raises:
             UsageError: as `rows` does, and where the checkpoints' tasks differ, or their problems
@@ -142,7 +144,7 @@ class Protocol:
     def _tasks(
         self, opened: Sequence[OpenedCheckpoint]
     ) -> tuple[Callable[[], Sampler], int, dict[str, Any]]:
-        """The maker of a sampler of the tasks, their number, and a row's entries about them."""
+        """Return the maker of a sampler, the number of tasks, and a row's entries about them."""
         first, *others = opened
         for other in others:
             first.check_same_tasks(other)
@@ -159,7 +161,7 @@ class Protocol:
 
     @staticmethod
     def note(row: Mapping[str, Any]) -> str:
-        """What a reader of the figures must know beside them."""
+        """Return the remark that belongs to the figures, or ""."""
         if not row.get("characters_trained_on"):
             return ""
         seen, shown = row["characters_trained_on"], row["characters"]
@@ -211,22 +213,25 @@ class Protocol:
 
 
 def _common(values: Sequence[int]) -> int | None:
-    """The value that all are; None where they differ."""
+    """Return the common value; None if the values differ."""
     return values[0] if len(set(values)) == 1 else None
 
 
 def label(path: Path) -> str:
-    """A checkpoint's name in a row: the run's folder and the file."""
+    """Return the name of a checkpoint in a row: the run's folder and the file."""
     return f"{path.parent.name}/{path.name}"
 
 
 def digest(classes: Sequence[str]) -> str:
-    """SHA-256 of the names, a line each."""
+    """Return the SHA-256 of the names, a line each."""
     return hashlib.sha256("\n".join(classes).encode()).hexdigest()
 
 
 def _figures(scores: Mapping[str, Estimate]) -> dict[str, float | None]:
-    """None where it is not finite: with more inner steps than it trained for a run may diverge."""
+    """Return the figures of a row; None stands for one that is not finite.
+
+    A run may diverge with more inner steps than it was trained with.
+    """
     figures: dict[str, float | None] = {}
     for name, estimate in scores.items():
         finite = math.isfinite(estimate.mean) and math.isfinite(estimate.interval)

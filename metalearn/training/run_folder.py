@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def check_unused(folder: Path) -> None:
-    """Raises UsageError where a run in `folder` has got as far as its first checkpoint."""
+    """Raise UsageError if `folder` holds a run with a checkpoint."""
     if checkpoint.generations(folder) or MetricsFile(folder / "metrics.jsonl").begun():
         raise UsageError(
             f"run_dir={folder} holds a run already; choose another, or resume={folder}"
@@ -31,7 +31,7 @@ def check_unused(folder: Path) -> None:
 
 
 def led(method: Callable[Concatenate[RunFolder, P], T]) -> Callable[Concatenate[RunFolder, P], T]:
-    """Rank 0 runs the method; its value or refusal is every rank's."""
+    """Run the method on rank 0; every rank gets its value or its error."""
 
     @wraps(method)
     def by_rank_0(self: RunFolder, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -41,7 +41,7 @@ def led(method: Callable[Concatenate[RunFolder, P], T]) -> Callable[Concatenate[
 
 
 class RunFolder:
-    """Opened by `with`, which locks it; `resume` goes on with the run that is there.
+    """A context manager that locks the folder; with `resume` it continues the run there.
 
     Of several ranks, all of which call its methods, rank 0 alone touches the disk.
 
@@ -125,7 +125,7 @@ class RunFolder:
 
     @led
     def save(self, state: dict[str, Any]) -> None:
-        """The newest checkpoint; those before it become older, and one of them goes."""
+        """Write the newest checkpoint, and delete the oldest if there are too many."""
         assert self._tracker is not None
         state = {**state, "wandb_id": self._tracker.run_id}
         with self._writing():
@@ -160,7 +160,7 @@ class RunFolder:
 
     @led
     def step_seconds(self) -> list[float]:
-        """What each meta-step took, in all sessions of the run."""
+        """Return the seconds of each meta-step, in all sessions of the run."""
         return [row["step_s"] for row in self.metrics.rows()]
 
     @led

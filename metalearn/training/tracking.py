@@ -13,9 +13,9 @@ from typing import Any, Literal
 _warn = logging.getLogger(__name__).warning
 
 LONGEST_NAME = 80
-"""Of a table; W&B's limit is 128 with what it adds."""
+"""The longest name of a table; W&B allows 128 characters with those that it adds."""
 PATIENCE_S = 30.0
-"""How long a run waits for W&B's server to begin, and for the last rows to be sent at the end."""
+"""The seconds that a run waits for W&B's server to start, and for the last rows to be sent."""
 
 
 class Tracker:
@@ -54,7 +54,7 @@ class Tracker:
 
     @property
     def run_id(self) -> str | None:
-        """W&B's id of the run, which checkpoints keep for the tracker that resumes it."""
+        """The id of the run in W&B, which checkpoints keep for the tracker that resumes it."""
         return self._run_id
 
     @property
@@ -171,7 +171,7 @@ class Tracker:
 
 
 def _forget_service() -> None:
-    """Lets W&B start a process anew for a later run, and not miss the dead one as Python ends."""
+    """Let W&B start a new process for a later run, without waiting for the dead one at exit."""
     import wandb
 
     with suppress(Exception):  # that the process is gone is why this is called
@@ -180,7 +180,7 @@ def _forget_service() -> None:
 
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    """Sets a variable of the process's environment for a while."""
+    """Set an environment variable for a while."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
