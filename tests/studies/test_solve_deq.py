@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pandas as pd
+import pytest
 import torch
 
 from metalearn.commands.main import main
@@ -22,6 +23,7 @@ from metalearn.studies.deq.models import (
     recall,
 )
 from metalearn.studies.deq.study import BACKWARD, FORWARD, DEQStudy
+from metalearn.studies.frame.findings import render_findings
 
 CPU = torch.device("cpu")
 TINY = DEQStudy(
@@ -143,30 +145,53 @@ def rows_by_hand():
     return pd.DataFrame(rows)
 
 
-def test_tables_and_findings_say_what_the_rows_hold():
-    rows = rows_by_hand()
-    rows.loc[rows.part == "memory", "step_s"] = 0.001
-    digits, memory, conditioning, sequence = TINY.tables(rows).values()
-    deq = digits[digits.core == "deq"].iloc[0]
+@pytest.fixture
+def rows():
+    found = rows_by_hand()
+    found.loc[found.part == "memory", "step_s"] = 0.001
+    return found.assign(forward_converged=1.0)
+
+
+def test_tables_show_means_over_the_seeds(rows):
+    digits, memory, conditioning, sequence = (t.texts() for t in TINY.tables(rows).values())
+    deq = digits[digits.core == "DEQ"].iloc[0]
     assert deq["accuracy, %"] == "97.00 (96.00 to 98.00)"
     assert (deq["forward iterations"], deq["backward iterations"]) == ("11.0", "7.0")
     assert (deq["gradient error"], deq["condition of I - J"]) == ("3.0e-03", "5.0")
     assert (deq["ms a step"], deq["peak memory"]) == ("2.0", "3.0 MB")
+    twin = digits.set_index("core").loc["unrolled, 30 steps"]
+    assert twin["accuracy, %"] == "96.00 (95.50 to 96.50)"
+    assert twin["forward solver"] == twin["forward iterations"] == twin["gradient error"] == ""
+    assert memory["applications"].tolist() == ["1", "4"]
     assert memory["unrolled"].tolist() == ["10 B", "40 B"]
     assert memory["DEQ"].tolist() == ["50 B", "50 B"]
-    assert conditioning["condition number"].tolist() == [40.0, 40.0, 2.0, 2.0]
+    assert memory["DEQ, ms a step"].tolist() == ["1.0", "1.0"]
+    assert conditioning["condition number"].tolist() == ["40", "40", "2", "2"]
     assert sequence.set_index("core").loc["unrolled, 3 steps", "accuracy, %"] == "12.50"
-    rows["forward_converged"] = 1.0
-    accuracy, whole, flat, held, long = TINY.findings(rows)
-    assert "97.00 % by Picard" in accuracy and "twin reaches 96.00 %" in accuracy
-    assert "In 0 of 2 trainings" in whole
-    rows.loc[0, "forward_converged"] = 0.5
-    assert "In 1 of 2" in TINY.findings(rows)[1]
-    assert "(all by Picard), and accuracy with them: 96.0 %" in TINY.findings(rows)[1]
-    assert "factor of 1.000" in flat and "by 4.0" in flat
-    assert "condition number of 40" in held and "are 2.0 and 7" in held
-    assert "99.0 %" in long and "3 times the cell reaches 12.5 %" in long and "97.0 %" in long
     assert set(TINY.figures(rows)) == {"memory", "conditioning", "sequence"}
+
+
+def test_facts_compare_the_deq_with_its_twin(rows):
+    facts = TINY.facts(rows)
+    assert facts["forward"] == {"Picard": 97.0} and facts["unrolled"] == 96.0
+    assert (facts["deq_memory"], facts["unrolled_memory"]) == (1.0, 4.0)
+    free, held = facts["conditioning"]
+    assert (free["condition_number"], held["condition_number"]) == (40.0, 2.0)
+    assert held["backward_iterations"] == 7.0
+    assert facts["long_accuracy"] == 99.0
+    assert facts["long_unrolled"] == [(3, 12.5), (6, 97.0)]
+
+
+def test_findings_count_the_trainings_that_end_without_fixed_points(rows):
+    assert TINY.facts(rows)["failed"] == 0
+    assert "After 0 of 2 DEQ trainings" in render_findings(TINY, rows)[1]
+    rows.loc[0, "forward_converged"] = 0.5
+    facts = TINY.facts(rows)
+    assert (facts["failed"], facts["trainings"], facts["failed_accuracy"]) == (1, 2, 96.0)
+    assert facts["failed_solvers"] == ["Picard"]
+    assert "After 1 of 2 DEQ trainings" in render_findings(TINY, rows)[1]
+    one_weight = rows[rows.jacobian_weight != 5.0]  # there is nothing to compare it with
+    assert len(render_findings(TINY, one_weight)) == len(render_findings(TINY, rows)) - 1
 
 
 def test_from_the_command_line_to_the_published_files(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from metalearn.nn import MLP
 from metalearn.problems.distillation import Distillation
 from metalearn.problems.training_task import Starts, fresh
 from metalearn.studies.distill.study import DistillStudy
+from metalearn.studies.frame.findings import render_findings
 from metalearn.tasks.image_splits import image_splits
 
 CPU = torch.device("cpu")
@@ -150,26 +151,47 @@ def rows_by_hand():
     return pd.DataFrame(rows)
 
 
-def test_tables_and_findings_say_what_the_rows_hold():
-    rows = rows_by_hand()
-    rows.loc[rows.source.isin(["random"]), "deeper_accuracy"] = 55.0
-    accuracy, cost = TINY.tables(rows).values()
+@pytest.fixture
+def rows():
+    found = rows_by_hand()
+    found.loc[found.source == "random", "deeper_accuracy"] = 55.0
+    return found
+
+
+def test_tables_show_means_over_the_seeds(rows):
+    accuracy, cost = (table.texts() for table in TINY.tables(rows).values())
     accuracy = accuracy.set_index("trained on")
     # Of two values the t interval is 12.71 times half their distance.
     assert accuracy["accuracy, %"]["ten class means"] == "88.50 ± 6.35"
     assert accuracy["above random, points"]["implicit, CG, Gauss-Newton"] == "34.00 ± 0.00"
+    assert accuracy["above random, points"]["ten random real images"] == ""
     assert accuracy["linear model, %"]["unrolled"] == "80.00 ± 0.00"
+    assert accuracy["two hidden layers, %"]["the whole training set"] == ""
     cost = cost.set_index("meta-gradient")
     assert cost["ms a meta-step"].tolist() == ["90", "92", "94"]
+    assert cost["peak memory"].tolist() == ["90.0 kB", "92.0 kB", "94.0 kB"]
     assert cost["best validation, %"].tolist() == ["75.00"] * 3
     assert cost["negative curvature, % of solves"].tolist() == ["", "25", "0"]
-    first, side, others, curvature = TINY.findings(rows)
-    # Which one is named is chosen on the validation split, where these rows have it the other way.
-    assert "validated best (unrolled), 30.0 points" in first and "88.50" in first
-    assert "implicit, CG 92.50 ± 6.35 % at 92 ms and 92.0 kB" in side
-    assert "80.00 ± 0.00 % (linear model; random real images: 61.00" in others
-    assert "25 % of the conjugate-gradient solves" in curvature and "94.50" in curvature
     assert set(TINY.figures(rows)) == {"images", "training"}
+
+
+def test_findings_name_the_meta_gradient_that_validates_best(rows):
+    # These rows have the order on the test split the other way.
+    assert TINY.facts(rows)["best"] == "unrolled"
+    first, costs, others, curvature = render_findings(TINY, rows)
+    assert "best validation accuracy: unrolled" in first and "30.00 ± 0.00 points" in first
+    assert "implicit, CG: 92.50 ± 6.35 %, 92 ms, 92.0 kB;" in costs
+    assert "80.00 ± 0.00 %, against 61.00 ± 0.00 % on random real images" in others
+    assert "25 % of the conjugate-gradient solves" in curvature and "94.50" in curvature
+    without = render_findings(TINY, rows[rows.source != "cg"])
+    assert len(without) == 3  # no two curvatures to compare
+
+
+def test_one_seed_has_no_interval(rows):
+    one = rows[rows.seed == 0]
+    accuracy = next(iter(TINY.tables(one).values())).texts().set_index("trained on")
+    assert accuracy["accuracy, %"]["ten class means"] == "88.00"
+    assert not any("±" in text or "interval" in text for text in render_findings(TINY, one))
 
 
 def test_from_the_command_line_to_the_published_files(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from metalearn.commands.main import main
 from metalearn.inner import LBFGS
 from metalearn.linear_solve import CG
 from metalearn.metagrad import Implicit
+from metalearn.studies.frame.findings import render_findings
 from metalearn.studies.hpo.exact import solved
 from metalearn.studies.hpo.measure import grid_search, penalties, weights
 from metalearn.studies.hpo.search import Search, quasi_newton
@@ -211,33 +212,58 @@ def rows_by_hand():
     return pd.DataFrame(rows)
 
 
-def test_tables_and_findings_say_what_the_rows_hold():
+def test_tables_show_searches_beside_grids_and_references():
     rows = rows_by_hand()
-    versus, told, decays, costs, exact = TINY.tables(rows).values()
+    versus, told, decays, costs, exact = (t.texts() for t in TINY.tables(rows).values())
     cg = versus.set_index("method").loc["CG"]
     # Chosen at the least objective: 0.5 where the grid has 0.6 and 0.7.
     assert (cg["test loss"], cg["grid's"]) == ("0.5000", "0.6500")
     # Of two values the t interval is 12.71 times half their distance.
     assert cg["difference"] == "-0.1500 ± 0.6353"
     assert (cg["at or below"], cg["trainings"]) == ("2 of 2", "3.0")
-    assert cg["gradients and products"] == "45"
+    assert (cg["grid's trainings"], cg["gradients and products"]) == ("100", "45")
     assert told["area under the ROC curve"].tolist() == ["0.975 (least 0.970)"]
     assert told["test accuracy, %"].tolist() == ["90.0 ± 0.0"]
     assert told["unweighted, same decay, %"].tolist() == ["80.0 ± 0.0"]
     assert decays["validation error, %"].tolist() == ["0.0 (most 0.0)"]
     assert decays["at the start"].tolist() == ["2.0000"]
-    first = costs.set_index(["problem", "method"]).loc[("ridge, one penalty", "CG")]
+    costs = costs.set_index(["problem", "method"])
+    first = costs.loc[("ridge, one penalty", "CG")]
     assert first["hyper-gradient error, first"] == "1.0e-01" and first["last"] == "1.0e-03"
     assert first["peak memory"] == "3.0 kB" and first["inner gradients"] == "30"
+    assert costs.loc[("a weight an example", "unrolled"), "last"] == ""
     assert exact["error"].tolist() == ["3.0e-09"]
-    near, ridge, weights, overfit, saved = TINY.findings(rows)
-    assert "within 3.0e-09 of it (the farthest: Neumann" in near
-    assert "3 trainings at most" in ridge and "a grid of 100 to 0.6500" in ridge
-    assert "area of 0.975 (least of 2 seeds 0.970)" in weights
-    assert "10.0 ± 0.0 points above the unweighted" in weights and "5.0 ± 0.0 above it" in weights
-    assert "falls to 0 in 2 of 2 seeds" in overfit and "from 2.000 to 0.0100" in overfit
-    assert "3.00 times as many with cold starts and 1.50" in saved
     assert set(TINY.figures(rows)) == {"ridge", "weights", "overfit"}
+
+
+def test_tables_sort_cells_with_two_numbers_by_the_mean():
+    versus, told, *_ = TINY.tables(rows_by_hand()).values()
+    cells = dict(zip(versus.columns, versus.rows[0], strict=True))
+    assert cells["difference"].key == pytest.approx(-0.15) and cells["at or below"].key == 1.0
+    assert told.rows[0][1].key == pytest.approx(0.975)
+
+
+def test_facts_name_the_farthest_gradient_and_compare_costs():
+    facts = TINY.facts(rows_by_hand())
+    (near,) = facts["exact"]
+    assert (near["error"], near["meta_gradient"], near["compared"]) == (3e-9, "Neumann", 1)
+    assert facts["trainings"] == 3
+    assert [row["method"] for row in facts["penalties"]] == ["CG"]
+    (weights,), (overfit,) = facts["weights"], facts["overfit"]
+    assert (weights["above unweighted"], weights["above tuned"]) == ("10.0 ± 0.0", "5.0 ± 0.0")
+    assert (overfit["without error"], overfit["validation loss"]) == ("2 of 2", "0.0100")
+    assert facts["times"]["cg_cold"] == pytest.approx(3) and facts["seeds"] == 2
+    assert facts["times"]["cg_tight"] == pytest.approx(1.5)
+
+
+def test_findings_tell_of_each_problem():
+    near, ridge, auc, gains, overfit, times = render_findings(TINY, rows_by_hand())
+    assert near.startswith("1 hyper-gradient ") and "3.0e-09 (Neumann" in near
+    assert "at most 3 trainings" in ridge and "A grid of 100 trainings reaches 0.6500" in ridge
+    assert "0.975 (least 0.970)" in auc
+    assert "90.0 ± 0.0 %, 10.0 ± 0.0 points, 5.0 ± 0.0 points" in gains and "88.0" in gains
+    assert "2 of 2 seeds" in overfit and "2.0000 to 0.0100" in overfit
+    assert "3.00 times as many with cold starts, 1.50 times" in times
 
 
 def test_from_the_command_line_to_the_published_files(tmp_path, monkeypatch):
@@ -261,4 +287,4 @@ def test_one_method_and_one_problem_can_be_published_alone():
             for row in measured(problem, "cg", network_hypergradients=2, hypergradients=2)
         )
         assert TINY.tables(rows) and TINY.figures(rows)
-        assert isinstance(TINY.findings(rows), list)
+        assert all(render_findings(TINY, rows))

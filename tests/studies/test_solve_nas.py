@@ -18,6 +18,7 @@ from metalearn.metagrad import FirstOrder, Implicit, Unrolled
 from metalearn.nn.mixed_cell import OPERATIONS, MixedCell, edges
 from metalearn.problems.architecture import Search
 from metalearn.problems.training_task import Starts
+from metalearn.studies.frame.findings import render_findings
 from metalearn.studies.nas.study import NASStudy
 from metalearn.tasks.image_splits import Labelled
 
@@ -237,15 +238,16 @@ def rows_by_hand():
     return pd.DataFrame(rows)
 
 
-def test_tables_and_findings_say_what_the_rows_hold():
+def test_tables_show_means_over_the_seeds():
     rows = rows_by_hand()
-    accuracy, cost, found = TINY.tables(rows).values()
+    accuracy, cost, found = (table.texts() for table in TINY.tables(rows).values())
     accuracy = accuracy.set_index("network")
     # Of two values the t interval is 12.71 times half their distance.
     assert accuracy["accuracy, %"]["random architectures"] == "70.50 ± 6.35"
     # The one that validated best is not the one that tested best.
     assert accuracy["accuracy, %"]["the random one that validated best"] == "60.50 ± 6.35"
     assert accuracy["above random, points"]["implicit, CG, Gauss-Newton"] == "20.00 ± 0.00"
+    assert accuracy["above random, points"]["random architectures"] == ""
     assert accuracy["above the equal mixture, points"]["first-order"] == "-6.00 ± 0.00"
     assert accuracy["random ones below it, %"]["first-order"] == "50"
     cost = cost.set_index("meta-gradient")
@@ -253,13 +255,28 @@ def test_tables_and_findings_say_what_the_rows_hold():
     column = "negative curvature or divergence, % of solves"
     assert cost[column].tolist() == ["", "25"]
     assert found["operations of the edges 0 to 1, 0 to 2"].tolist() == ["skip, conv_3x3"] * 4
-    spread, first_order, implicit, best = TINY.findings(rows)
-    assert "4 architectures" in spread and "from 60.0 to 81.0 %" in spread
-    assert "a deviation of 14.1 points, the starts of one by 1.0" in spread
-    assert "-1.0 points against random choice" in implicit or "not above random" in first_order
-    assert "+20.0 points" in implicit and ", above random choice by more" in implicit
-    assert "60.50" in best
+    assert found["accuracy, %"].tolist() == ["69.00", "90.00", "70.00", "91.00"]
     assert set(TINY.figures(rows)) == {"accuracy", "search", "mixtures"}
+
+
+def test_facts_measure_the_random_architectures_and_name_what_beats_them():
+    facts = TINY.facts(rows_by_hand())
+    assert (facts["random"], facts["draws"]) == (4, 2)
+    assert (facts["least"], facts["most"]) == (60.0, 81.0)
+    assert facts["deviation"] == pytest.approx(200**0.5) and facts["starts_deviation"] == 1.0
+    assert facts["methods"] == ["first-order", "implicit, CG, Gauss-Newton"]
+    beaten = [name for name in facts["methods"] if name in facts["better"]]
+    assert beaten == ["implicit, CG, Gauss-Newton"]
+
+
+def test_findings_say_which_gain_exceeds_its_interval():
+    rows = rows_by_hand()
+    _, first_order, implicit, best = render_findings(TINY, rows)
+    assert "-1.00 ± 0.00 points" in first_order and "is not larger than its" in first_order
+    assert "20.00 ± 0.00 points" in implicit and "is larger than its" in implicit
+    assert "60.50" in best
+    one_seed = render_findings(TINY, rows[rows.seed == 0])
+    assert not any("±" in text or "interval" in text for text in one_seed)
 
 
 def test_an_interrupted_study_goes_on_from_its_rows(tmp_path, monkeypatch, capsys):

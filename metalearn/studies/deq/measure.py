@@ -1,4 +1,4 @@
-"""What is measured of a model around a DEQ, or around its unrolled twin."""
+"""The measurements of a classifier around a DEQ, or around its unrolled twin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from metalearn.system.memory import peak_bytes
 
 
 def step(model: Classifier, data: Data, batch: int) -> dict[str, Any]:
-    """Peak memory, time and iterations of one training step on the first `batch` images."""
+    """Measure peak memory, time and iterations of a training step on the first `batch` images."""
     x, y = data.train_x[:batch], data.train_y[:batch]
 
     def once() -> None:
@@ -37,14 +37,14 @@ def step(model: Classifier, data: Data, batch: int) -> dict[str, Any]:
 
 
 def clear(model: Classifier) -> None:
-    """Frees what an earlier step left, so that no later one does."""
+    """Free the gradients and solutions of an earlier step, so that no timed step does."""
     model.zero_grad()
     if isinstance(model.core, DEQ):
         model.core.forward_solution = model.core.backward_solution = None
 
 
 def iterations(model: Classifier, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """Of the two solves of a training step; nothing for a core that has none."""
+    """Measure the two solves of a training step; return nothing for a core without solves."""
     core = model.core
     if not isinstance(core, DEQ):
         return {}
@@ -65,7 +65,10 @@ def iterations(model: Classifier, x: Tensor, y: Tensor) -> dict[str, Any]:
 
 
 def gradient_error(model: Classifier, x: Tensor, y: Tensor) -> float:
-    """Relative error of the loss's gradient against float64, at fixed points found to 1e-12."""
+    """Return the relative error of the loss's gradient against float64 and fixed points to 1e-12.
+
+    It is nan if the float64 solve does not converge.
+    """
 
     def gradient(model: Classifier, x: Tensor) -> Tensor:
         grads = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
@@ -75,13 +78,15 @@ def gradient_error(model: Classifier, x: Tensor, y: Tensor) -> float:
     exact.core = DEQ(exact.core.cell, Anderson(5000, rtol=1e-12), Dense())
     reference = gradient(exact, x.double())
     if not exact.core.forward_solution.converged.all():
-        return math.nan  # nothing to compare with
+        return math.nan
     return float((gradient(model, x) - reference).norm() / reference.norm())
 
 
 def spectrum(model: Classifier, x: Tensor, iters: int = 60) -> dict[str, Any]:
-    """Of J at the fixed points of these inputs: medians and the worst; `iters` of the power
-    iteration."""
+    """Measure J and I - J at the fixed points of x: medians over x, and the worst condition number.
+
+    `iters` power iterations give the spectral radius.
+    """
     core: Any = model.core
     with torch.no_grad():
         z = model.state(x)

@@ -1,4 +1,4 @@
-"""Cells, the models around them, and the data that the study of deep equilibrium models uses."""
+"""The cells, the models around them, and the data of the study of deep equilibrium models."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 
 class DenseCell(nn.Module):
-    """(z, x) -> norm(silu(W z + U x + b)), on (B, width) and (B, inputs).
+    """The cell (z, x) -> norm(silu(W z + U x + b)), on (B, width) and (B, inputs).
 
-    SiLU is smooth, as the theorem asks. The norm (of a layer, with its scale and shift) bounds the
-    state: with tanh alone, training on digits met samples whose I - J is singular to float32.
+    SiLU is smooth, as the implicit function theorem asks. The layer norm bounds the state. With
+    tanh and no norm, some samples of digits had an I - J that is singular to float32.
     """
 
     def __init__(self, inputs: int, width: int) -> None:
@@ -25,7 +25,7 @@ class DenseCell(nn.Module):
         self.inject = nn.Linear(inputs, width, bias=False)
         self.norm = nn.LayerNorm(width)
         with torch.no_grad():
-            self.state.weight.mul_(0.3)  # begins as a clear contraction
+            self.state.weight.mul_(0.3)  # the cell begins as a contraction
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         state: Tensor = self.norm(F.silu(self.state(z) + self.inject(x)))
@@ -35,9 +35,9 @@ class DenseCell(nn.Module):
 class CausalCell(nn.Module):
     """A gated step along a sequence, at all positions at once: (z, x) of (B, L, width).
 
-    Position t is given z of position t - 1 alone: one application moves what is known by one
-    position, and the fixed point is what a recurrent network with this cell computes. J is
-    nilpotent: L applications from anywhere reach the fixed point.
+    Position t sees z of position t - 1 alone, so one application moves a state by one position.
+    The fixed point is the output of a recurrent network with this cell. J is nilpotent: L
+    applications from any state reach the fixed point.
     """
 
     def __init__(self, inputs: int, width: int) -> None:
@@ -45,7 +45,7 @@ class CausalCell(nn.Module):
         self.state = nn.Linear(width, 2 * width)
         self.inject = nn.Linear(inputs, 2 * width, bias=False)
         with torch.no_grad():
-            self.state.bias[:width] = 3.0  # gates begin nearly shut, so that states last
+            self.state.bias[:width] = 3.0  # gates begin nearly shut and keep the state
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         before = F.pad(z[:, :-1], (0, 0, 1, 0))
@@ -55,7 +55,7 @@ class CausalCell(nn.Module):
 
 
 class WeightTied(nn.Module):
-    """The same cell applied `depth` times and differentiated through: a DEQ's unrolled twin."""
+    """A cell applied `depth` times and differentiated by unrolling: the twin of a DEQ."""
 
     def __init__(self, cell: nn.Module, depth: int) -> None:
         super().__init__()
@@ -69,8 +69,10 @@ class WeightTied(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A linear read-out of a core's state, which starts at zero; of the last position if there are
-    positions."""
+    """A linear read-out of a core's state, or of its last position in a sequence.
+
+    The state starts at zero.
+    """
 
     def __init__(self, core: nn.Module, width: int, classes: int) -> None:
         super().__init__()
@@ -89,7 +91,7 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Data:
-    """x: (n, ...), y: (n,), for training and for testing."""
+    """The examples and their labels, x (n, ...) and y (n,), for training and for testing."""
 
     train_x: Tensor
     train_y: Tensor
@@ -100,7 +102,7 @@ class Data:
         return Data(*(x.to(device) for x in (self.train_x, self.train_y, self.test_x, self.test_y)))
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch, shuffled; a last batch that is short is left out."""
+        """Yield the batches of one shuffled epoch, without a last batch that is short."""
         order = torch.randperm(len(self.train_x), generator=generator)
         for i in range(0, len(order) - size + 1, size):
             chosen = order[i : i + size].to(self.train_x.device)
@@ -108,9 +110,9 @@ class Data:
 
 
 def digits() -> Data:
-    """scikit-learn's 1,797 digits of 8x8, a quarter of each class for testing; always the same.
+    """Return scikit-learn's 1,797 digits of 8x8, a quarter of each class for testing.
 
-    Pixels have mean 0 and deviation 1 over the training set.
+    The split is always the same. Pixels have mean 0 and deviation 1 over the training set.
     """
     images, labels = load_digits(return_X_y=True)
     split = train_test_split(images, labels, test_size=0.25, random_state=0, stratify=labels)
@@ -126,13 +128,13 @@ def digits() -> Data:
 
 SYMBOLS, NOISE = 8, 8
 CLIP = 1.0
-"""Largest norm of a batch's gradient."""
+"""The largest norm of a batch's gradient."""
 
 
 def recall(length: int, train: int = 2048, test: int = 1024, seed: int = 0) -> Data:
-    """Sequences of one-hot tokens: one of 8 symbols, then noise of 8 others; the symbol is asked.
+    """Make sequences of one-hot tokens: one of 8 symbols, then noise of 8 other symbols.
 
-    What decides stands `length` - 1 positions before the position that answers.
+    The label is the first symbol, `length` - 1 positions before the position that answers.
     """
     g = torch.Generator().manual_seed(seed)
 
@@ -154,7 +156,7 @@ def fit(
     penalty: Callable[[Tensor], Tensor] | None = None,
     after_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> None:
-    """Adam on the cross-entropy, plus `penalty` of a batch's inputs; ordinary training."""
+    """Train by Adam on the cross-entropy plus the `penalty` of a batch's inputs."""
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(model.parameters(), lr)
     for epoch in range(epochs):
@@ -164,7 +166,7 @@ def fit(
                 loss = loss + penalty(x)
             optimiser.zero_grad()
             loss.backward()
-            # A sample whose I - J is nearly singular has a gradient without measure.
+            # A sample whose I - J is nearly singular has an unbounded gradient.
             torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             optimiser.step()
         after_epoch(epoch + 1)
@@ -172,5 +174,5 @@ def fit(
 
 @torch.no_grad()
 def accuracy(model: Classifier, data: Data) -> float:
-    """On the test set, in percent."""
+    """Return the accuracy on the test set, in percent."""
     return 100 * float((model(data.test_x).argmax(1) == data.test_y).double().mean())

@@ -39,6 +39,7 @@ from metalearn.studies.deq.models import (
     recall,
 )
 from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.table import Table
 
 INPUTS, CLASSES = 64, 10
 
@@ -46,8 +47,8 @@ FORWARD: dict[str, FixedPointSolver] = {
     "Picard": Picard(100, rtol=1e-4),
     "Anderson": Anderson(100, rtol=1e-4),
     "Broyden": Broyden(100, rtol=1e-4),
-    # With 100 applications some samples were left far from a fixed point, and their gradients, of
-    # an I - J without meaning, undid the training.
+    # With 100 applications some samples ended far from a fixed point, where the gradient is wrong,
+    # and the training diverged.
     "NewtonGMRES": NewtonGMRES(300, rtol=1e-4, linear_iters=10, linear_rtol=0.1),
 }
 BACKWARD: dict[str, LinearSolver] = {
@@ -60,20 +61,21 @@ BACKWARD: dict[str, LinearSolver] = {
 
 @dataclass(frozen=True)
 class DEQStudy:
-    """
+    """The comparison of deep equilibrium models with the same cells unrolled.
+
     Args:
-        seeds: of weights and batches; every training is run with each.
-        width: numbers in a state.
-        depth: applications of the digits' unrolled twin.
-        epochs, lr, batch: of training on digits.
-        pairs: "all" pairs of a forward and a backward solver are trained, or "each" solver once
-            (with Anderson or GMRES as the other).
+        seeds: the seeds of weights and batches; every training is run with each.
+        width: the size of a state on digits.
+        depth: applications of the cell by the unrolled twin on digits.
+        epochs, lr, batch: options of the training on digits.
+        pairs: "all" trains all pairs of a forward and a backward solver; "each" trains each solver
+            once, with Anderson or GMRES as the other.
         depths: forward iterations at which memory is measured.
-        jacobian_weights: of the Jacobian-norm regularisation; 0 is none.
-        long_epochs: of the trainings that watch conditioning.
-        length: of the sequences; what is asked stands at their beginning.
-        sequence_width, sequence_epochs: as above.
-        sequence_depths: applications of the sequences' unrolled twins.
+        jacobian_weights: weights of the Jacobian-norm regularisation; 0 is none.
+        long_epochs: epochs of the trainings that measure conditioning.
+        length: tokens of a sequence.
+        sequence_width, sequence_epochs: the size of a state and the epochs on sequences.
+        sequence_depths: applications of the cell by the unrolled twins on sequences.
     """
 
     title: ClassVar[str] = "Deep equilibrium models beside their unrolled twins"
@@ -177,7 +179,7 @@ class DEQStudy:
 
     def _memory(self, cell: Any, device: torch.device) -> list[Row]:
         if cell["core"] == "deq":
-            # Exactly so many iterations, and as many backward at every depth.
+            # No tolerance: the iterations are the same for every sample and, backward, every depth.
             model = self._model(0, Anderson(cell["depth"], rtol=0.0), GMRES(20, rtol=0.0))
         else:
             model = self._model(0, depth=cell["depth"])
@@ -195,7 +197,7 @@ class DEQStudy:
 
         def look(epoch: int) -> None:
             if epoch & (epoch - 1) and epoch != self.long_epochs:
-                return  # at powers of two and at the end
+                return  # only powers of two and the last epoch are measured
             row = {"epoch": epoch, "accuracy": accuracy(model, data)}
             row |= iterations(model, data.test_x, data.test_y)
             rows.append(row | spectrum(model, data.test_x[:32]))
@@ -216,7 +218,7 @@ class DEQStudy:
         data, width = recall(self.length, seed=cell["seed"]).to(device), self.sequence_width
         torch.manual_seed(cell["seed"])
         causal = CausalCell(SYMBOLS + NOISE, width)
-        # J is nilpotent: both solvers end, exactly, after as many steps as there are positions.
+        # J is nilpotent: both solvers are exact after as many steps as there are positions.
         most = 2 * self.length
         core: Any = DEQ(causal, Picard(most, rtol=1e-5), Neumann(most, step_size=1.0, rtol=1e-5))
         if cell["core"] == "unrolled":
@@ -230,11 +232,11 @@ class DEQStudy:
             row |= spectrum(model, data.test_x[:2], iters=2 * self.length + 2)
         return [row]
 
-    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    def tables(self, rows: pd.DataFrame) -> dict[str, Table]:
         return deq_report.tables(rows)
 
     def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
         return deq_report.figures(rows)
 
-    def findings(self, rows: pd.DataFrame) -> list[str]:
-        return deq_report.findings(rows)
+    def facts(self, rows: pd.DataFrame) -> dict[str, Any]:
+        return deq_report.facts(rows)

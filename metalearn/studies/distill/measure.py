@@ -1,4 +1,4 @@
-"""What is measured of distillation: how images are found, and what training on them gives."""
+"""The distillation of images, and the accuracy of models trained on them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from metalearn.training.optimiser import descend
 
 @dataclass(frozen=True)
 class Judge:
-    """A way to train on a few images: a decay and a descent."""
+    """A training on a few images: its decay and its descent."""
 
     decay: float
     inner: GradientDescent
@@ -32,7 +32,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Distilled:
-    """The images that validated best, and what was seen on the way."""
+    """The images with the best validation accuracy, and the curve and figures of the search."""
 
     images: Tensor
     curve: list[Row]
@@ -50,9 +50,9 @@ def distil(
     lr: float,
     every: int,
 ) -> Distilled:
-    """Adam on ten images, which begin as real ones; every so many steps they are validated.
+    """Optimise ten images by Adam, from real images, and validate them every `every` steps.
 
-    Each meta-step draws new weights to train, and a batch of real images to judge them by.
+    Each meta-step draws new weights to train, and a batch of real images for the outer loss.
     """
     train, device = data.train, data.train.x.device
     problem = Distillation(model(), torch.arange(CLASSES, device=device), decay)
@@ -79,7 +79,7 @@ def distil(
         certificates.append(_certificate(result))
         if step % every and step != steps:
             return
-        spent += time.perf_counter() - resumed  # of the meta-steps alone
+        spent += time.perf_counter() - resumed  # without the validations
         score = validate(meta)
         curve.append(
             {"what": "curve", "step": step, "train_s": spent, "validation_accuracy": score}
@@ -96,7 +96,7 @@ def distil(
 
 
 def _certificate(result: MetaGradientResult) -> dict[str, float]:
-    """Of one meta-gradient: means over the tasks."""
+    """Return the accuracy of one meta-gradient's solves: means over the tasks."""
     found = {"inner_grad_norm": float(result.inner.grad_norm.mean())}
     certificate = result.certificate
     if certificate is None or certificate.status is None:
@@ -117,7 +117,10 @@ def judged(
     judges: Sequence[Judge],
     starts: int,
 ) -> dict[str, Any]:
-    """Test accuracy of models trained on `examples` by the judge that validates best."""
+    """Return the test accuracy of models trained on `examples`.
+
+    They are trained by the judge with the best validation accuracy.
+    """
     params = fresh(model, starts, examples.x.device)
     found = [(_scores(model(), examples, data, judge, params), judge) for judge in judges]
     (validation, test), judge = max(found, key=lambda pair: pair[0][0])
@@ -132,7 +135,7 @@ def judged(
 def _scores(
     model: nn.Module, examples: Labelled, data: Splits, judge: Judge, params: Params
 ) -> tuple[float, float]:
-    """Accuracy on the validation and on the test split."""
+    """Return the accuracy on the validation split and on the test split."""
     problem, meta = Distillation(model, examples.y, judge.decay), {"images": examples.x}
     held_out = Starts(params, data.validation.x, data.validation.y)
     end = FirstOrder(judge.inner).adapt(problem, meta, held_out).params
@@ -146,7 +149,7 @@ def _scores(
 
 
 def one_a_class(data: Labelled) -> Tensor:
-    """A random image of each class, (classes, ...)."""
+    """Return a random image of each class, (classes, ...)."""
     chosen = []
     for label in range(CLASSES):
         of_class = (data.y == label).nonzero()[:, 0]
@@ -159,5 +162,5 @@ def class_means(data: Labelled) -> Tensor:
 
 
 def percent(accuracy: Tensor) -> float:
-    """The mean over the tasks."""
+    """Return the mean over the tasks, in percent."""
     return 100 * float(accuracy.double().mean())

@@ -19,32 +19,35 @@ from metalearn.nn import MLP
 from metalearn.studies.distill import report as distill_report
 from metalearn.studies.distill.measure import Judge, class_means, distil, judged, one_a_class
 from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.table import Table
 from metalearn.tasks.image_splits import CLASSES, Labelled, Splits, image_splits
 
-BASELINES = ("random", "means", "whole")
 MOMENTUM = 0.9
 TRUNCATED = 5
-"""Of the unrolled steps, the last so many are gone back through."""
+"""The number of last unrolled steps that the truncated meta-gradient differentiates."""
 TRANSFERRED = 5
-"""Of the random draws, the first so many are given to other models too."""
+"""The number of first random draws that train other models too."""
 
 
 @dataclass(frozen=True)
 class DistillStudy:
-    """
+    """The distillation of a training set into ten images.
+
     Args:
-        seeds: of the splits, of the images' start, of weights and batches.
-        dataset, source, test, validation, train: `image_splits`'s.
-        width: of the model's hidden layer.
-        decay: of the weights, in distillation; `judge_decays`: those that judging chooses among.
+        seeds: the seeds of the splits, the first images, weights and batches.
+        dataset, source, test, validation, train: arguments of `image_splits`.
+        width: units of the model's hidden layer.
+        decay: weight decay in distillation.
         methods: meta-gradients, by their names in `_meta_gradients`.
-        unrolled_steps, implicit_steps: of the inner descent, at the rate `inner_lr`.
-        solver_iters: of an implicit gradient's linear solve.
-        steps, lr: of Adam on the images.
-        starts, batch: weights and real images of a meta-step.
+        unrolled_steps, implicit_steps: steps of the inner descent.
+        inner_lr: the rate of the inner descent.
+        solver_iters: iterations of an implicit gradient's linear solve.
+        steps, lr: options of Adam on the images.
+        starts, batch: initial weights and real images of a meta-step.
         every: meta-steps from one validation to the next.
-        draws: of ten random real images.
-        judge_starts: models that are trained on each set of images to judge it.
+        draws: random sets of ten real images.
+        judge_decays: the weight decays among which the evaluation of images chooses.
+        judge_starts: models trained on each set of images to evaluate it.
     """
 
     title: ClassVar[str] = "Data distillation: ten images for a training set"
@@ -85,10 +88,10 @@ class DistillStudy:
         if min(self.judge_decays) <= 0:
             raise UsageError(f"judge_decays={list(self.judge_decays)}; expected numbers above 0")
         check_known("methods", self.methods, self._meta_gradients())
-        self._data(self.seeds[0])  # an unfit dataset is refused before anything is measured
+        self._data(self.seeds[0])  # raises for an unfit dataset, before anything is measured
 
     def cells(self) -> list[Cell]:
-        sources = (*BASELINES, *self.methods)
+        sources = (*distill_report.BASELINES, *self.methods)
         return [{"source": name, "seed": seed} for seed in self.seeds for name in sources]
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
@@ -120,7 +123,7 @@ class DistillStudy:
         return image_splits(self.dataset, self.source, seed, self.test, self.validation, self.train)
 
     def _model(self, data: Splits, hidden: int = 1) -> Callable[[], nn.Module]:
-        """SiLU is smooth, as the implicit function theorem asks."""
+        """Return the constructor of a model; SiLU is smooth, as the theorem asks."""
         sizes = [data.train.x[0].numel(), *[self.width] * hidden, CLASSES]
         return lambda: MLP(sizes, nn.SiLU)
 
@@ -145,7 +148,7 @@ class DistillStudy:
         return judged(self._model(data, hidden), examples, data, judges, self.judge_starts)
 
     def _random(self, data: Splits) -> list[Row]:
-        """So many draws, each judged for itself; the first one is shown."""
+        """Judge `draws` random sets of real images; the first one's images have rows too."""
         rows: list[Row] = []
         for draw in range(self.draws):
             images = one_a_class(data.train)
@@ -155,7 +158,7 @@ class DistillStudy:
         return rows
 
     def _rows(self, images: Tensor, data: Splits, transfer: bool = True) -> list[Row]:
-        """How good ten images are, for other models too, and the images themselves."""
+        """Return the row of ten images' accuracy in all models, and a row for each image."""
         examples = Labelled(images, torch.arange(CLASSES, device=images.device))
         row: dict[str, Any] = {"what": "judged", **self._judged(examples, data)}
         if transfer:
@@ -168,11 +171,11 @@ class DistillStudy:
             rows.append({"what": "image", "label": label, "side": side, "pixels": pixels})
         return rows
 
-    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    def tables(self, rows: pd.DataFrame) -> dict[str, Table]:
         return distill_report.tables(rows)
 
     def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
         return distill_report.figures(rows)
 
-    def findings(self, rows: pd.DataFrame) -> list[str]:
-        return distill_report.findings(rows)
+    def facts(self, rows: pd.DataFrame) -> dict[str, Any]:
+        return distill_report.facts(rows)

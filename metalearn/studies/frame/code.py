@@ -13,7 +13,7 @@ import metalearn
 PACKAGE = Path(metalearn.__file__).parent
 
 _REPORTS = re.compile(
-    r"report(/.+)?|studies/(frame/(plot|index|table|text|findings|published(/.+)?)|[^/]+/(report|figures|findings))"
+    r"report(/.+)?|studies/(frame/(plot|index|table|groups|findings|published(/.+)?)|[^/]+/(report|figures|findings))"
 )
 """The modules that only report rows, by their paths in the package; no digest covers them.
 

@@ -118,7 +118,8 @@ def make_cell(value: Any, form: Format | None = None) -> Cell:
         mean = make_cell(value.mean, form)
         if not math.isfinite(value.interval):
             return mean
-        return Cell(f"{mean.text} ± {make_cell(value.interval, form).text}", mean.key)
+        width = make_cell(value.interval, form).text.removeprefix("+")
+        return Cell(f"{mean.text} ± {width}", mean.key)
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return Cell("")
     if isinstance(value, bool):

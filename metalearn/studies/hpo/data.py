@@ -1,4 +1,4 @@
-"""Data for hyper-parameters: scikit-learn's small sets in three splits."""
+"""The small datasets of scikit-learn in three splits, for hyper-parameters."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ THIRDS = ("diabetes", "breast_cancer", "digits")
 
 
 def thirds(name: str, seed: int) -> Splits:
-    """A third each to train, to validate and to test; float64, x (n, features).
+    """Return a third each to train, to validate and to test; float64, x (n, features).
 
-    Features, and the targets of diabetes, have mean 0 and deviation 1 over the training split; of
-    digits all pixels together do.
+    Features, and the targets of diabetes, have mean 0 and deviation 1 over the training split. For
+    digits this holds for all pixels together.
     """
     if name == "digits":
         return flat(image_splits("digits", None, seed, test=1 / 3, validation=0.5, train=10**6))
@@ -43,14 +43,17 @@ def thirds(name: str, seed: int) -> Splits:
 
 
 def flat(images: Splits) -> Splits:
-    """Images as rows of features, in float64."""
+    """Return images as rows of features, in float64."""
     parts = (images.train, images.validation, images.test)
     return Splits(*(Labelled(part.x.flatten(1).double(), part.y) for part in parts))
 
 
 def corrupted(labels: Tensor, share: float, classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Labels (n,) of which a share was replaced by another, each other one as likely; and which,
-    (n,) bool."""
+    """Replace a share of the labels, (n,), by other labels drawn uniformly.
+
+    Returns:
+        the labels, and a mask of the replaced ones, (n,) bool.
+    """
     g = torch.Generator().manual_seed(seed)
     wrong = torch.zeros(len(labels), dtype=torch.bool)
     wrong[torch.randperm(len(labels), generator=g)[: round(share * len(labels))]] = True

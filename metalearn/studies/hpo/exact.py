@@ -1,4 +1,4 @@
-"""What hyper-gradients are held to: a closed form, finite differences, a solve to the end."""
+"""The reference hyper-gradients: a closed form, finite differences, a solve to the end."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ NEWTON = NewtonCG(100, cg_iters=300, tol=1e-10, halvings=40)
 
 
 def solved(problem: BilevelProblem, meta: Meta, task: Starts) -> Starts:
-    """The same task, begun where the inner gradient is 1e-10; float64, strongly convex."""
+    """Return the task with its start at the solution, to an inner gradient of 1e-10.
+
+    The problem is strongly convex, in float64.
+    """
     return replace(task, params=FirstOrder(NEWTON).adapt(problem, meta, task).params)
 
 
 def exact_hypergradient(problem: BilevelProblem, meta: Meta, task: Starts) -> Meta:
-    """The implicit gradient at that solution, its system solved to a residual of 1e-12."""
+    """Return the implicit gradient at the solution, with a linear residual of 1e-12."""
     return Implicit(NEWTON, CG(5000, rtol=1e-12))(problem, meta, task).grads
 
 
 def ridge_hypergradient(problem: FeaturePenalties, meta: Meta, task: Starts) -> Meta:
-    """The closed form for ridge regression, by linear algebra alone.
+    """Return the closed form for ridge regression, by linear algebra alone.
 
     With X and Z the training and validation features (a column of ones for the bias) and D the
     diagonal of penalties: w = A^-1 (2 / n) X'y, A = (2 / n) X'X + D; and since dw / dl_i =
@@ -57,18 +60,18 @@ def flat(tree: Any) -> Tensor:
 
 
 def relative_error(found: Any, exact: Any) -> float:
-    """|found - exact| / |exact| over all leaves."""
+    """Return |found - exact| / |exact| over all leaves."""
     return float((flat(found) - flat(exact)).norm() / flat(exact).norm())
 
 
 def slope_error(
     problem: BilevelProblem, meta: Meta, grads: list[Any], task: Starts, directions: int, seed: int
 ) -> list[float]:
-    """|g'V - differences| / |differences| of each gradient g along so many random orthonormal
-    directions V (a basis where meta is no larger), by fourth-order differences of the fully solved
-    problem.
+    """Return |g'V - d| / |d| of each gradient g, d the finite differences along V.
 
-    A step of 1e-2 leaves a truncation of about 1e-8, and the inner solve's 1e-10 over the step.
+    V are `directions` random orthonormal directions, or a basis if meta is no larger. The
+    differences are of fourth order, of the fully solved problem. A step of 1e-2 has a truncation
+    error of about 1e-8; the inner solve adds its 1e-10 over the step.
     """
     task, leaves = solved(problem, meta, task), leaves_of(meta)
     g, size, step = torch.Generator().manual_seed(seed), flat(meta).numel(), 1e-2
@@ -89,10 +92,10 @@ def slope_error(
 
 
 def claiming_exactness(problem: FeaturePenalties, meta: Meta) -> dict[str, MetaGradient]:
-    """Every meta-gradient that is exact for a linear model, given iterations enough.
+    """Return every meta-gradient that is exact for a linear model with enough iterations.
 
-    The unrolled one is, when it begins at the solution: its backward sweep is then a descent of
-    the linear system. The steps and momentum are those of Polyak's heavy ball, for the curvature
+    The unrolled meta-gradient is exact from the solution on: its backward pass is then a descent
+    of the linear system. Its rate and momentum are those of Polyak's heavy ball, for a curvature
     between the least penalty and the largest eigenvalue.
     """
     high, low = problem.curvature(meta), float(problem.log_penalties(meta).exp().min())

@@ -1,4 +1,4 @@
-"""What a search for hyper-parameters is begun from, and what is measured of it."""
+"""The start of a search for hyper-parameters, and the measurements of a search."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ from metalearn.system.memory import peak_bytes
 from metalearn.tasks.image_splits import CLASSES, Labelled, Splits, image_splits
 
 TEST = 0.25
-"""The share of digits that test networks."""
+"""The share of digits in the test split."""
 LOG_DECAY = -5.0
-"""Where the searches for decays begin, at every parameter."""
+"""The first logarithm of every parameter's decay."""
 WEIGHTS_DECAY = 1e-2
 CURVATURE = 5.0
-"""Of the loss on digits: gradient descent with momentum is stable at the rate 1 / CURVATURE."""
+"""The curvature of the loss on digits.
+
+Gradient descent with momentum is stable at the rate 1 / CURVATURE.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,12 @@ class Case:
     """A search to be made.
 
     Args:
-        problem, meta: what is searched, and from where.
+        problem, meta: the problem, and the first hyper-parameters.
         task: the start of the params, and the validation split.
         test: the test split.
-        curvature: about the inner Hessian's largest eigenvalue, at meta.
-        convex: whether the exact hyper-gradient can be had.
-        wrong: (n,) bool, the training examples whose label was replaced; None: none.
+        curvature: an estimate of the inner Hessian's largest eigenvalue, at meta.
+        convex: the inner problem is convex, so that an exact hyper-gradient exists.
+        wrong: (n,) bool, the mislabelled training examples; None: none.
     """
 
     problem: FixedExamples
@@ -64,7 +67,10 @@ class Case:
 def penalties(
     name: str, per_feature: bool, start: float, spread: float, seed: int, device: torch.device
 ) -> Case:
-    """Of ridge or logistic regression, one or one a feature; each begins at `start`."""
+    """Make the search for one penalty, or one for each feature, of ridge or logistic regression.
+
+    Each penalty begins at `start`.
+    """
     data = thirds(name, seed).to(device)
     labels = not data.train.y.is_floating_point()
     outputs = int(data.train.y.max()) + 1 if labels else 1
@@ -75,10 +81,13 @@ def penalties(
 
 
 def decays(images: int, hidden: int, seed: int, device: torch.device) -> Case:
-    """A decay for each number of a network; so many images to train and as many to validate."""
+    """Make the search for a decay of each parameter of a network.
+
+    `images` images train the network, and as many validate it.
+    """
     data = _digits(images, images, seed).to(device)
     torch.manual_seed(seed)
-    # Smooth, as the theorem asks.
+    # Tanh is smooth, as the implicit function theorem asks.
     model = MLP([64, hidden, CLASSES], nn.Tanh)
     params = fresh(lambda: model, 1, device)
     meta = {name: torch.full_like(p[0], LOG_DECAY) for name, p in params.items()}
@@ -91,9 +100,10 @@ def decays(images: int, hidden: int, seed: int, device: torch.device) -> Case:
 
 
 def weights(images: int, validation: int, seed: int, device: torch.device) -> Case:
-    """A weight for each training image, half of them with a wrong label; validation is sound.
+    """Make the search for a weight of each training image, half of them mislabelled.
 
-    The model is linear: its inner problem has one solution, and hyper-gradients an exact value.
+    The validation labels are right. The model is linear: its inner problem has one solution, so
+    that an exact hyper-gradient exists.
     """
     data = flat(_digits(images, validation, seed))
     labels, wrong = corrupted(data.train.y, 0.5, CLASSES, seed)
@@ -115,9 +125,9 @@ def _task(params: Params, data: Splits) -> Starts:
 
 
 def path(case: Case, search: Search, exact: bool) -> list[dict[str, Any]]:
-    """A row for each hyper-gradient of a search, with the test split's figures where it was made.
+    """Return a row for each hyper-gradient of a search, with figures on the test split.
 
-    `exact`: with its distance from the exact one, where there is one.
+    With `exact`, rows of a convex problem have the error against the exact hyper-gradient.
     """
     rows: list[dict[str, Any]] = []
     for step, visit in enumerate(search.visits):
@@ -144,14 +154,14 @@ def path(case: Case, search: Search, exact: bool) -> list[dict[str, Any]]:
 
 
 def figures(problem: FixedExamples, params: Params, meta: Meta, part: Labelled) -> dict[str, float]:
-    """Loss and accuracy on the test split."""
+    """Return the loss and the metrics on the test split."""
     loss, metrics = problem.outer_objective(params, meta, Starts(params, part.x, part.y))
     found = {"loss": loss} | metrics
     return {f"test_{name}": float(value.mean()) for name, value in found.items()}
 
 
 def peak_of_one(case: Case, search: Search, device: torch.device) -> int:
-    """Of the search's last hyper-gradient, made again."""
+    """Return the peak memory of the search's last hyper-gradient, made again."""
     again = Search(search.method, search.warm, search.visits[:-1])
     meta = search.visits[-1].meta
     return peak_bytes(lambda: again(case.problem, meta, case.task), device)[1]
@@ -160,11 +170,10 @@ def peak_of_one(case: Case, search: Search, device: torch.device) -> int:
 def grid_search(
     case: Case, points: int, bounds: Sequence[float], inner: InnerSolver
 ) -> dict[str, Any]:
-    """One common penalty, at points spaced evenly in its logarithm.
+    """Search for one common penalty, at points spaced evenly in its logarithm.
 
-    Each training begins at the solution for the next heavier penalty, as a careful user would run
-    it. Besides the test loss of the penalty that validates best, the least of all is kept: no
-    choice from the grid could be better.
+    Each training begins at the solution for the next heavier penalty. `test_loss` is that of the
+    penalty with the least validation loss. `best_test_loss` is the least of the grid.
     """
     grid = np.geomspace(bounds[1], bounds[0], points)
     counted, task, losses = Counted(case.problem), case.task, []
@@ -187,9 +196,13 @@ def grid_search(
 
 
 def references(case: Case, inner: InnerSolver) -> dict[str, float]:
-    """Test accuracy without learned weights: of the same model with all examples alike, at the same
-    decay and at the best of ten decays for the test split itself; and trained on the sound
-    validation examples alone, at the best of ten."""
+    """Return test accuracies of the same model without learned weights.
+
+    - "unweighted": equal weights, at the problem's decay.
+    - "tuned": equal weights, at the best of ten decays for the test split itself.
+    - "sound": trained on the clean validation examples alone, at the best of ten decays for the
+      test split itself.
+    """
     train = case.problem.train
     sound = Labelled(case.task.x, case.task.y)
 

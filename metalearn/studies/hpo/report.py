@@ -1,4 +1,4 @@
-"""What the study of hyper-parameters shows: its tables, figures and findings."""
+"""The report of the study of hyper-parameters: its tables, figures and facts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from metalearn.studies.frame.findings import format_number
+from metalearn.studies.frame.groups import PEAK, Column, estimate, scale, tabulate
 from metalearn.studies.frame.plot import canvas, label_lines, log_axis
-from metalearn.studies.frame.text import said
+from metalearn.studies.frame.table import Cell, Table, make_table
 from metalearn.system.memory import format_bytes
 
 METHODS = {
@@ -28,165 +30,156 @@ PROBLEMS = {
     "weights": "a weight an example",
     "overfit": "a decay a parameter, few images",
 }
+SEARCH = ["problem", "method", "seed"]
+"""The columns that name a search."""
+ONCE = ["peak_bytes", "unweighted_accuracy", "tuned_accuracy", "sound_accuracy"]
+"""Columns that the first row of a search has alone."""
+WHOLE = ["hypergradient", "gradients", "products", "seconds"]
+"""Columns that grow along a search."""
+OF_SOME = [*ONCE, "error", "reference", "test_accuracy", "auc", "validation_accuracy"]
+"""Columns that rows lack if none of their problems and methods has them."""
 
 
-def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def _signed(values: pd.Series) -> Cell:
+    """Return the mean with its sign, and its interval without one."""
+    return Cell(format_number(estimate(values), "+.4f"), float(values.mean()))
+
+
+def _at_or_below(values: pd.Series) -> Cell:
+    count = int((values <= 0).sum())
+    return Cell(f"{count} of {len(values)}", count / len(values))
+
+
+def _auc(values: pd.Series) -> Cell:
+    return Cell(f"{values.mean():.3f} (least {values.min():.3f})", float(values.mean()))
+
+
+def _error(accuracies: pd.Series) -> Cell:
+    percent = 100 * (1 - accuracies)
+    return Cell(f"{percent.mean():.1f} (most {percent.max():.1f})", float(percent.mean()))
+
+
+NAMES: dict[str, Column] = {
+    "problem": ("problem", lambda values: PROBLEMS[values.iloc[0]], None),
+    "method": ("method", lambda values: METHODS[values.iloc[0]], None),
+}
+PERCENT = scale(100, ".1f")
+PENALTIES: dict[str, Column] = {
+    **NAMES,
+    "test loss": ("test_loss", "mean", ".4f"),
+    "grid's": ("test_loss_grid", "mean", ".4f"),
+    "difference": ("difference", _signed, None),
+    "at or below": ("difference", _at_or_below, None),
+    "least test loss in the grid": ("best_test_loss_grid", "mean", ".4f"),
+    "trainings": ("hypergradient", "mean", ".1f"),
+    "grid's trainings": ("trainings_grid", "max", ".0f"),
+    "gradients and products": ("calls", "mean", ".0f"),
+    "grid's gradients": ("gradients_grid", "mean", ".0f"),
+}
+WEIGHTS: dict[str, Column] = {
+    "method": NAMES["method"],
+    "area under the ROC curve": ("auc", _auc, None),
+    "test accuracy, %": ("test_accuracy", estimate, PERCENT),
+    "unweighted, same decay, %": ("unweighted_accuracy", estimate, PERCENT),
+    "unweighted, best decay for the test split, %": ("tuned_accuracy", estimate, PERCENT),
+    "trained on the validation split alone, %": ("sound_accuracy", estimate, PERCENT),
+}
+DECAYS: dict[str, Column] = {
+    **NAMES,
+    "validation loss": ("validation_loss", "mean", ".4f"),
+    "at the start": ("first_validation_loss", "mean", ".4f"),
+    "validation error, %": ("validation_accuracy", _error, None),
+    "test accuracy, %": ("test_accuracy", estimate, PERCENT),
+    "test accuracy at the start, %": ("first_test_accuracy", estimate, PERCENT),
+}
+GAINS: dict[str, Column] = {
+    "above unweighted": ("above_unweighted", estimate, PERCENT),
+    "above tuned": ("above_tuned", estimate, PERCENT),
+}
+WITHOUT_ERROR: dict[str, Column] = {
+    "without error": ("validation_accuracy", lambda a: f"{(a == 1).sum()} of {len(a)}", None)
+}
+COSTS: dict[str, Column] = {
+    **NAMES,
+    "hyper-gradients": ("hypergradient", "mean", ".1f"),
+    "inner gradients": ("gradients", "mean", ".0f"),
+    "products": ("products", "mean", ".0f"),
+    "seconds": ("seconds", "mean", ".2f"),
+    "peak memory": PEAK,
+    "hyper-gradient error, first": ("error_first", "mean", ".1e"),
+    "median": ("error_median", "mean", ".1e"),
+    "last": ("error_last", "mean", ".1e"),
+}
+
+
+def tables(rows: pd.DataFrame) -> dict[str, Table]:
+    searches, by = _searches(rows), ["problem", "method"]
+    networks = searches[searches.problem.isin(["decays", "overfit"])]
+    exact = rows[rows.method == "exact"]
+    columns = {"problem": None, "meta-gradient": None, "held to": None, "error": ".1e"}
     made = {
         "Penalties: test loss of the search and of a grid of one penalty, means over the splits "
-        "with 95 % intervals": _penalties(rows),
-        "Half of the labels wrong, a weight for each training example": _weights(rows),
-        "A weight decay for each parameter of a network": _decays(rows),
+        "with 95 % intervals": tabulate(_beside_grid(rows), by, PENALTIES),
+        "Half of the labels wrong, a weight for each training example": tabulate(
+            searches[searches.problem == "weights"], "method", WEIGHTS
+        ),
+        "A weight decay for each parameter of a network": tabulate(networks, by, DECAYS),
         "What a search took, means over splits or seeds; memory of its last hyper-gradient, and "
-        "distances from the exact hyper-gradient, of the first": _costs(rows),
-        "Hyper-gradients that claim exactness: relative distance from the reference": _exact(rows),
+        "distances from the exact hyper-gradient, of the first": tabulate(searches, by, COSTS),
+        "Hyper-gradients that claim exactness: relative distance from the reference": make_table(
+            columns,
+            [
+                [PROBLEMS[row.problem], row.meta_gradient, row.reference, row.error]
+                for _, row in exact.iterrows()
+            ],
+        ),
     }
-    return {caption: table for caption, table in made.items() if len(table)}
+    return {caption: table for caption, table in made.items() if table.rows}
 
 
-def _searches(rows: pd.DataFrame, *problems: str) -> pd.DataFrame:
-    """A row for each search: that of its least objective, with its first and its whole cost."""
-    if "hypergradient" not in rows:
-        return rows[:0]
-    own = rows[rows.hypergradient.notna()]
-    own = own[own.problem.isin(problems)] if problems else own
-    if own.empty:
-        return own
-    groups = own.groupby(["problem", "method", "seed"], sort=False)
-    best = own.loc[groups.objective.idxmin()].copy()
-    for name in ("hypergradient", "gradients", "products", "seconds"):
-        best[name] = groups[name].max().to_numpy()
-    first = groups.first()  # of each column the first value that is there
-    kept = ["peak_bytes", "unweighted_accuracy", "tuned_accuracy", "sound_accuracy"]
-    for name in (column for column in kept if column in own):
-        best[name] = first[name].to_numpy()
-    starts = own[own.hypergradient == 1]
-    for name in ("validation_loss", "test_accuracy"):
-        if name in own:
-            best[f"first_{name}"] = starts[name].to_numpy()
-    return best
+def _searches(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each search: the row of its least objective, and some of the whole search.
+
+    The columns `WHOLE` are the whole search's, and so are the errors of its hyper-gradients
+    (`error_first`, `error_median`, `error_last`). `first_` begins the figures at its start.
+    """
+    own = _complete(rows[rows.hypergradient.notna()])
+    groups = own.groupby(SEARCH, sort=False)
+    best, start = own.loc[groups.objective.idxmin()].set_index(SEARCH), groups.first()
+    best[WHOLE], best[ONCE] = groups[WHOLE].max(), start[ONCE]
+    best["above_unweighted"] = best.test_accuracy - best.unweighted_accuracy
+    best["above_tuned"] = best.test_accuracy - best.tuned_accuracy
+    starts = start[["validation_loss", "test_accuracy"]].add_prefix("first_")
+    errors = groups.error.agg(["first", "median", "last"]).add_prefix("error_")
+    return best.join(starts).join(errors).reset_index()
 
 
-def _versus(rows: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
-    """For each problem and method its searches and grids, index the splits."""
+def _complete(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with all columns `OF_SOME`, nan where they lacked one."""
+    return rows.reindex(columns=rows.columns.union(OF_SOME, sort=False))
+
+
+def _beside_grid(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the searches for penalties, with the columns of their split's grid (`_grid`)."""
     grids = rows[rows.method == "grid"]
-    found = {}
-    for (problem, method), own in _searches(rows).groupby(["problem", "method"], sort=False):
-        grid = grids[grids.problem == problem].set_index("seed")
-        if len(grid):
-            found[str(problem), str(method)] = {"own": own.set_index("seed"), "grid": grid}
-    return found
-
-
-def _penalties(rows: pd.DataFrame) -> pd.DataFrame:
-    found = []
-    for (problem, method), pair in _versus(rows).items():
-        own, grid = pair["own"], pair["grid"]
-        gap = own.test_loss - grid.test_loss
-        found.append(
-            {
-                "problem": PROBLEMS[problem],
-                "method": METHODS[method],
-                "test loss": f"{own.test_loss.mean():.4f}",
-                "grid's": f"{grid.test_loss.mean():.4f}",
-                "difference": said(gap, 4, sign="+"),
-                "at or below": f"{(gap <= 0).sum()} of {len(gap)}",
-                "least test loss in the grid": f"{grid.best_test_loss.mean():.4f}",
-                "trainings": f"{own.hypergradient.mean():.1f}",
-                "grid's trainings": f"{grid.trainings.max():.0f}",
-                "gradients and products": f"{(own.gradients + own['products']).mean():.0f}",
-                "grid's gradients": f"{grid.gradients.mean():.0f}",
-            }
-        )
-    return pd.DataFrame(found)
-
-
-def _weights(rows: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "method": METHODS[str(method)],
-            "area under the ROC curve": f"{own.auc.mean():.3f} (least {own.auc.min():.3f})",
-            "test accuracy, %": said(own.test_accuracy, 1, 100),
-            "unweighted, same decay, %": said(own.unweighted_accuracy, 1, 100),
-            "unweighted, best decay for the test split, %": said(own.tuned_accuracy, 1, 100),
-            "trained on the validation split alone, %": said(own.sound_accuracy, 1, 100),
-        }
-        for method, own in _searches(rows, "weights").groupby("method", sort=False)
-    )
-
-
-def _decays(rows: pd.DataFrame) -> pd.DataFrame:
-    searches = _searches(rows, "decays", "overfit")
-    return pd.DataFrame(
-        {
-            "problem": PROBLEMS[str(problem)],
-            "method": METHODS[str(method)],
-            "validation loss": f"{own.validation_loss.mean():.4f}",
-            "at the start": f"{own.first_validation_loss.mean():.4f}",
-            "validation error, %": f"{100 * (1 - own.validation_accuracy.mean()):.1f} "
-            f"(most {100 * (1 - own.validation_accuracy.min()):.1f})",
-            "test accuracy, %": said(own.test_accuracy, 1, 100),
-            "test accuracy at the start, %": said(own.first_test_accuracy, 1, 100),
-        }
-        for (problem, method), own in searches.groupby(["problem", "method"], sort=False)
-    )
-
-
-def _costs(rows: pd.DataFrame) -> pd.DataFrame:
-    found = []
-    for (problem, method), own in _searches(rows).groupby(["problem", "method"], sort=False):
-        error = _errors(rows, str(problem), str(method))
-        found.append(
-            {
-                "problem": PROBLEMS[str(problem)],
-                "method": METHODS[str(method)],
-                "hyper-gradients": f"{own.hypergradient.mean():.1f}",
-                "inner gradients": f"{own.gradients.mean():.0f}",
-                "products": f"{own['products'].mean():.0f}",
-                "seconds": f"{own.seconds.mean():.2f}",
-                "peak memory": format_bytes(int(own.peak_bytes.dropna().iloc[0])),
-                "hyper-gradient error, first": f"{error.iloc[0]:.1e}" if len(error) else "",
-                "median": f"{error.median():.1e}" if len(error) else "",
-                "last": f"{error.iloc[-1]:.1e}" if len(error) else "",
-            }
-        )
-    return pd.DataFrame(found)
-
-
-def _errors(rows: pd.DataFrame, problem: str, method: str) -> pd.Series:
-    """Of a search's hyper-gradients, where they are known."""
-    own = rows[(rows.problem == problem) & (rows.method == method)]
-    return own.error.dropna() if "error" in own else pd.Series(dtype=float)
-
-
-def _exact(rows: pd.DataFrame) -> pd.DataFrame:
-    part = rows[rows.method == "exact"]
-    return pd.DataFrame(
-        {
-            "problem": PROBLEMS[str(row.problem)],
-            "meta-gradient": row.meta_gradient,
-            "held to": row.reference,
-            "error": f"{row.error:.1e}",
-        }
-        for row in part.itertuples()
+    both = _searches(rows).merge(grids, on=["problem", "seed"], suffixes=("", "_grid"))
+    return both.assign(
+        difference=both.test_loss - both.test_loss_grid, calls=both.gradients + both["products"]
     )
 
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:
-    """One a problem, of its first split or seed."""
-    made = {}
-    for problem in rows.problem.unique():
-        own = rows[rows.problem == problem]
-        own = own[own.seed == own.seed.iloc[0]]
-        if "hypergradient" in own and own.hypergradient.notna().any():
-            made[str(problem)] = _search_figure(own)
-    return made
+    """Draw a figure for each problem, of its first split or seed."""
+    first = rows[rows.seed == rows.groupby("problem").seed.transform("first")]
+    groups = first.groupby("problem", sort=False)
+    return {str(problem): _search_figure(own) for problem, own in groups}
 
 
 def _search_figure(rows: pd.DataFrame) -> Figure:
-    """Validation loss against hyper-gradients and against time, peak memory, and the error."""
-    known = "error" in rows and rows.error[rows.hypergradient.notna()].notna().any()
+    """Draw validation loss against hyper-gradients and time, peak memory, and the error."""
+    curves = _complete(rows[rows.hypergradient.notna()])
+    known = curves.error.notna().any()
     figure, panels = canvas(3 if known else 2, width=4.8)
-    curves = rows[rows.hypergradient.notna()]
     for method, own in curves.groupby("method", sort=False):
         label = METHODS[str(method)]
         steps, best = own.hypergradient.tolist(), own.validation_loss.cummin().tolist()
@@ -198,17 +191,11 @@ def _search_figure(rows: pd.DataFrame) -> Figure:
             panels[2].plot(steps, own.error.tolist(), style, marker="o", label=label)
     grid = rows[rows.method == "grid"]
     for axes in panels[:2]:
-        if len(grid):
-            axes.axhline(grid.validation_loss.iloc[0], color="#777777", linewidth=1)
-            axes.text(
-                0.02,
-                grid.validation_loss.iloc[0],
-                "the grid's best",
-                color="#777777",
-                fontsize=8,
-                va="bottom",
-                transform=axes.get_yaxis_transform(),
-            )
+        for best in grid.validation_loss:
+            axes.axhline(best, color="#777777", linewidth=1)
+            where = axes.get_yaxis_transform()
+            note = axes.text(0.02, best, "the grid's best", transform=where, va="bottom")
+            note.set(color="#777777", fontsize=8)
         axes.set_title("least validation loss so far")
     panels[0].set_xlabel("hyper-gradients (in brackets: peak memory of one)")
     panels[0].legend(loc="upper right")
@@ -220,73 +207,34 @@ def _search_figure(rows: pd.DataFrame) -> Figure:
     for axes in (panels[0], *panels[2:]):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if known:
-        panels[2].set_yscale("log")
-        panels[2].set_title("relative error of the hyper-gradient")
-        panels[2].set_xlabel("hyper-gradients")
+        panels[2].set(
+            yscale="log", title="relative error of the hyper-gradient", xlabel="hyper-gradients"
+        )
         label_lines(panels[2])
     return figure
 
 
-def findings(rows: pd.DataFrame) -> list[str]:
-    found = []
-    exact = rows[rows.method == "exact"]
-    for reference, own in exact.groupby("reference", sort=False) if len(exact) else ():
-        worst = own.sort_values("error").iloc[-1]
-        found.append(
-            f"The {len(own)} hyper-gradients held to {reference} are within {worst['error']:.1e} "
-            f"of it (the farthest: {worst['meta_gradient']}, {PROBLEMS[worst['problem']]})."
-        )
-    for (problem, method), pair in _versus(rows).items():
-        own, grid = pair["own"], pair["grid"]
-        gap = own.test_loss - grid.test_loss
-        if method != "cg":
-            continue
-        found.append(
-            f"{PROBLEMS[problem].capitalize()}: {own.hypergradient.max():.0f} trainings at most, "
-            f"each with a hyper-gradient by CG, lead to a test loss of {own.test_loss.mean():.4f}, "
-            f"a grid of {grid.trainings.max():.0f} to {grid.test_loss.mean():.4f} (difference "
-            f"{said(gap, 4, sign='+')} over {len(gap)} splits, at or below 0 in "
-            f"{(gap <= 0).sum()}); the least test loss in the grid, which no validation knows, is "
-            f"{grid.best_test_loss.mean():.4f}."
-        )
-    for way, own in _searches(rows, "weights").groupby("method", sort=False):
-        found.append(
-            f"Half of the labels wrong, weights by {METHODS[str(way)]}: they tell sound from "
-            f"wrong examples with an area of {own.auc.mean():.3f} (least of {len(own)} seeds "
-            f"{own.auc.min():.3f}); test accuracy is {said(own.test_accuracy, 1, 100)} %, "
-            f"{said(own.test_accuracy - own.unweighted_accuracy, 1, 100)} points above the "
-            f"unweighted model at the same decay and "
-            f"{said(own.test_accuracy - own.tuned_accuracy, 1, 100)} above it at the best decay "
-            f"for the test split; training on the sound validation examples alone gives "
-            f"{said(own.sound_accuracy, 1, 100)} %."
-        )
-    for way, own in _searches(rows, "overfit").groupby("method", sort=False):
-        found.append(
-            f"As many decays as parameters, by {METHODS[str(way)]}: the validation error falls "
-            f"to 0 in {(own.validation_accuracy == 1).sum()} of {len(own)} seeds (most "
-            f"{100 * (1 - own.validation_accuracy.min()):.1f} %), the validation loss from "
-            f"{own.first_validation_loss.mean():.3f} to {own.validation_loss.mean():.4f}."
-        )
-    found += _saved(rows)
-    return found
-
-
-def _saved(rows: pd.DataFrame) -> list[str]:
-    """What warm starts and the schedule of tolerances save, in inner gradients."""
-    searches = _searches(rows)
-    if searches.empty:
-        return []
-    wide = searches.assign(each=searches.gradients / searches.hypergradient).pivot_table(
+def facts(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return the texts of the tables that the template of the findings names, and more figures."""
+    searches, beside = _searches(rows), _beside_grid(rows)
+    cg, exact = beside[beside.method == "cg"], _complete(rows[rows.method == "exact"])
+    farthest = exact.sort_values("error").drop_duplicates("reference", keep="last").sort_index()
+    each = searches.assign(each=searches.gradients / searches.hypergradient).pivot_table(
         index=["problem", "seed"], columns="method", values="each"
     )
-    said = []
-    for method, what in (("cg_cold", "cold starts"), ("cg_tight", "the last tolerance throughout")):
-        if {"cg", method} <= set(wide):
-            ratio = (wide[method] / wide.cg).dropna()
-            said.append(f"{ratio.median():.2f} times as many with {what}")
-    if not said:
-        return []
-    return [
-        f"Inner gradients a hyper-gradient by CG, medians over all searches: {' and '.join(said)} "
-        "as with warm starts and a tolerance that falls."
-    ]
+    return {
+        "exact": farthest.assign(
+            problem=farthest.problem.map(PROBLEMS),
+            compared=farthest.reference.map(exact.reference.value_counts()),
+        ).to_dict("records"),
+        "penalties": _texts(cg, PENALTIES),
+        "trainings": cg.hypergradient.max(),
+        "weights": _texts(searches[searches.problem == "weights"], WEIGHTS | GAINS),
+        "overfit": _texts(searches[searches.problem == "overfit"], DECAYS | WITHOUT_ERROR),
+        "seeds": searches[searches.problem == "weights"].seed.nunique(),
+        "times": each.div(each["cg"], axis=0).median().to_dict() if "cg" in each else {},
+    }
+
+
+def _texts(searches: pd.DataFrame, columns: dict[str, Column]) -> list[dict[Any, str]]:
+    return tabulate(searches, ["problem", "method"], columns).texts().to_dict("records")

@@ -1,4 +1,4 @@
-"""Hyper-gradients one after another, each begun where the last one ended."""
+"""A sequence of hyper-gradients, each warm-started from the one before."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ from metalearn.system.machine import now
 from metalearn.tree import Tree, fixed, leaves_of, like_tree
 
 Method = Callable[[int, Meta], MetaGradient]
-"""The meta-gradient of an outer step, 0 the first, at the hyper-parameters there: the inner
-tolerance may depend on the one, a step size on the other."""
+"""A function from an outer step, from 0, and its hyper-parameters to the meta-gradient to use.
+
+The inner tolerance may depend on the step, a step size on the hyper-parameters.
+"""
 
 
 @dataclass(frozen=True)
 class Visit:
-    """A hyper-gradient that was asked for, and what all up to it took together.
+    """One hyper-gradient of a search, and the cost of the search up to it.
 
     Args:
-        meta: where.
-        result: what came back.
-        gradients, products: see `metalearn.studies.frame.oracle_calls.Cost`.
-        seconds: in hyper-gradients alone.
+        meta: the hyper-parameters.
+        result: the hyper-gradient there.
+        gradients, products: see `metalearn.studies.frame.oracle_calls`.
+        seconds: the time in hyper-gradients alone.
     """
 
     meta: Meta
@@ -42,18 +44,18 @@ class Visit:
 
     @property
     def loss(self) -> float:
-        """What the search lowers."""
+        """Return the outer loss, which the search minimises."""
         return float(self.result.outer_loss.mean())
 
 
 @dataclass
 class Search:
-    """`search(problem, meta, task)` is a meta-gradient that remembers its visits.
+    """A meta-gradient, `search(problem, meta, task)`, that records its visits.
 
     Args:
         method: see `Method`.
-        warm: each inner loop begins at the last one's params, each linear solve at the last
-            solution; else at the task's own start, and at 0.
+        warm: start each inner loop at the last params, and each linear solve at the last solution;
+            else at the task's own start and at 0.
     """
 
     method: Method
@@ -92,21 +94,21 @@ class Search:
 def quasi_newton(
     search: Search, problem: BilevelProblem, meta: Meta, task: Starts, hypergradients: int
 ) -> None:
-    """SciPy's L-BFGS-B from meta, for so many hyper-gradients at most.
+    """Minimise by SciPy's L-BFGS-B from meta, with at most `hypergradients` hyper-gradients.
 
-    Its first step has length 1 in meta, whatever the gradient's.
+    Its first step has length 1 in meta, whatever the length of the gradient.
     """
     leaves = leaves_of(meta)
     sizes = [x.numel() for x in leaves]
 
     def tree(z: np.ndarray) -> Tree:
-        # A copy: L-BFGS-B goes on to write into what it hands out.
+        # A copy, because L-BFGS-B writes into the array later.
         parts = torch.from_numpy(z.copy()).to(leaves[0]).split(sizes)
         return like_tree(meta, [p.view_as(x) for p, x in zip(parts, leaves, strict=True)])
 
     def objective(z: np.ndarray) -> tuple[float, np.ndarray]:
         if len(search.visits) == hypergradients:
-            raise _Spent  # L-BFGS-B looks at its limit between line searches only
+            raise _Spent  # L-BFGS-B checks its limit between line searches only
         result = search(problem, tree(z), task)
         grads = torch.cat([g.flatten() for g in leaves_of(result.grads)])
         return float(result.outer_loss.mean()), grads.double().cpu().numpy()
@@ -117,4 +119,4 @@ def quasi_newton(
 
 
 class _Spent(Exception):
-    """No hyper-gradient is left."""
+    """A signal that no hyper-gradient is left."""

@@ -1,4 +1,4 @@
-"""Hyper-parameters by implicit gradients, beside unrolled ones and grid search."""
+"""Hyper-parameters by implicit gradients, beside unrolled gradients and grid search."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from metalearn.metagrad import Implicit, MetaGradient, Unrolled
 from metalearn.problem import Meta
 from metalearn.problems.hyper_parameters import FeaturePenalties
 from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.table import Table
 from metalearn.studies.hpo import report as hpo_report
 from metalearn.studies.hpo.exact import (
     claiming_exactness,
@@ -45,31 +46,36 @@ PENALTIES = {
     "cancer_features": ("breast_cancer", True),
     "digits_features": ("digits", True),
 }
-"""The data of a search for penalties, and whether each feature has its own."""
+"""The dataset of a search for penalties; True gives each feature its own penalty."""
 NETWORKS = ("decays", "weights", "overfit")
 EXACT_AT = 0.2
-"""The penalty at which exactness is looked at: where the slowest solvers still take seconds."""
-METHODS = ("cg", "neumann", "unrolled", "cg_cold", "cg_tight")
-"""cg_cold begins every inner loop anew, cg_tight has the last tolerance from the first on."""
+"""The penalty at which exactness is measured, where the slowest solvers still take seconds."""
+METHODS = tuple(hpo_report.METHODS)
+"""The methods of a search: cg_cold has no warm starts, cg_tight has one tolerance throughout."""
 
 
 @dataclass(frozen=True)
 class HPOStudy:
-    """
+    """The comparison of searches for hyper-parameters.
+
     Args:
         problems: names in `PENALTIES` and `NETWORKS`.
         methods: some of `METHODS`.
-        splits: seeds of the splits in three for penalties.
-        grid, bounds: of the grid search for one penalty.
-        start, spread: of the searches for penalties (`FeaturePenalties`).
-        hypergradients: of a search for penalties.
-        iterations, unrolled_steps: of a hyper-gradient.
-        tols: inner gradient norms, the schedule's first and last.
-        directions: along which finite differences are taken.
-        seeds: of networks and of their data.
-        hidden, images, validation, few: units; images to train, to validate, and both of overfit.
-        network_hypergradients, lr: of the other searches.
-        inner_steps, damping: of a network's implicit gradients.
+        splits: the seeds of the splits in three for penalties.
+        grid, bounds: points and ends of the grid search for one penalty.
+        start, spread: the first penalty, and the `spread` of `FeaturePenalties`.
+        hypergradients: hyper-gradients of a search for penalties.
+        iterations: iterations of a hyper-gradient's linear solve.
+        unrolled_steps: inner steps of an unrolled hyper-gradient.
+        tols: inner gradient norms, the first and the last of the schedule.
+        directions: the number of directions of finite differences.
+        seeds: the seeds of networks and of their data.
+        hidden: hidden units of a network.
+        images, validation: training images of "weights"; validation images, and of "decays" the
+            training images too.
+        few: training images, and validation images, of "overfit".
+        network_hypergradients, lr: hyper-gradients and rate of the searches in `NETWORKS`.
+        inner_steps, damping: options of a network's implicit gradients.
     """
 
     title: ClassVar[str] = "Hyper-parameters by implicit gradients, unrolling and grid search"
@@ -120,7 +126,9 @@ class HPOStudy:
             fit = len(pair) == 2 and all(0 < x < math.inf for x in pair)
             if not fit or (pair[0] != pair[1] and rising != (name == "bounds")):
                 raise UsageError(f"{name}={pair}; expected two numbers above 0, {order}")
-        self._case("weights", self.seeds[0], torch.device("cpu"))  # refuses unfit numbers of images
+        self._case(
+            "weights", self.seeds[0], torch.device("cpu")
+        )  # raises for unfit numbers of images
         self._case("overfit", self.seeds[0], torch.device("cpu"))
 
     def cells(self) -> list[Cell]:
@@ -149,7 +157,7 @@ class HPOStudy:
         else:
             task = case.task
             descend(case.problem, search, case.meta, lambda: task, steps, self.lr, lambda *_: None)
-        # The exact hyper-gradient takes longer than the search: of the first split or seed alone.
+        # The exact hyper-gradient takes longer than the search: only the first seed has it.
         first = seed == (self.splits if linear else self.seeds)[0]
         rows = path(case, search, exact=first)
         if first:
@@ -168,7 +176,7 @@ class HPOStudy:
         return decays(images, self.hidden, seed, device)
 
     def _exact(self, case: Case) -> list[Row]:
-        """Every meta-gradient that claims exactness, begun at the solution, beside the exact."""
+        """Compare the meta-gradients that claim exactness, at the solution, with a reference."""
         problem = case.problem
         assert isinstance(problem, FeaturePenalties)
         meta = problem.begin(math.log(EXACT_AT), per_feature="own" in case.meta)
@@ -206,11 +214,11 @@ class HPOStudy:
 
         return method
 
-    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    def tables(self, rows: pd.DataFrame) -> dict[str, Table]:
         return hpo_report.tables(rows)
 
     def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
         return hpo_report.figures(rows)
 
-    def findings(self, rows: pd.DataFrame) -> list[str]:
-        return hpo_report.findings(rows)
+    def facts(self, rows: pd.DataFrame) -> dict[str, Any]:
+        return hpo_report.facts(rows)

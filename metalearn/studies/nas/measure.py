@@ -1,4 +1,4 @@
-"""What is measured of architecture search: a search, and a network trained from scratch."""
+"""The measurements of architecture search: a search, and a training from scratch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from metalearn.training.optimiser import descend
 
 @dataclass(frozen=True)
 class Found:
-    """The mixtures at the end of a search, and what was seen on the way."""
+    """The mixtures at the end of a search, and its curve and figures."""
 
     alphas: Alphas
     curve: list[Row]
@@ -39,10 +39,10 @@ def search(
     steps: int,
     lr: float,
 ) -> Found:
-    """Adam on the alphas, along the meta-gradient of the loss on the validation split.
+    """Optimise the alphas by Adam, along the meta-gradient of the loss on the validation split.
 
-    The weights are first trained at equal mixtures; then each meta-step goes on from those that
-    the last one's inner loop ended at.
+    The weights are first trained at equal mixtures. Each meta-step starts at the last weights of
+    the meta-step before.
     """
     device = data.train.x.device
     problem, alphas = Search(cell, data.train, decay), cell.alphas(device)
@@ -95,9 +95,9 @@ def _certificate(result: MetaGradientResult) -> dict[str, float]:
 def trained(
     cell: MixedCell, inner: Adam, data: Splits, decay: float, starts: int
 ) -> dict[str, Any]:
-    """Accuracy, in percent, of so many networks trained from scratch: their mean and deviation.
+    """Return the accuracy, in percent, of `starts` networks trained from scratch.
 
-    They are trained on the training split alone, at equal mixtures.
+    It is a mean and a deviation. The training split alone trains them, at equal mixtures.
     """
     device = data.train.x.device
     problem, alphas = Search(cell, data.train, decay), cell.alphas(device)

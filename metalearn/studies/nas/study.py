@@ -17,6 +17,7 @@ from metalearn.linear_solve import CG, Neumann
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
 from metalearn.nn.mixed_cell import OPERATIONS, Architecture, MixedCell, edges
 from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.table import Table
 from metalearn.studies.nas import report as nas_report
 from metalearn.studies.nas.measure import search, trained
 from metalearn.tasks.image_splits import CLASSES, Splits, image_splits
@@ -26,21 +27,22 @@ MOMENTUM = 0.9
 
 @dataclass(frozen=True)
 class NASStudy:
-    """
+    """The comparison of architecture search by gradients with random architectures.
+
     Args:
-        seeds: of the splits, of weights, and of the architectures chosen at random.
-        dataset, source, test, validation, train: `image_splits`'s.
-        nodes: of the cell, after its input.
-        channels: of every node.
-        decay: of the weights.
+        seeds: the seeds of the splits, the weights and the random architectures.
+        dataset, source, test, validation, train: arguments of `image_splits`.
+        nodes: nodes of the cell after its input.
+        channels: channels of every node.
+        decay: weight decay.
         methods: meta-gradients, by their names in `_meta_gradients`.
         warmup: steps of Adam on the weights before the search.
-        weight_steps, weight_lr: of the inner descent of a meta-step.
-        solver_iters, damping: of an implicit gradient's linear solve.
-        steps, lr: of Adam on the mixtures.
-        random: architectures chosen at random for each seed.
-        retrain_steps, retrain_lr: of Adam on the weights of every network that is compared.
-        retrain_starts: networks trained of each architecture.
+        weight_steps, weight_lr: options of the inner descent of a meta-step.
+        solver_iters, damping: options of an implicit gradient's linear solve.
+        steps, lr: options of Adam on the mixtures.
+        random: random architectures for each seed.
+        retrain_steps, retrain_lr: options of Adam on the weights of every compared network.
+        retrain_starts: trainings of each architecture.
     """
 
     title: ClassVar[str] = "Architecture search by gradients, beside architectures chosen at random"
@@ -88,7 +90,7 @@ class NASStudy:
                 f"random={self.random}; a cell of nodes={self.nodes} has no more than {most} "
                 "architectures"
             )
-        self._data(self.seeds[0])  # an unfit dataset is refused before anything is measured
+        self._data(self.seeds[0])  # raises for an unfit dataset, before anything is measured
 
     def cells(self) -> list[Cell]:
         found: list[Cell] = []
@@ -131,7 +133,7 @@ class NASStudy:
         return rows + found.curve
 
     def drawn(self, seed: int) -> list[Architecture]:
-        """The seed's random architectures, no two of them equal."""
+        """Return the seed's random architectures, no two of them equal."""
         draws, names = random.Random(seed), list(OPERATIONS)
         found: dict[Architecture, None] = {}
         while len(found) < self.random:
@@ -161,16 +163,16 @@ class NASStudy:
         return {**row, "architecture": ", ".join(architecture)}
 
     def _trained(self, cell: MixedCell, seed: int, data: Splits) -> dict[str, Any]:
-        torch.manual_seed(seed)  # the same architecture begins alike, whatever found it
+        torch.manual_seed(seed)  # an architecture has the same start for every method
         inner = Adam(self.retrain_steps, self.retrain_lr)
         row = trained(cell, inner, data, self.decay, self.retrain_starts)
         return {"what": "trained", **row}
 
-    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    def tables(self, rows: pd.DataFrame) -> dict[str, Table]:
         return nas_report.tables(rows)
 
     def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
         return nas_report.figures(rows)
 
-    def findings(self, rows: pd.DataFrame) -> list[str]:
-        return nas_report.findings(rows)
+    def facts(self, rows: pd.DataFrame) -> dict[str, Any]:
+        return nas_report.facts(rows)
