@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from metalearn.errors import UsageError
+from metalearn.studies.frame.findings import render_findings
 from metalearn.studies.ranks.study import RanksStudy
 
 OPTIONS = {"ranks": [1, 2], "methods": ["maml_batched"], "meta_batch": 2, "steps": 7, "rounds": 2}
 CPU = torch.device("cpu")
 
 
-def test_ratios_are_taken_round_by_round(monkeypatch):
+def test_measure_takes_ratios_round_by_round(monkeypatch):
     # The second round finds the machine twice as slow: it moves no ratio.
     seconds = iter([1.0, 0.5, 0.8, 1.0, 1.6, 2.0])
     losses = {(1, 1): 0.5, (2, 1): 0.45, (1, 2): 0.51}
@@ -25,11 +26,17 @@ def test_ratios_are_taken_round_by_round(monkeypatch):
     rows = pd.DataFrame([{**cell, **row} for row in study.measure(cell, CPU)])
     assert list(zip(rows.ranks, rows.threads, strict=True)) == [(1, 1), (2, 1), (1, 2)]
     assert list(rows.speed_up) == [1.0, 2.0, 1.25]
-    speed, rounding = study.findings(rows)
-    assert "2 processes of one thread train 2.00 times" in speed and "2 threads 1.25" in speed
-    assert "1e-01 of its value with 2 processes, by 2e-02 with 2 threads" in rounding
+    (facts,) = study.facts(rows)["methods"]
+    shared, threaded = facts["shared"], facts["threaded"]
+    assert (shared["ranks"], shared["speed_up"]) == (2, 2.0)
+    assert (threaded["threads"], threaded["speed_up"]) == (2, 1.25)
+    assert shared["loss_change"] == pytest.approx(0.1)
+    assert threaded["loss_change"] == pytest.approx(0.02)
+    speed, rounding = render_findings(study, rows)
+    assert "2.00 times" in speed and "1e-01 with 2 processes" in rounding
     (table,) = study.tables(rows).values()
-    assert len(table) == 3 and set(study.figures(rows)) == {"speed_up"}
+    assert table.texts()["times as fast"].str.split().str[0].tolist() == ["1.00", "2.00", "1.25"]
+    assert set(study.figures(rows)) == {"speed_up"}
 
 
 @pytest.mark.slow
@@ -57,5 +64,5 @@ def test_what_cannot_be_measured_is_refused(options, sentence):
 
 
 def test_another_device_is_refused():
-    with pytest.raises(UsageError, match="device=cpu"):
+    with pytest.raises(UsageError, match="device=cuda: expected cpu"):
         RanksStudy(**OPTIONS).measure({"method": "imaml"}, torch.device("cuda"))

@@ -8,7 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
-from metalearn.studies.properties.claims import properties
+from metalearn.inner import GradientDescent
+from metalearn.metagrad import FirstOrder
+from metalearn.studies.frame.findings import render_findings
+from metalearn.studies.gradient.problems import Logistic
 from metalearn.studies.properties.implementation import (
     autodiff_used,
     custom_derivatives,
@@ -65,35 +68,53 @@ def test_errors_fall_with_convergence_and_unrolled_is_exact_for_its_steps(found)
     assert (unrolled.error_of_steps < 1e-12).all()  # float64, forward mode against reverse
 
 
-def test_every_cell_names_its_evidence_and_follows_its_rows(found):
+def test_every_claim_names_its_rows(found):
     study, rows = found
-    table = study.tables(rows)["The comparison"]
+    table = study.tables(rows)["The comparison"].texts()
     assert len(table) == 7
     for cell in table.evidence:
         assert cell.startswith("[rows.csv](rows.csv), part = ")
         assert (rows.part == cell.rpartition(" ")[2]).any()
+
+
+def test_every_property_has_measurements_that_follow_the_rows(found):
+    study, rows = found
     numbers = [c for c in rows.select_dtypes("number").columns if c != "steps"]
     other = rows.assign(**{c: 3.7 * rows[c] for c in numbers})
-    for before, after in zip(properties(rows), properties(other), strict=True):
-        assert before.unrolled != after.unrolled and before.implicit != after.implicit
+    tables = study.tables(rows)
+    before, after = (made["The measurements"].texts() for made in (tables, study.tables(other)))
+    changed = before[["unrolled", "implicit"]] != after[["unrolled", "implicit"]]
+    by_property = changed.groupby(before.property).any()
+    assert set(by_property.index) == set(tables["The comparison"].texts().property)
+    assert by_property.all(axis=None)
 
 
-def test_a_contradiction_is_told(found):
+def test_verdicts_follow_the_rows(found):
     study, rows = found
-    verdicts = {p.name: p.verdict for p in properties(rows)}
-    assert verdicts["memory"] == "holds"
-    assert verdicts["Hessian products"].startswith("does not hold")
-    assert any("Hessian products" in f for f in study.findings(rows))
+    facts = study.facts(rows)
+    assert facts["verdicts"]["memory"] == "holds" and "memory" in facts["held"]
+    assert facts["verdicts"]["products"] == "does not hold"
+    assert any("Hessian products is not borne out" in f for f in render_findings(study, rows))
     grown = rows.copy()
     implicit = (grown.part == "memory") & (grown.method == "implicit")
     grown.loc[implicit, "peak_bytes"] *= grown.loc[implicit, "steps"]
-    verdicts = {p.name: p.verdict for p in properties(grown)}
-    assert verdicts["memory"] == "does not hold"
+    facts = study.facts(grown)
+    assert facts["verdicts"]["memory"] == "does not hold" and "memory" not in facts["held"]
+
+
+def test_findings_are_written_for_every_verdict(found):
+    study, rows = found
+    numbers = [c for c in rows.select_dtypes("number").columns if c not in ("steps", "products")]
+    other = rows.assign(**{c: 1 + rows[c] * rows.steps.fillna(1) for c in numbers})
+    verdicts = study.facts(other)["verdicts"]
+    assert list(verdicts.values()).count("does not hold") >= 5
+    failed = [name for name, verdict in verdicts.items() if verdict != "holds"]
+    assert len(render_findings(study, other)) == 1 + len(failed)
 
 
 def test_other_studies_are_pointed_to_where_they_lie(found, tmp_path):
     study, rows = found
-    assert "table.md" not in str(study.tables(rows)["The comparison"].evidence.tolist())
+    assert "table.md" not in str(study.tables(rows)["The comparison"].texts().evidence.tolist())
     folder = tmp_path / "memory"
     folder.mkdir()
     (folder / "provenance.json").write_text(
@@ -109,8 +130,8 @@ def test_other_studies_are_pointed_to_where_they_lie(found, tmp_path):
     assert [e["found"] for e in evidence] == [True, False, False]
     assert evidence[0]["commit"] == "abcdef0" and evidence[0]["measured"] == 2
     tables = beside.tables(pd.concat([rows, pd.DataFrame(evidence)]))
-    assert "(../memory/table.md)" in tables["The comparison"].evidence.iloc[0]
-    others = tables["Studies beside this one that measure the same"]
+    assert "(../memory/table.md)" in tables["The comparison"].texts().evidence[0]
+    others = tables["Studies beside this one that measure the same"].texts()
     assert others.finding.tolist() == ["It is flat.", "It is linear."]
 
 
@@ -126,6 +147,18 @@ def test_lines_and_custom_derivatives_are_those_of_the_functions_that_ran():
     (one,) = [code for code in functions if code.co_name == "half_squared_distance"]
     assert len(lines_of({one})) == 2  # a signature and a statement; the docstring is none
     assert not functions_run(lambda: None)
+
+
+def test_functions_run_leaves_the_studies_out():
+    problem = Logistic(10.0, 4, [0])
+    files = {
+        c.co_filename
+        for c in functions_run(
+            lambda: FirstOrder(GradientDescent(1, 0.1))(problem, problem.meta, problem.task)
+        )
+    }
+    assert any("metagrad" in file for file in files)
+    assert not any("studies" in file for file in files)
 
 
 def test_calls_of_autograd_are_counted():

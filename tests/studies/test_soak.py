@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from metalearn.errors import UsageError
+from metalearn.studies.frame.findings import render_findings
 from metalearn.studies.soak.study import SoakStudy
 
 STUDY = SoakStudy(runs=["sinusoid"], steps=120, meta_batch=1, points=8)
@@ -38,23 +39,26 @@ def test_a_training_is_watched_from_outside():
     assert (rows.step_s > 0).all()
 
 
-@pytest.mark.parametrize(("growth", "verdict"), [(0.0, "flat"), (0.01, "flat"), (0.1, "not flat")])
-def test_what_grows_is_called_so(growth, verdict):
+@pytest.mark.parametrize(("growth", "flat"), [(0.0, True), (0.01, True), (0.1, False)])
+def test_facts_tell_what_grows(growth, flat):
     rows = made_up(growth)
-    (finding,) = STUDY.findings(rows)
-    assert f": {verdict} within 2 %" in finding
+    (run,) = STUDY.facts(rows)["runs"]
     # Means over the first and last quarter of a line lie 3/4 of its rise apart.
     change = 0.75 * growth / (1 + 0.1375 * growth)
-    assert f"memory changed by {100 * change:+.2f} %" in finding
+    assert run["flat"] is flat
+    assert run["memory_bytes"] == pytest.approx(change)
+    assert run["tracker_bytes"] == run["handles"] == 0.0
+    (finding,) = render_findings(STUDY, rows)
+    assert f"{100 * change:+.2f} %" in finding and ("do not both" in finding) is not flat
     (table,) = STUDY.tables(rows).values()
-    assert table["change %"][0] == pytest.approx(100 * change)
+    assert table.texts()["change %"][0] == f"{100 * change:+.2f}"
     assert set(STUDY.figures(rows)) == {"soak"}
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"runs": ["sinus"]}, "runs has sinus"),
+        ({"runs": ["sinus"]}, "runs=sinus: expected"),
         ({"runs": []}, "expected names"),
         ({"steps": 7}, "at least 8 points"),
         ({"points": 7}, "at least 8 points"),

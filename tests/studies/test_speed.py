@@ -13,13 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from metalearn.studies.frame.findings import render_findings
 from metalearn.studies.frame.timing import clocked, rounds
-from metalearn.studies.speed import findings as speed_findings
 from metalearn.studies.speed import floor as speed_floor
 from metalearn.studies.speed import overhead as speed_overhead
 from metalearn.studies.speed import report as speed_report
 from metalearn.studies.speed import study as speed
-from metalearn.studies.speed.competitors import COMPETITORS, WAYS, Competitor, ours
+from metalearn.studies.speed.competitors import BATCHED, COMPETITORS, Competitor, ours
 from metalearn.studies.speed.exact import (
     Reference,
     exact,
@@ -58,7 +58,7 @@ STUDY = SpeedStudy(
 
 @pytest.fixture(autouse=True)
 def others_deprecations():
-    """What other libraries call of torch's is their own; the study does not show it either."""
+    """Hide the deprecation warnings of other libraries, as the study does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -76,7 +76,7 @@ def test_a_competitor_computes_the_exact_gradient_or_says_that_it_differs(
     start = setting(TINY[method], CPU)
     if double:
         start = start.double()
-    error = relative_error(competitor.settled(start)(start)(), exact(start))
+    error = relative_error(competitor.prepare(start)(start)(), exact(start))
     # What differs does so by far more than float64's rounding.
     assert (error > 1e-6) if competitor.differs else (error < most)
 
@@ -105,7 +105,7 @@ def test_competitors_can_be_called_again(method):
 
 
 def errors_of(found):
-    """Of a gradient `found` beside the exact one of every kind."""
+    """Return the errors of a gradient `found` whose references are all equal."""
     exact = [torch.ones(2, dtype=torch.float64)]
     reference = Reference([exact] * 3, exact, exact, 0.0)
     return {"differs": ""} | reference.errors(**{"smooth": exact, "batch": exact} | found)
@@ -141,7 +141,7 @@ def test_the_floor_counts_a_gradient_as_the_counter_does():
         loss = F.cross_entropy(s.model(s.task.support_x[0]), s.task.support_y[0])
         torch.autograd.grad(loss, list(s.model.parameters()))
 
-    assert speed_floor.counted(gradient) == 3 * whole - first
+    assert speed_floor.count_operations(gradient) == 3 * whole - first
 
 
 @pytest.mark.parametrize("method", ["imaml", "maml"])
@@ -149,7 +149,7 @@ def test_the_floor_is_below_what_the_engine_does_and_not_far(method):
     start = setting(replace(TINY[method], channels=16), CPU).of(0)
     needed = speed_floor.operations(start.workload)
     # Above it are a residual's product, and the inner gradient's norm at the end.
-    assert needed <= speed_floor.counted(ours(WAYS[method])(start)) <= 1.5 * needed
+    assert needed <= speed_floor.count_operations(ours(BATCHED[method])(start)) <= 1.5 * needed
 
 
 @pytest.mark.parametrize("field", ["tasks", "steps"])
@@ -206,7 +206,7 @@ def rows():
 
 
 def test_a_row_tells_who_was_how_fast(rows):
-    part = speed_report.timed(rows, "maml-5w1s-q15")
+    part = speed_report.competitors(rows, "maml-5w1s-q15")
     assert {"ours", "ours, by higher", "higher", "vmap"} <= set(part.competitor)
     lead = part[part.lead.astype(bool)]
     assert len(lead) == 1 and lead.library.item() == "" and lead.differs.item() == ""
@@ -218,7 +218,7 @@ def test_a_row_tells_who_was_how_fast(rows):
     assert (counted.error_mean < 1e-5).all()
     assert (part[part.differs != ""].tasks_checked == 0).all()
     # The arithmetic at one rate for all workloads: ratios of it are ratios of the seconds.
-    both = pd.concat([part, speed_report.timed(rows, "imaml-5w1s")])
+    both = pd.concat([part, speed_report.competitors(rows, "imaml-5w1s")])
     seconds = both.over_floor * both.floor_operations / rows.product_rate.max()
     assert seconds.to_numpy() == pytest.approx(both.seconds.to_numpy())
 
@@ -227,13 +227,15 @@ def test_ours_wrong_is_said_and_given_no_verdict(rows):
     wrong = rows.copy()
     ours_there = (wrong.workload == "maml-5w1s-q15") & wrong.competitor.str.startswith("ours")
     wrong.loc[ours_there, "error_smooth"] = 0.3
-    assert speed_report.lead(speed_report.timed(wrong, "maml-5w1s-q15")) is None
-    targets = STUDY.tables(wrong)["Targets, and what was reached"].set_index("workload")
-    assert targets.loc["maml-5w1s-q15", "met"] == targets.loc["maml-5w1s-q15", "met "] == ""
-    assert targets.loc["imaml-5w1s", "met"] in ("yes", "no")
-    said = [f for f in STUDY.findings(wrong) if f.startswith("maml-5w1s-q15")]
-    assert len(said) == 1 and "ours did not compute the gradient" in said[0]
-    assert "target" not in said[0]
+    assert speed_report.lead(speed_report.competitors(wrong, "maml-5w1s-q15")) is None
+    targets = STUDY.tables(wrong)["Targets, and what was reached"].texts().set_index("workload")
+    verdicts = targets[["peer target met", "floor target met"]]
+    assert verdicts.loc["maml-5w1s-q15"].tolist() == ["", ""]
+    assert set(verdicts.loc["imaml-5w1s"]) <= {"yes", "no"}
+    (found,) = (w for w in STUDY.facts(wrong)["workloads"] if w["name"] == "maml-5w1s-q15")
+    assert found["ours"] is None and "ours" in [row["competitor"] for row in found["wrong"]]
+    (finding,) = (f for f in render_findings(STUDY, wrong) if f.startswith("maml-5w1s-q15"))
+    assert "target" not in finding
 
 
 def measured_here(monkeypatch, worker=Here):
@@ -246,15 +248,16 @@ def measured_here(monkeypatch, worker=Here):
 
 def test_nothing_is_compared_with_ours_where_ours_is_wrong(monkeypatch):
     def wrong(setting):
-        run = ours(WAYS["maml"])(setting)
+        run = ours(BATCHED["maml"])(setting)
         return lambda: [1.01 * g for g in run()]
 
     some = {"ours": Competitor(wrong), "vmap": COMPETITORS["maml"]["vmap"]}
     monkeypatch.setitem(COMPETITORS, "maml", some)
     found = measured_here(monkeypatch)
     assert not found.lead.any() and "times_ours" not in found
-    assert any("ours did not compute the gradient" in f for f in STUDY.findings(found))
-    assert STUDY.tables(found) and STUDY.figures(found)
+    (facts,) = STUDY.facts(found)["workloads"]
+    assert facts["ours"] is None and [row["competitor"] for row in facts["wrong"]] == ["ours"]
+    assert STUDY.tables(found) and STUDY.figures(found) and render_findings(STUDY, found)
 
 
 def test_a_peer_that_fails_is_left_out_with_the_reason(monkeypatch):
@@ -270,15 +273,14 @@ def test_a_peer_that_fails_is_left_out_with_the_reason(monkeypatch):
             raise Failed("higher", "had its process ended")
 
     some = {name: COMPETITORS["maml"][name] for name in ("ours", "higher", "vmap")}
-    some["another"] = Competitor(ours(WAYS["maml"]), "no_such_library")
+    some["another"] = Competitor(ours(BATCHED["maml"]), "no_such_library")
     monkeypatch.setitem(COMPETITORS, "maml", some)
     found = measured_here(monkeypatch, Failing)
     assert list(found.competitor[~found.absent]) == ["ours"]
-    said = [f for f in STUDY.findings(found) if "left out" in f]
-    assert said == [
-        "no_such_library is not installed, and its another was left out.",
-        "torch failed (ImportError: no such symbol), and its vmap was left out.",
-        "higher had its process ended, and its higher was left out.",
+    assert [tuple(a.values()) for a in STUDY.facts(found)["absent"]] == [
+        ("no_such_library", "is not installed", ["another"]),
+        ("torch", "failed (ImportError: no such symbol)", ["vmap"]),
+        ("higher", "had its process ended", ["higher"]),
     ]
 
     class Ours(Here):
@@ -326,37 +328,40 @@ def test_products_are_made_in_float32():
             switch.allow_tf32 = was
 
 
-def test_what_held_for_all_is_said(rows):
-    assert "TF32" not in STUDY.findings(rows)[0]
-    held = {
-        kept: STUDY.findings(rows.assign(keep_memory=kept, device="cuda"))[0]
+def test_findings_begin_with_the_conditions_of_the_timing(rows):
+    conditions = {
+        kept: render_findings(STUDY, rows.assign(keep_memory=kept))[0]
         for kept in ("all", "ours", "none")
     }
-    assert len(set(held.values())) == 3 and all("TF32 switched off" in f for f in held.values())
+    assert len(set(conditions.values())) == 3
+    assert "TF32" not in conditions["all"]
+    assert "TF32" in render_findings(STUDY, rows.assign(device="cuda"))[0]
 
 
-def curve(**ways):
-    """Rows of a curve: of each way (times batched, quartiles) at 1 and 2 tasks."""
+def curve(**variants):
+    """Make the rows of a curve from each variant's (low, median, high) ratio at 1 and 2 tasks."""
     rows = [
-        {"part": "curve", "method": "maml", "axis": "tasks", "value": value, "competitor": way}
+        {"part": "curve", "method": "maml", "axis": "tasks", "value": value, "competitor": name}
         | dict(zip(("times_ours_low", "times_ours", "times_ours_high"), ratios, strict=True))
-        for way, points in ways.items()
+        for name, points in variants.items()
         for value, ratios in enumerate(points, 1)
     ]
     return pd.DataFrame(rows).replace({"one_by_one": "one by one"})
 
 
-def test_a_curve_tells_where_the_batch_is_slower_than_either_by_more_than_the_rounds_differ():
+def test_curve_facts_tell_where_the_batch_is_slower_beyond_the_quartiles():
     one = [(0.9, 0.96, 1.05), (1.6, 1.7, 1.8)]
-    said = speed_findings._curve_finding(curve(one_by_one=one), "maml", "tasks")
-    assert said.endswith("slower than one by one nowhere by more than the rounds differ.")
+    found = speed_report._curve_facts("maml", "tasks", curve(one_by_one=one))
+    assert (found["best"].value, found["best"].times_ours) == (2, 1.7)
+    assert found["slower"] == []
     both = curve(one_by_one=one, higher=[(0.7, 0.72, 0.75), (1.2, 1.24, 1.3)])
-    said = speed_findings._curve_finding(both, "maml", "tasks")
-    assert said.endswith("and slower than higher at 1 (by up to 1.39 times).")
+    (slower,) = speed_report._curve_facts("maml", "tasks", both)["slower"]
+    assert (slower["than"], slower["values"]) == ("higher", [1])
+    assert slower["times"] == pytest.approx(1 / 0.72)
 
 
 def test_only_equal_gradients_of_others_count(rows):
-    part = speed_report.timed(rows, "maml-5w1s-q15").reset_index(drop=True)
+    part = speed_report.competitors(rows, "maml-5w1s-q15").reset_index(drop=True)
     part.loc[part.library == "", "seconds"] = 1.0
     part.loc[part.library != "", "seconds"] = 3.0
     part.loc[part.competitor == "vmap, torch's norm", "seconds"] = 0.1  # differs
@@ -368,11 +373,12 @@ def test_only_equal_gradients_of_others_count(rows):
     assert speed_report.fastest(part, libraries_only=True).competitor == "learn2learn"
 
 
-def test_what_is_not_installed_is_left_out_with_one_line(rows):
+def test_absent_libraries_are_named_once(rows):
     gone = rows[rows.absent.fillna(False).astype(bool)]
     assert set(gone.library) == {"torchopt"}
-    said = [f for f in STUDY.findings(rows) if "not installed" in f]
-    assert len(said) == 1 and "torchopt" in said[0]
+    (absent,) = STUDY.facts(rows)["absent"]
+    assert (absent["library"], absent["reason"]) == ("torchopt", "is not installed")
+    assert absent["competitors"] == list(dict.fromkeys(gone.competitor))
 
 
 def test_the_report_is_made_from_rows_alone(rows, tmp_path):
@@ -380,19 +386,24 @@ def test_the_report_is_made_from_rows_alone(rows, tmp_path):
     read = pd.read_csv(tmp_path / "rows.csv")
     tables = STUDY.tables(read)
     assert max(map(len, tables)) <= 110
-    assert len(tables["Targets, and what was reached"]) == 2
-    assert len(tables["iMAML: seconds against tasks in a batch, quartiles in brackets"]) == 2
+    assert len(tables["Targets, and what was reached"].rows) == 2
+    curve = tables["iMAML: seconds against tasks in a batch, quartiles in brackets"].texts()
+    assert curve["tasks in a batch"].tolist() == ["1", "3"]
     assert set(STUDY.figures(read)) == {
         *("time_imaml", "time_maml", "scaling_imaml", "scaling_maml")
     }
-    findings = STUDY.findings(read)
+    facts = STUDY.facts(read)
+    assert facts["keep_memory"] == "none" and not facts["on_gpu"] and not facts["overhead"]
+    assert [w["name"] for w in facts["workloads"]] == ["imaml-5w1s", "maml-5w1s-q15"]
+    maml = facts["workloads"][1]
+    counts = {r["competitor"]: (r["tasks_same"], r["tasks_checked"]) for r in maml["agreeing"]}
+    assert counts["ours"] == counts["higher"] == (2, 2)
+    assert ("iMAML", "tasks in a batch", 1, 3) in [
+        tuple(c[name] for name in ("method", "axis", "first", "last")) for c in facts["curves"]
+    ]
+    findings = render_findings(STUDY, read)
     assert sum("the target of 2.0" in f for f in findings) == 2
-    assert any("tasks in a batch from 1 to 3" in f for f in findings)
-    assert findings[0].startswith("No process kept the memory that it freed")
-    assert any(
-        "ours 2 of 2" in f and "mean of their tasks' own" in f and "higher 2 of 2" in f
-        for f in findings
-    )
+    assert any("ours 2 of 2" in f and "higher 2 of 2" in f for f in findings)
 
 
 def test_a_curve_is_left_out_by_an_empty_axis():

@@ -1,4 +1,4 @@
-"""What a method's implementation takes, read off one run of it: lines of code and autodiff."""
+"""The lines of code and the autodiff of one run of a method."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ import torch
 import metalearn
 
 PACKAGE = str(Path(metalearn.__file__).parent)
+STUDIES = str(Path(PACKAGE, "studies"))
 
 
 def functions_run(work: Callable[[], Any]) -> set[CodeType]:
-    """This package's functions that `work` enters in the calling thread, the studies' own left
-    out."""
+    """Return this package's functions that `work` enters in the calling thread.
+
+    Functions of the studies are left out.
+    """
     entered: set[CodeType] = set()
 
     def see(frame: FrameType, event: str, _: Any) -> None:
@@ -35,11 +38,11 @@ def functions_run(work: Callable[[], Any]) -> set[CodeType]:
         work()
     finally:
         sys.setprofile(before)
-    return {code for code in entered if Path(code.co_filename).parent.name != "bench"}
+    return {code for code in entered if not code.co_filename.startswith(STUDIES)}
 
 
 def lines_of(functions: set[CodeType]) -> set[tuple[str, int]]:
-    """(file, number) of their lines of code: no blank ones, comments or docstrings."""
+    """Return (file, number) of the functions' lines, without blanks, comments and docstrings."""
     found: set[tuple[str, int]] = set()
     for code in functions:
         lines, first = inspect.getsourcelines(code)
@@ -63,7 +66,7 @@ def _code_lines(path: str) -> frozenset[int]:
 
 
 def custom_derivatives(functions: set[CodeType]) -> list[str]:
-    """The `torch.autograd.Function`s among them."""
+    """Return the names of the `torch.autograd.Function`s among the functions."""
     classes = _heirs(torch.autograd.Function)
     return sorted(c.__name__ for c in classes if getattr(c.forward, "__code__", None) in functions)
 
@@ -76,10 +79,12 @@ def _heirs(cls: type[Any]) -> Iterator[type[Any]]:
 
 
 def autodiff_used(work: Callable[[], Any]) -> Counter[str]:
-    """How often `work` asks autograd for what.
+    """Count the calls of `torch.autograd.grad` in `work`.
 
-    calls: of `torch.autograd.grad`, of which create_graph: gradients that can be differentiated
-    again; retain_graph: on a graph that is kept for more; weighted: vector-Jacobian products.
+    - calls: all calls.
+    - create_graph: the calls whose gradients can be differentiated again.
+    - retain_graph: the calls that keep the graph.
+    - weighted: the vector-Jacobian products.
     """
     used: Counter[str] = Counter(calls=0, create_graph=0, retain_graph=0, weighted=0)
     grad = torch.autograd.grad

@@ -1,4 +1,4 @@
-"""The properties in which unrolled and implicit differentiation are said to differ, measured."""
+"""The properties in which unrolled and implicit differentiation differ, measured."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from metalearn.linear_solve import CG
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.oracle_calls import Counted
+from metalearn.studies.frame.table import Table
 from metalearn.studies.frame.timing import seconds
 from metalearn.studies.gradient.problems import Logistic
 from metalearn.studies.memory.methods import NETWORKS, setting, work
@@ -35,24 +36,25 @@ from metalearn.system.memory import peak_bytes
 CPU = torch.device("cpu")
 METHODS = ("unrolled", "implicit")
 STUDIES = ("memory", "cg", "gradient")
-"""Those whose rows are further evidence, where they lie beside this one's."""
+"""The studies whose findings are further evidence, if they lie beside this study."""
 
 
 @dataclass(frozen=True)
 class PropertiesStudy:
-    """
+    """The measurement of each property that the textbook compares.
+
     Args:
-        network: on whose tasks memory is measured, a name of `memory_methods.NETWORKS`.
-        memory_steps: inner steps there.
-        seeds: of the logistic regressions, whose exact meta-gradient is known.
-        size: their unknowns.
-        conditions: condition numbers of their inner Hessians, for the count of CG iterations.
-        condition: the one at which error is looked at against convergence.
-        steps: inner steps there, from a loop cut short to one that has converged.
-        forward_steps: up to so many, the derivative of the K steps is also had by forward mode.
-        compute_steps: inner steps where the cost of a gradient is counted.
-        rtol: the relative residual to which CG solves there.
-        results: where this study goes, and where the others' rows are looked for.
+        network: the network whose memory is measured, a name of `NETWORKS`.
+        memory_steps: the inner steps of that measurement.
+        seeds: the seeds of the logistic regressions, whose exact meta-gradient is known.
+        size: the unknowns of a logistic regression.
+        conditions: the condition numbers of the inner Hessian at which the cost is measured.
+        condition: the condition number at which errors are measured against the inner steps.
+        steps: the inner steps of that measurement, from a short loop to a converged one.
+        forward_steps: the most inner steps that are also differentiated by forward mode.
+        compute_steps: the inner steps of a gradient whose cost is counted.
+        rtol: the relative residual of CG in the count of the cost.
+        results: the folder of this study and of the other studies.
     """
 
     title: ClassVar[str] = "Unrolled and implicit differentiation, property by property"
@@ -71,28 +73,28 @@ class PropertiesStudy:
 
     def __post_init__(self) -> None:
         if self.network not in NETWORKS:
-            raise UsageError(f"network={self.network}; expected one of {', '.join(NETWORKS)}")
+            raise UsageError(f"network={self.network}: expected one of {', '.join(NETWORKS)}")
         for name in ("memory_steps", "steps"):
             values = getattr(self, name)
             if len(set(values)) < 3 or len(set(values)) < len(values) or min(values) < 1:
                 raise UsageError(
-                    f"{name}={list(values)}; expected three or more different numbers of at least 1"
+                    f"{name}={list(values)}: expected three or more different numbers of at least 1"
                 )
         if not self.seeds or min(self.seeds) < 0:
-            raise UsageError(f"seeds={list(self.seeds)}; expected numbers of at least 0")
+            raise UsageError(f"seeds={list(self.seeds)}: expected numbers of at least 0")
         if self.size < 2 or self.compute_steps < 1 or self.forward_steps < min(self.steps):
             raise UsageError(
                 f"size={self.size}, compute_steps={self.compute_steps}, "
-                f"forward_steps={self.forward_steps}; expected at least 2, 1 and {min(self.steps)}"
+                f"forward_steps={self.forward_steps}: expected at least 2, 1 and {min(self.steps)}"
             )
         kappas = [*self.conditions, self.condition]
         if not self.conditions or not all(1 < kappa <= 1e5 for kappa in kappas):
             raise UsageError(
-                f"conditions={list(self.conditions)}, condition={self.condition}; expected "
+                f"conditions={list(self.conditions)}, condition={self.condition}: expected "
                 "condition numbers above 1 and up to 100000"
             )
         if not 0 < self.rtol < 1:
-            raise UsageError(f"rtol={self.rtol}; expected a number above 0 and below 1")
+            raise UsageError(f"rtol={self.rtol}: expected a number above 0 and below 1")
 
     def cells(self) -> list[Cell]:
         found: list[Cell] = []
@@ -107,7 +109,7 @@ class PropertiesStudy:
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
         if device != CPU:
-            raise UsageError(f"device={device}; the properties are measured on cpu")
+            raise UsageError(f"device={device}: expected cpu")
         at: Any = cell
         if at["part"] == "memory":
             name = {"unrolled": "unrolled, higher", "implicit": "implicit, 5 CG"}[at["method"]]
@@ -128,15 +130,15 @@ class PropertiesStudy:
         return Implicit(inner, CG(2000, rtol=rtol))
 
     def _logistic(self, condition: float, steps: int) -> tuple[Logistic, GradientDescent]:
-        """The problem, and gradient descent at its best constant rate."""
+        """Return the problem, and gradient descent at its best constant rate."""
         problem = Logistic(condition, self.size, self.seeds)
         least, largest = problem.curvature
         return problem, GradientDescent(steps, 2 / (least + largest))
 
     def _compute(self, method: str, condition: float | None) -> Row:
-        """What one meta-gradient takes: counted, and in the time of one inner gradient."""
+        """Count the derivatives of one meta-gradient, and time it beside one inner gradient."""
         problem: Any
-        if condition is None:  # a small network, in float64 like the others
+        if condition is None:  # a small network, in float64 like the regressions
             problem, meta, task = setting("small", 1, CPU, prox=2.0)
             meta = {name: p.detach().double() for name, p in meta.items()}
             task, inner = task.to(torch.float64), GradientDescent(self.compute_steps, 0.1)
@@ -152,7 +154,7 @@ class PropertiesStudy:
             lambda: value_and_grad(lambda p: problem.inner_objective(p, meta, task), params),
             lambda: metagrad(problem, meta, task),
             rounds=5,
-            choose=min,  # their differences are looked at
+            choose=min,  # a difference of times is reported
         )
         iterations = residual = None
         if certificate is not None:
@@ -171,14 +173,17 @@ class PropertiesStudy:
         }
 
     def _convergence(self, steps: int) -> list[Row]:
-        """The errors of both, from the converged problem's gradient and from the K steps'."""
+        """Measure the errors of both methods.
+
+        The references are the gradients of the converged problem and of the K steps.
+        """
         problem, inner = self._logistic(self.condition, steps)
         rows: list[Row] = []
         of_steps = forward_gradient(problem, inner) if steps <= self.forward_steps else None
         for method in METHODS:
             metagrad = self._metagrad(method, inner, 1e-13)
             result = metagrad(problem, problem.meta, problem.task)
-            grads = result.grads["theta"] * len(problem.task)  # each task's theta is its own
+            grads = result.grads["theta"] * len(problem.task)  # each task has its own theta
             rows.append(
                 {
                     "method": method,
@@ -190,7 +195,7 @@ class PropertiesStudy:
         return rows
 
     def _implementation(self, method: str) -> Row:
-        """One gradient of a logistic regression, beside the first-order gradient that both have."""
+        """Measure the code that one gradient runs, and that the first-order gradient does not."""
         problem, inner = self._logistic(self.condition, self.compute_steps)
 
         def run(metagrad: MetaGradient) -> Callable[[], Any]:
@@ -209,7 +214,7 @@ class PropertiesStudy:
         }
 
     def _evidence(self, name: str) -> Row:
-        """What another study found, where its rows lie in `results`."""
+        """Return the findings of another study, if it lies in `results`."""
         folder = Path(self.results) / name
         try:
             origin = json.loads((folder / "provenance.json").read_text())
@@ -226,19 +231,21 @@ class PropertiesStudy:
             "findings": "\n".join(findings),
         }
 
-    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    def tables(self, rows: pd.DataFrame) -> dict[str, Table]:
         return properties_report.tables(rows)
 
     def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
         return properties_report.figures(rows)
 
-    def findings(self, rows: pd.DataFrame) -> list[str]:
-        return properties_report.findings(rows)
+    def facts(self, rows: pd.DataFrame) -> dict[str, Any]:
+        return properties_report.facts(rows)
 
 
 def forward_gradient(problem: Logistic, inner: GradientDescent) -> Tensor:
-    """Each task's derivative of the outer loss after the K steps, (T, size), by forward mode: what
-    no backward sweep had a part in."""
+    """Return the derivative of each task's outer loss after the K steps, (T, size).
+
+    Forward mode computes it, without any backward sweep.
+    """
     theta = problem.meta["theta"]
 
     def after(theta: Tensor) -> Tensor:
@@ -255,7 +262,7 @@ def forward_gradient(problem: Logistic, inner: GradientDescent) -> Tensor:
         return tangent
 
     with warnings.catch_warnings():
-        # torch 2.14 scripts its forward-mode rules by what it deprecates itself.
+        # torch 2.14 scripts its forward-mode rules by a function that it deprecates.
         warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
         warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
         found: Tensor = torch.func.vmap(along)(torch.eye(theta.shape[1], dtype=theta.dtype))
@@ -263,6 +270,6 @@ def forward_gradient(problem: Logistic, inner: GradientDescent) -> Tensor:
 
 
 def _error(found: Tensor, exact: Tensor) -> float:
-    """Relative, the geometric mean over the tasks; below rounding nothing is known."""
+    """Return the geometric mean of the tasks' relative errors, each at least float rounding."""
     errors = (found - exact).norm(dim=1) / exact.norm(dim=1)
     return float(errors.clamp_min(torch.finfo(errors.dtype).eps).log().mean().exp())

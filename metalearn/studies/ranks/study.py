@@ -1,4 +1,4 @@
-"""How much faster several processes train than one, on this machine."""
+"""The speed-up of training on several processes of one machine."""
 
 from __future__ import annotations
 
@@ -20,29 +20,33 @@ from matplotlib.figure import Figure
 
 from metalearn.errors import UsageError
 from metalearn.studies.frame import Cell, Row
-from metalearn.studies.frame.plot import canvas, label_lines
+from metalearn.studies.frame.table import Table
 from metalearn.studies.frame.timing import spread
+from metalearn.studies.ranks import report as ranks_report
 
-WORDS = ("tasks=glyphs", "validation.tasks=2", "test.tasks=2", "wandb=disabled")
-"""5-way 1-shot with Conv4-64, as the first of the speed workloads."""
+OVERRIDES = ("tasks=glyphs", "validation.tasks=2", "test.tasks=2", "wandb=disabled")
+"""The overrides of every run: 5-way 1-shot with Conv4-64, as in the first speed workload."""
 WARMING = 3
-"""Meta-steps at the start of a run that are not timed."""
+"""The number of meta-steps at the start of a run that are not timed."""
 
 
 @dataclass(frozen=True)
 class RanksStudy:
-    """Seconds of a meta-step of `torchrun --nproc-per-node N -m metalearn train`, one thread each,
-    on the same tasks; beside it one process with as many threads as there are ranks at most.
+    """The time of a meta-step of `torchrun --nproc-per-node N -m metalearn train`.
+
+    Every number of processes trains on the same tasks, with one thread a process. One more run
+    has one process with as many threads as the largest number of processes.
 
     Args:
-        ranks: numbers of processes; 1 is the one that the others are compared with.
-        methods: choices of `metagrad=`.
-        meta_batch: tasks of a meta-step, over all ranks.
-        steps: meta-steps of a run, the first 3 of which are not timed.
-        rounds: in which each number of processes trains once, in an order that rotates.
+        ranks: the numbers of processes, 1 among them: its time is the baseline.
+        methods: the choices of `metagrad=`.
+        meta_batch: the tasks of a meta-step, over all ranks.
+        steps: the meta-steps of a run. The first `WARMING` are not timed.
+        rounds: the rounds. Each run trains once a round, in an order that rotates.
 
     Raises:
-        UsageError: ranks without 1, or more of them than tasks; too few steps or rounds.
+        UsageError: 1 is not among `ranks`, one of `ranks` is larger than `meta_batch`, or there
+            are too few methods, steps or rounds.
     """
 
     title: ClassVar[str] = "Training shared out over processes"
@@ -56,12 +60,12 @@ class RanksStudy:
     def __post_init__(self) -> None:
         if not {1} < set(self.ranks) or min(self.ranks) < 1 or max(self.ranks) > self.meta_batch:
             raise UsageError(
-                f"ranks={list(self.ranks)}; expected 1 and larger numbers, up to "
+                f"ranks={list(self.ranks)}: expected 1 and larger numbers, up to "
                 f"meta_batch={self.meta_batch}"
             )
         if not self.methods or self.steps <= 2 * WARMING or self.rounds < 2:
             raise UsageError(
-                f"methods={list(self.methods)}, steps={self.steps}, rounds={self.rounds}; expected "
+                f"methods={list(self.methods)}, steps={self.steps}, rounds={self.rounds}: expected "
                 f"a method, more than {2 * WARMING} steps and at least 2 rounds"
             )
 
@@ -70,16 +74,16 @@ class RanksStudy:
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
         if device.type != "cpu":
-            raise UsageError(f"device={device}; this study shares a CPU's cores out, device=cpu")
-        ways = [(ranks, 1) for ranks in sorted(set(self.ranks))]
-        ways.append((1, max(self.ranks)))
-        taken: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
+            raise UsageError(f"device={device}: expected cpu, whose cores the processes share")
+        runs = [(ranks, 1) for ranks in sorted(set(self.ranks))]
+        runs.append((1, max(self.ranks)))
+        taken: dict[tuple[int, int], list[float]] = {run: [] for run in runs}
         losses: dict[tuple[int, int], float] = {}
         for i in range(self.rounds):
-            turn = i % len(ways)
-            for way in ways[turn:] + ways[:turn]:
-                seconds, losses[way] = self._train(str(cell["method"]), *way)
-                taken[way].append(seconds)
+            turn = i % len(runs)
+            for run in runs[turn:] + runs[:turn]:
+                seconds, losses[run] = self._train(str(cell["method"]), *run)
+                taken[run].append(seconds)
         alone = np.array(taken[1, 1])
         return [
             {
@@ -89,75 +93,35 @@ class RanksStudy:
                 **spread("speed_up", alone / np.array(taken[ranks, threads])),
                 "loss": losses[ranks, threads],
             }
-            for ranks, threads in ways
+            for ranks, threads in runs
         ]
 
     def _train(self, method: str, ranks: int, threads: int) -> tuple[float, float]:
-        """Seconds of a meta-step, and the last one's query loss."""
+        """Return the median seconds of a meta-step, and the query loss of the last one."""
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         torchrun += [f"--nproc-per-node={ranks}", "-m", "metalearn.__main__", "train"]
-        words = [*WORDS, f"metagrad={method}", f"meta_batch={self.meta_batch}"]
-        words += [f"steps={self.steps}", f"validation.every={self.steps}", f"threads={threads}"]
+        overrides = [*OVERRIDES, f"metagrad={method}", f"meta_batch={self.meta_batch}"]
+        overrides += [f"steps={self.steps}", f"validation.every={self.steps}", f"threads={threads}"]
         with TemporaryDirectory() as folder:
-            run = Path(folder) / "run"
-            words.append(f"run_dir={run}")
+            run_dir = Path(folder) / "run"
+            overrides.append(f"run_dir={run_dir}")
             done = subprocess.run(
-                [*torchrun, *words],
+                [*torchrun, *overrides],
                 env={**os.environ, "OMP_NUM_THREADS": str(threads)},
                 capture_output=True,
                 text=True,
             )
             if done.returncode:
-                raise RuntimeError(f"training on {ranks} ranks ended badly: {done.stderr[-2000:]}")
-            rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+                raise RuntimeError(f"training on {ranks} ranks failed: {done.stderr[-2000:]}")
+            lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
         return statistics.median(row["step_s"] for row in rows[WARMING:]), rows[-1]["query_loss"]
 
-    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-        each: Any = rows.itertuples()
-        shown = [
-            {
-                "metagrad": row.method,
-                "processes": row.ranks,
-                "threads each": row.threads,
-                "s a meta-step": f"{row.seconds:.3f} [{row.seconds_low:.3f}, "
-                f"{row.seconds_high:.3f}]",
-                "times as fast": f"{row.speed_up:.2f} [{row.speed_up_low:.2f}, "
-                f"{row.speed_up_high:.2f}]",
-                "last query loss": f"{row.loss:.6f}",
-            }
-            for row in each
-        ]
-        caption = f"{self.meta_batch} tasks of 5 ways and 1 shot, Conv4-64; quartiles in brackets"
-        return {caption: pd.DataFrame(shown)}
+    def tables(self, rows: pd.DataFrame) -> dict[str, Table]:
+        return ranks_report.tables(rows, self.meta_batch)
 
     def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
-        figure, (axes,) = canvas()
-        for method, part in rows[rows.threads == 1].groupby("method", sort=False):
-            own = part.sort_values("ranks")
-            axes.plot(own.ranks, own.speed_up, "o-", label=str(method))
-        counts = sorted(rows.ranks.unique())
-        axes.plot(counts, counts, color="0.6", lw=0.8, label="as many times as processes")
-        axes.set(xlabel="processes, one thread each", ylabel="times as fast as one", xticks=counts)
-        label_lines(axes)
-        return {"speed_up": figure}
+        return ranks_report.figures(rows)
 
-    def findings(self, rows: pd.DataFrame) -> list[str]:
-        found = []
-        for method, part in rows.groupby("method", sort=False):
-            shared: Any = part[part.threads == 1].sort_values("ranks").iloc[-1]
-            threaded: Any = part[part.threads > 1].iloc[-1]
-            alone: Any = part[(part.ranks == 1) & (part.threads == 1)].iloc[0]
-            found.append(
-                f"{method}: {shared.ranks} processes of one thread train {shared.speed_up:.2f} "
-                f"times as fast as one (quartiles {shared.speed_up_low:.2f} to "
-                f"{shared.speed_up_high:.2f}), one process of {threaded.threads} threads "
-                f"{threaded.speed_up:.2f} times."
-            )
-            found.append(
-                f"{method}: sums in another order are rounded otherwise, which grows with the "
-                f"meta-steps: after {self.steps} the loss is off by "
-                f"{abs(shared.loss / alone.loss - 1):.0e} of its value with {shared.ranks} "
-                f"processes, by {abs(threaded.loss / alone.loss - 1):.0e} with {threaded.threads} "
-                "threads of one."
-            )
-        return found
+    def facts(self, rows: pd.DataFrame) -> dict[str, Any]:
+        return {"steps": self.steps, "methods": ranks_report.methods(rows)}

@@ -1,1 +1,1 @@
-"""Long trainings in constant memory."""
+"""The memory of long trainings."""

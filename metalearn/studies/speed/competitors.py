@@ -1,4 +1,4 @@
-"""Whose speed is compared: ours by each back end, and the peers that are installed."""
+"""The competitors: our meta-gradients by each back end, and the installed peers."""
 
 from __future__ import annotations
 
@@ -22,32 +22,34 @@ from metalearn.studies.speed.workloads import Gradient, Run, Setting, Workload
 from metalearn.training.calibration import fastest_parts
 
 Make = Callable[[Setting], Run]
-"""Gets all ready, so that each call of what it returns is one meta-gradient."""
+"""A function that prepares a setting. Each call of its result computes one meta-gradient."""
 
 
-def _as_it_is(make: Make, setting: Setting) -> Make:
+def _no_choice(make: Make, setting: Setting) -> Make:
     return make
 
 
 @dataclass(frozen=True)
 class Competitor:
-    """
+    """An implementation whose speed is compared.
+
     Args:
-        make: of a setting.
-        library: whose it is; "" for ours.
-        in_flight: the tasks whose graphs are alive at once, by which memory is compared.
-        differs: why its gradient is another one; such a competitor is timed and never counts.
-        choose: what it measures before it is timed.
+        make: prepares a setting.
+        library: the name of the library, "" for ours.
+        in_flight: the tasks whose graphs are alive at once. Memory is compared by task.
+        differs: the reason why the gradient is another one, "" for none. Such a competitor is
+            timed, and takes no part in any comparison.
+        choose: measures before the timing which variant of `make` is the fastest.
     """
 
     make: Callable[[Setting], Run]
     library: str = ""
     in_flight: Literal["one", "all"] = "all"
     differs: str = ""
-    choose: Callable[[Make, Setting], Make] = _as_it_is
+    choose: Callable[[Make, Setting], Make] = _no_choice
 
-    def settled(self, setting: Setting) -> Make:
-        """`make`, with what is chosen by measurement chosen for that setting once and for all."""
+    def prepare(self, setting: Setting) -> Make:
+        """Return `make` with the choices by measurement made for that setting."""
         return self.choose(self.make, setting)
 
     @property
@@ -57,7 +59,7 @@ class Competitor:
 
 @dataclass(frozen=True)
 class Ours:
-    """A meta-gradient of ours at work; `split.parts` says in how many parts it takes the batch."""
+    """Our meta-gradient of a setting, which takes the batch in `split.parts` micro-batches."""
 
     split: SplitGradient
     problem: FewShot
@@ -81,8 +83,8 @@ def ours(metagrad: Callable[[Workload], MetaGradient]) -> Callable[[Setting], Ou
     return make
 
 
-def in_parts(make: Make, setting: Setting) -> Make:
-    """Ours, in as many parts as are fastest here, as `parts=measured` trains."""
+def choose_parts(make: Make, setting: Setting) -> Make:
+    """Return ours with the fastest number of micro-batches here, as `parts=measured` trains."""
     first = make(setting)
     assert isinstance(first, Ours)
     parts = fastest_parts(first.split.metagrad, first.problem, first.meta, setting.task)
@@ -97,13 +99,12 @@ def in_parts(make: Make, setting: Setting) -> Make:
 
 
 def parts_of(run: Run) -> int:
-    """In which it takes the batch; 1 for a peer."""
+    """Return the number of micro-batches of a batch, 1 for a peer."""
     return run.split.parts if isinstance(run, Ours) else 1
 
 
-def laid_out(make: Make, setting: Setting) -> Make:
-    """A peer with its network's weights in the memory format that is faster for it here, which a
-    few of the tasks tell."""
+def choose_layout(make: Make, setting: Setting) -> Make:
+    """Return a peer with its weights in the memory format that is faster here, by a few tasks."""
 
     def inside(setting: Setting, layout: torch.memory_format) -> Run:
         own = setting.apart()
@@ -126,20 +127,20 @@ def _implicit(w: Workload, **options: str) -> Implicit:
     return Implicit(_descent(w), CG(w.cg, rtol=0.0), **options)  # type: ignore[arg-type]
 
 
-WAYS: dict[str, Callable[[Workload], MetaGradient]] = {
+BATCHED: dict[str, Callable[[Workload], MetaGradient]] = {
     "imaml": _implicit,
     "maml": lambda w: Unrolled(_descent(w), "batched"),
 }
-"""The batched back ends."""
+"""The batched back end of each method."""
 
-_peer = partial(Competitor, choose=laid_out)
+_peer = partial(Competitor, choose=choose_layout)
 
 _WRONG = "torch's batch norm has a wrong second derivative under vmap"
 
 COMPETITORS: dict[str, dict[str, Competitor]] = {
     "imaml": {
-        "ours": Competitor(ours(WAYS["imaml"])),
-        "ours, parts": Competitor(ours(WAYS["imaml"]), choose=in_parts),
+        "ours": Competitor(ours(BATCHED["imaml"])),
+        "ours, parts": Competitor(ours(BATCHED["imaml"]), choose=choose_parts),
         "ours, recomputed": Competitor(ours(partial(_implicit, linearisation="recomputed"))),
         "ours, Gauss-Newton": Competitor(
             ours(partial(_implicit, curvature="gauss_newton")), differs="Gauss-Newton curvature"
@@ -157,8 +158,8 @@ COMPETITORS: dict[str, dict[str, Competitor]] = {
         ),
     },
     "maml": {
-        "ours": Competitor(ours(WAYS["maml"])),
-        "ours, parts": Competitor(ours(WAYS["maml"]), choose=in_parts),
+        "ours": Competitor(ours(BATCHED["maml"])),
+        "ours, parts": Competitor(ours(BATCHED["maml"]), choose=choose_parts),
         "ours, by higher": Competitor(
             ours(lambda w: Unrolled(_descent(w), "higher")), in_flight="one"
         ),

@@ -1,4 +1,4 @@
-"""Whether a competitor computed the meta-gradient: the exact one, and what each is off by."""
+"""The reference meta-gradient in float64, and the error of each competitor."""
 
 from __future__ import annotations
 
@@ -16,21 +16,30 @@ from torch.func import functional_call
 from metalearn.studies.speed.workloads import Gradient, Setting, Workload, setting
 
 SAME = 1e-4
-"""Relative error against float64 up to which a gradient is the same."""
+"""The largest relative error against float64 at which a gradient counts as the same."""
 
 Computed = Sequence[Tensor | np.ndarray]
 
 
 def same(row: Mapping[str, Any]) -> bool:
-    """Whether a competitor counts, by its row of `Reference.errors`, ours and peers alike: equal on
-    the smooth network, and on the timed one for half of the tasks."""
+    """Return whether a competitor computes the same gradient, by its row of `Reference.errors`.
+
+    It does if its error is small on the smooth network, and on the timed network for half of the
+    tasks. The same rule applies to ours and to the peers.
+    """
     return not row["differs"] and row["error_smooth"] <= SAME and row["error_task"] <= SAME
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A workload's meta-gradient in float64: of each task, of the batch, and of the batch on the
-    smooth network."""
+    """The meta-gradient of a workload in float64.
+
+    Args:
+        by_task: the gradient of each task.
+        batch: the gradient of the batch.
+        smooth: the gradient of the batch on the smooth network.
+        rounding: the relative change of `batch` by float32 rounding, as `rounding` measures it.
+    """
 
     by_task: list[Gradient]
     batch: Gradient
@@ -48,13 +57,16 @@ class Reference:
     def errors(
         self, batch: Computed, smooth: Computed, by_task: Sequence[Computed]
     ) -> dict[str, Any]:
-        """Relative errors of a competitor's gradients. `by_task`: each task's own, or none.
+        """Return the relative errors of a competitor's gradients.
 
-        error: of the batch, where one task that rounding takes across a kink is enough to be off.
-        error_smooth: of the batch where there are no kinks.
-        error_task: the lower median over the tasks' own on the timed network: half are within it.
-        error_mean: between the batch and the mean of the tasks' own, both as computed.
-        tasks_same: those of `tasks_checked` that are within `SAME`.
+        error: the error of the batch. One task that rounding moves across a kink makes it large.
+        error_smooth: the error of the batch on the network without kinks.
+        error_task: the lower median of the tasks' errors on the timed network.
+        error_mean: the difference of the batch from the mean of the tasks' computed gradients.
+        tasks_same: the number of tasks within `SAME`, of `tasks_checked`.
+
+        Args:
+            by_task: the gradient of each task, or none.
         """
         tasks = [relative_error(*pair) for pair in zip(by_task, self.by_task, strict=bool(by_task))]
         return {
@@ -73,12 +85,12 @@ def _double_mean(gradients: Sequence[Computed]) -> Gradient:
 
 
 def exact(setting: Setting) -> Gradient:
-    """The meta-gradient in float64."""
+    """Return the meta-gradient in float64."""
     return mean(exact_by_task(setting))
 
 
 def exact_by_task(setting: Setting) -> list[Gradient]:
-    """Each task's own, written plainly: autograd and nothing else."""
+    """Return the meta-gradient of each task in float64, by plain autograd."""
     s, w = setting.double(), setting.workload
     names = [name for name, _ in s.model.named_parameters()]
     theta = [p.detach().requires_grad_() for p in s.model.parameters()]
@@ -122,9 +134,11 @@ def mean(gradients: Sequence[Gradient]) -> Gradient:
 
 
 def rounding(setting: Setting, reference: Gradient) -> float:
-    """The relative change of the exact meta-gradient `reference` where the initial weights move by
-    half a unit in float32's last place: as much as an implementation may be off that rounds where
-    units lie at their kinks. One whose rounding happens to move none across is closer."""
+    """Return the relative change of `reference` when the initial weights move by float32 rounding.
+
+    Each weight moves by half a unit in the last place of float32. An implementation whose rounding
+    moves units across their kinks may have as large an error.
+    """
     moved = setting.double()
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -137,7 +151,7 @@ def rounding(setting: Setting, reference: Gradient) -> float:
 def _plain_cg(
     params: list[Tensor], gradient: list[Tensor], b: list[Tensor], iterations: int
 ) -> list[Tensor]:
-    """So many iterations of Hestenes & Stiefel 1952 from 0 on H x = b."""
+    """Solve H x = b by CG (Hestenes & Stiefel 1952), from 0, in a fixed number of iterations."""
     x = [torch.zeros_like(v) for v in b]
     r, p = list(b), list(b)
     rr = _dot(r, r)
@@ -156,7 +170,7 @@ def _dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
 
 
 def relative_error(found: Computed, exact: Gradient) -> float:
-    """|found - exact| / |exact| over all parameters, in float64."""
+    """Return |found - exact| / |exact| over all parameters, in float64."""
     difference = [
         torch.as_tensor(a, device=b.device).detach().double() - b
         for a, b in zip(found, exact, strict=True)

@@ -1,4 +1,4 @@
-"""The arithmetic that a workload's method needs, and how fast this machine multiplies matrices."""
+"""The arithmetic that a method needs, and the rate of a matrix product on this machine."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ from torch.utils.flop_counter import FlopCounterMode
 from metalearn.studies.speed.workloads import Workload
 
 SIDE = {"cpu": 2048, "cuda": 8192}
-"""Of the square matrices whose product is timed: large enough to come near the machine's best."""
+"""The side of the square matrices whose product is timed, large enough for the best rate."""
 
 
 def operations(w: Workload) -> int:
-    """Additions and multiplications of one meta-gradient, less what is of lower order.
+    """Return the additions and multiplications of one meta-gradient, without lower orders.
 
-    With F a network's forward pass over some images and F1 its first layer's part, a gradient takes
-    3 F - F1: forward, by the weights, by the inputs but for the images themselves. Its derivative
-    along a vector, the graph being there, takes two such products for each of those: 6 F - 4 F1
-    (Pearlmutter 1994). iMAML makes a gradient for each inner step, one of the query loss, one at
-    the solution to linearise, and a product for each CG iteration. MAML makes a gradient and, on
-    the way back, a product for each inner step, and the gradient of the query loss.
+    Let F be the operations of a network's forward pass over some images, and F1 those of its first
+    layer. A gradient takes 3 F - F1: the forward pass, the derivatives by the weights, and the
+    derivatives by the inputs of all layers but the first. The derivative of the gradient along a
+    vector takes 6 F - 4 F1 when the graph exists (Pearlmutter 1994).
 
-    Of the layers only convolutions and products with matrices count, padding as if it were image.
+    iMAML takes:
+    - a gradient for each inner step, one of the query loss and one to linearise at the solution;
+    - a product for each CG iteration.
+
+    MAML takes:
+    - a gradient and a product for each inner step;
+    - a gradient of the query loss.
+
+    Only convolutions and matrix products count. Padding counts as image.
     """
     first, whole = _forward(w, w.ways * w.shots)
     query_first, query_whole = _forward(w, w.ways * w.queries)
@@ -37,7 +43,7 @@ def operations(w: Workload) -> int:
 
 
 def _forward(w: Workload, images: int) -> tuple[int, int]:
-    """Of the strided Conv4: its first layer's operations, and all layers'."""
+    """Return the operations of the strided Conv4: of its first layer, and of all layers."""
     side, inputs, layers = 28, 1, []
     for _ in range(4):
         side = (side + 1) // 2
@@ -47,15 +53,15 @@ def _forward(w: Workload, images: int) -> tuple[int, int]:
     return layers[0], sum(layers)
 
 
-def counted(run: Callable[[], Any]) -> int:
-    """The operations that `run` makes by `torch.utils.flop_counter`."""
+def count_operations(run: Callable[[], Any]) -> int:
+    """Count the operations of `run` by `torch.utils.flop_counter`."""
     with FlopCounterMode(display=False) as counter:
         run()
     return int(counter.get_total_flops())
 
 
 def matrix_product(device: torch.device) -> tuple[Callable[[], Any], int]:
-    """A product of two large float32 matrices, and its operations."""
+    """Return a product of two large float32 matrices, and its number of operations."""
     n = SIDE[device.type]
     a, b = torch.rand(2, n, n, device=device)
     out = torch.empty_like(a)

@@ -1,4 +1,4 @@
-"""What training spends around its meta-gradients: a real run, timed between their calls."""
+"""The time of a training run outside its meta-gradients."""
 
 from __future__ import annotations
 
@@ -26,42 +26,52 @@ from metalearn.training.loop import train
 from metalearn.tree import leaves_of
 
 SKIPPED = 3
-"""Calls at the beginning: that which measures memory, and those in which all is still cold."""
+"""The number of first calls to skip: one measures memory, and the next ones warm up."""
 
 
 @dataclass(frozen=True)
 class Stopwatch(MetaGradient):
-    """Another meta-gradient, which notes in a file when each call began and ended."""
+    """A meta-gradient that calls another one and logs when each call begins and ends.
 
-    way: MetaGradient
-    notes: str
+    Args:
+        metagrad: the other meta-gradient.
+        log: the path of the file to append to.
+    """
+
+    metagrad: MetaGradient
+    log: str
 
     @property
     def inner(self) -> InnerSolver:  # type: ignore[override]
-        return self.way.inner
+        return self.metagrad.inner
 
     def __call__(
         self, problem: BilevelProblem, meta: Meta, task: Any, **carry: Any
     ) -> MetaGradientResult:
         device = leaves_of(meta)[0].device
         began = now(device)
-        result = self.way(problem, meta, task, **carry)
-        with open(self.notes, "a") as file:
+        result = self.metagrad(problem, meta, task, **carry)
+        with open(self.log, "a") as file:
             print(began, now(device), file=file)
         return result
 
 
 def overhead(steps: int, device: torch.device) -> list[Row]:
-    """Seconds of a meta-step by what it does: `steps` of iMAML on 16 tasks of 5 ways and 1 shot,
-    Conv4-64, letters with rotations (5,948 classes), W&B offline, all as training has it.
+    """Train for `steps` meta-steps, and return the seconds of each piece of a meta-step.
 
-    "gradient", and "around it": all else from the end of one to the beginning of the next, a
-    checkpoint every `checkpoint_every` steps among it. Of that "sampling and moving" by the run's
-    own rows, "checkpoints" by saving its last one as often; the rest is the optimiser's step,
-    guards, figures, logging and progress. Validation is left out.
+    The run is iMAML on 16 tasks of 5 ways and 1 shot, with Conv4-64, letters with rotations (5,948
+    classes) and W&B offline. The pieces:
+
+    - "gradient": the meta-gradient.
+    - "around it": the time from the end of a gradient to the beginning of the next.
+    - "sampling and moving": the part of "around it" that the rows of the run give.
+    - "checkpoints": the time to save one, divided by `checkpoint_every`; a part of "around it".
+    - "the rest": the optimiser, guards, figures, logging and progress; a part of "around it".
+
+    No validation runs in between.
     """
     with TemporaryDirectory() as folder, _quiet():
-        run_dir, notes = Path(folder) / "run", Path(folder) / "notes"
+        run_dir, log = Path(folder) / "run", Path(folder) / "log"
         options = config.compose(
             "train",
             [
@@ -70,10 +80,13 @@ def overhead(steps: int, device: torch.device) -> list[Row]:
                 *("validation.tasks=2", "test.tasks=2", f"threads={torch.get_num_threads()}"),
             ],
         )
-        way = options.metagrad
-        options.metagrad = {"_target_": f"{__name__}.Stopwatch", "way": way, "notes": str(notes)}
+        options.metagrad = {
+            "_target_": f"{__name__}.Stopwatch",
+            "metagrad": options.metagrad,
+            "log": str(log),
+        }
         train(options, run_dir)
-        calls = np.array([line.split() for line in notes.read_text().splitlines()], dtype=float)
+        calls = np.array([line.split() for line in log.read_text().splitlines()], dtype=float)
         rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
         state = checkpoint.load(run_dir / "last.pt")
         began = time.perf_counter()

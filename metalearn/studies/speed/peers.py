@@ -1,11 +1,13 @@
-"""The other libraries' meta-gradients, each as its own documentation's example writes it.
+"""The meta-gradients of other libraries, each after the library's own example.
 
-`higher`: examples/maml-omniglot.py; learn2learn: the docstring of `algorithms.MAML`; TorchOpt:
-examples/few-shot/maml_omniglot.py and examples/iMAML/imaml_omniglot_functional.py; `torch.func`:
-the MAML example of functorch, one task's loss under `vmap`, and iMAML in the same manner, which no
-library has: one linearisation serves all its products. Where an example keeps every task's graph
-until one backward sweep at the end, each task is swept on its own here: the same gradient in less
-memory.
+- higher: examples/maml-omniglot.py.
+- learn2learn: the docstring of `algorithms.MAML`.
+- TorchOpt: examples/few-shot/maml_omniglot.py and examples/iMAML/imaml_omniglot_functional.py.
+- `torch.func`, MAML: the example of functorch, with the loss of one task under `vmap`.
+- `torch.func`, iMAML: written here in the same manner. One linearisation serves all products.
+
+Some examples keep the graph of every task until one backward sweep at the end. Here each task has
+its own sweep, which gives the same gradient in less memory.
 """
 
 from __future__ import annotations
@@ -81,10 +83,10 @@ def maml_by_torchopt(setting: Setting) -> Run:
 
 
 class ElementaryBatchNorm(nn.Module):
-    """Batch norm in elementary operations.
+    """A batch norm in elementary operations.
 
-    Under `torch.func.vmap` the second derivative of torch's own, where the gain is mapped too, is
-    wrong by parts in 100 (2.14, in float64 and without a message).
+    The second derivative of PyTorch's own batch norm is wrong by parts in 100 under
+    `torch.func.vmap` where the gain is mapped too (2.14, in float64 and without a message).
     """
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
@@ -99,7 +101,7 @@ class ElementaryBatchNorm(nn.Module):
 
 
 def with_elementary_norms(model: nn.Sequential) -> nn.Sequential:
-    """The same layers, parameters and names."""
+    """Replace the batch norms, and keep the parameters and their names."""
     return nn.Sequential(
         *(ElementaryBatchNorm(m) if isinstance(m, nn.BatchNorm2d) else m for m in model)
     )
@@ -130,7 +132,7 @@ def maml_by_vmap(setting: Setting, elementary: bool = True) -> Run:
 
 
 def imaml_by_torchopt(setting: Setting, normal: bool = False) -> Run:
-    """`normal`: CG on the normal equations, as TorchOpt's own example has it."""
+    """Prepare iMAML by TorchOpt. `normal`: CG on the normal equations, as in its example."""
     import torchopt
 
     w, model = setting.workload, setting.model
@@ -220,13 +222,13 @@ def _of(gradient: Tensor | None) -> Tensor:
 
 
 def _dots(a: Params, b: Params) -> Tensor:
-    """(T,)"""
+    """Return the inner product of each task, (T,)."""
     products = [(a[name] * b[name]).flatten(1).sum(1) for name in a]
     return torch.stack(products).sum(0)
 
 
 def _plus(a: Params, factor: Tensor, b: Params) -> Params:
-    """a + factor b, factor (T,)."""
+    """Return a + factor b, for a factor of each task, (T,)."""
     return {
         name: torch.addcmul(v, factor.view(-1, *[1] * (v.dim() - 1)), b[name])
         for name, v in a.items()

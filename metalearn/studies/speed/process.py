@@ -1,4 +1,4 @@
-"""A competitor in a process of its own, as its users run it."""
+"""A competitor in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 
 from metalearn.studies.frame.timing import clocked
 from metalearn.studies.speed.competitors import COMPETITORS, parts_of
-from metalearn.studies.speed.floor import counted
+from metalearn.studies.speed.floor import count_operations
 from metalearn.studies.speed.workloads import Gradient, Workload, setting
 from metalearn.system.memory import keep_freed_memory, peak_bytes
 
@@ -25,13 +25,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a competitor besides its speed.
+    """The measurements of a competitor besides its speed.
 
     Args:
-        gradient: its meta-gradient, `smooth_gradient` that of `workload.smooth()`.
-        task_gradients: each task's own, made in a batch of that task over and over.
-        parts: in which it takes the batch.
-        operations: of the whole batch, as `torch.utils.flop_counter` counts them.
+        gradient: the meta-gradient of the workload.
+        smooth_gradient: the meta-gradient of `workload.smooth()`.
+        task_gradients: the gradient of each task, computed in a batch of copies of that task.
+        parts: the number of micro-batches.
+        operations: the operations of the whole batch, by `torch.utils.flop_counter`.
     """
 
     gradient: list[np.ndarray]
@@ -43,17 +44,17 @@ class Facts:
 
 
 def full_precision() -> None:
-    """A GPU's products in float32, not TF32: for all alike, as errors are compared with float64."""
+    """Make a GPU multiply in float32 instead of TF32, since errors are compared with float64."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
 
 
 class Contender:
-    """One competitor, made ready in the process that calls it.
+    """One competitor, prepared in the calling process.
 
     Args:
-        name: of the competitor, in `COMPETITORS[workload.method]`.
-        keep_memory: the process keeps the memory it frees, as `metalearn train`'s does.
+        name: the name of the competitor in `COMPETITORS[workload.method]`.
+        keep_memory: makes the process keep the memory it frees, as `metalearn train` does.
     """
 
     def __init__(
@@ -65,13 +66,17 @@ class Contender:
         competitor = COMPETITORS[workload.method][name]
         self._all_at_once = competitor.in_flight == "all"
         self._workload, self._device = workload, device
-        self._make = competitor.settled(setting(workload, device))
+        self._make = competitor.prepare(setting(workload, device))
         self._run = self._make(setting(workload, device))
         self.seconds = clocked(self._run, device)
 
     def facts(self, copies: int) -> Facts:
-        """`copies`: of a task in the batch that its own gradient is made in, if it takes so many at
-        once; 0: no task's own is made."""
+        """Measure the facts.
+
+        Args:
+            copies: the most copies of a task in the batch that gives the gradient of that task.
+                0 leaves the gradients of tasks out.
+        """
         start = setting(self._workload, self._device)
         same = min(copies, self._workload.tasks if self._all_at_once else 1)
         alone = [start.filled(t, same) for t in range(self._workload.tasks if copies else 0)]
@@ -81,12 +86,12 @@ class Contender:
             task_gradients=[_on_cpu(self._make(batch)()) for batch in alone],
             parts=parts_of(self._run),
             peak_bytes=peak_bytes(self._run, self._device)[1],
-            operations=self._workload.tasks * counted(self._make(start.of(0))),
+            operations=self._workload.tasks * count_operations(self._make(start.of(0))),
         )
 
 
 class Failed(Exception):
-    """The competitor of that name cannot be timed; `reason`, which begins with a verb, says why."""
+    """The error of a competitor that cannot be timed. `reason` begins with a verb."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name} {reason}")
@@ -94,18 +99,18 @@ class Failed(Exception):
 
 
 class Worker:
-    """A `Contender` in a process of its own: what that keeps, others neither gain nor suffer by.
+    """A `Contender` in a process of its own, whose state does not affect the others.
+
+    Every call raises `Failed` if the competitor raises or its process ends.
 
     Args:
-        threads: of PyTorch there.
-        contender: `Contender`'s arguments.
-
-    Every call raises `Failed` where the competitor does or its process is ended.
+        threads: the threads of PyTorch in the process.
+        contender: the arguments of `Contender`.
     """
 
     def __init__(self, threads: int, *contender: Any) -> None:
-        # Forked by a server that has imported torch and started no thread: neither a fork of this
-        # process, whose threads would be missing, nor seconds of imports for each.
+        # A server forks the process. It has imported torch, which saves seconds, and has started
+        # no thread, which a fork would lose.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         self.name: str = contender[0]
@@ -120,7 +125,7 @@ class Worker:
         return self._result(_facts, copies)
 
     def seconds(self) -> tuple[float, float]:
-        """Of one meta-gradient: on the wall, and of its process on all cores."""
+        """Return the seconds of one meta-gradient: on the wall, and of the process on all cores."""
         return self._result(_seconds)
 
     def close(self) -> None:
@@ -138,14 +143,14 @@ class Worker:
 
 
 _contenders: list[Contender] = []
-"""In a worker's process: the one that it is for."""
+"""The one contender of a worker's process."""
 
 
 def _begin(threads: int, contender: tuple[Any, ...]) -> None:
-    warnings.simplefilter("ignore")  # peers' own, of what torch deprecates
+    warnings.simplefilter("ignore")  # deprecations of torch that peers use
     torch.set_num_threads(threads)
     _contenders.append(Contender(*contender))
-    gc.freeze()  # what is there need not be looked through at each collection
+    gc.freeze()  # no collection needs to scan these objects again
 
 
 def _facts(copies: int) -> Facts:

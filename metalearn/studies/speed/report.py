@@ -1,4 +1,4 @@
-"""What the study of speed shows: its tables and figures."""
+"""The tables, the figures and the findings of the study of speed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from metalearn.studies.frame.plot import COLOURS, canvas, label_lines, log_axis
+from metalearn.studies.frame.table import Cell, Format, Table, make_table
 from metalearn.studies.speed.exact import SAME, same
 from metalearn.system.memory import format_bytes
 
@@ -21,10 +22,11 @@ TARGETS = {
     "maml-5w1s-q15": 1.6,
     "maml-20w5s": 1.2,
 }
-"""Times the fastest peer's time over ours that each workload is to reach on 2 cores."""
+"""The least ratio of the fastest peer's time to ours that each workload is to reach on 2 cores."""
 FLOOR_TARGET = 2.0
+"""The largest ratio of our time to the time of the arithmetic alone."""
 OVERHEAD_TARGET = 0.05
-"""Share of a meta-step that may pass outside its gradient."""
+"""The largest share of a meta-step that may pass outside its gradient."""
 AXES = {
     "tasks": "tasks in a batch",
     "ways": "ways",
@@ -35,9 +37,16 @@ AXES = {
 METHODS = {"imaml": "iMAML", "maml": "MAML"}
 
 
-def timed(rows: pd.DataFrame, workload: str) -> pd.DataFrame:
-    """The competitors that were there; `over_floor`: their time over the arithmetic's at the best
-    rate of a matrix product that any workload's run has seen."""
+def workloads(rows: pd.DataFrame) -> list[str]:
+    return list(rows[rows.part == "workload"].workload.drop_duplicates())
+
+
+def competitors(rows: pd.DataFrame, workload: str) -> pd.DataFrame:
+    """Return the rows of the competitors that ran, with two more columns.
+
+    over_floor: the time over that of the arithmetic, at the best rate of all workloads.
+    task_bytes: the peak memory of one task in flight.
+    """
     part = rows[(rows.part == "workload") & (rows.workload == workload)]
     part = part[~part.absent.astype(bool)]
     return part.assign(
@@ -45,41 +54,40 @@ def timed(rows: pd.DataFrame, workload: str) -> pd.DataFrame:
         differs=part.differs.fillna(""),
         error_task=part.error_task.astype(float),
         over_floor=part.seconds * best_rate(rows) / part.floor_operations,
+        task_bytes=part.peak_bytes / part.in_flight,
     )
 
 
 def best_rate(rows: pd.DataFrame) -> float:
-    """Of a matrix product, operations a second."""
+    """Return the best measured rate of a matrix product, in operations a second."""
     return float(rows.product_rate.max())
 
 
 def equal(part: pd.DataFrame) -> pd.DataFrame:
-    """Those of them that computed the same gradient, as their rows show."""
+    """Return the rows of the competitors that computed the same gradient."""
     records: Any = part.to_dict("records")
     return part[[same(row) for row in records]]
 
 
-def workloads(rows: pd.DataFrame) -> list[str]:
-    return list(rows[rows.part == "workload"].workload.drop_duplicates())
-
-
 def fastest(part: pd.DataFrame, libraries_only: bool = False) -> Any:
-    """The row of the fastest peer with the same gradient, or None. `libraries_only` leaves out what
-    is written by hand in `torch.func`."""
+    """Return the row of the fastest peer with the same gradient, or None.
+
+    `libraries_only` leaves out peers written by hand in `torch.func`.
+    """
     peers = equal(part)
     peers = peers[(peers.library != "") & ~(libraries_only & (peers.library == "torch"))]
     return None if peers.empty else peers.sort_values("seconds").iloc[0]
 
 
 def lead(part: pd.DataFrame) -> Any:
-    """The row of the fastest of ours with the same gradient, or None."""
+    """Return the row of our fastest variant with the same gradient, or None."""
     leads = equal(part)
     leads = leads[leads.lead.astype(bool)]
     return None if leads.empty else leads.iloc[0]
 
 
 def curves(rows: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
-    """(method, axis, rows) of the scaling curves."""
+    """Return (method, axis, rows) of each scaling curve."""
     part = rows[rows.part == "curve"]
     if part.empty:
         return []
@@ -87,113 +95,196 @@ def curves(rows: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
     return [(str(method), str(axis), own) for (method, axis), own in groups]
 
 
-def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def tables(rows: pd.DataFrame) -> dict[str, Table]:
     found = {"Targets, and what was reached": _targets(rows)}
-    found |= {
-        f"{name}: one meta-gradient, quartiles in brackets": _competitors(timed(rows, name))
-        for name in workloads(rows)
-    }
-    for method, axis, part in curves(rows):
-        found[f"{METHODS[method]}: seconds against {AXES[axis]}, quartiles in brackets"] = _curve(
-            part
+    for name in workloads(rows):
+        found[f"{name}: one meta-gradient, quartiles in brackets"] = _competitors(
+            competitors(rows, name)
         )
+    for method, axis, part in curves(rows):
+        caption = f"{METHODS[method]}: seconds against {AXES[axis]}, quartiles in brackets"
+        found[caption] = _curve(part, AXES[axis])
     if len(around := rows[rows.part == "overhead"]):
         found["What a meta-step of training spends (iMAML, 16 tasks of 5 ways and 1 shot)"] = (
-            _overhead(around)
+            make_table(
+                {
+                    "piece": None,
+                    "ms a meta-step": lambda seconds: f"{1e3 * seconds:.2f}",
+                    "share": lambda share: f"{100 * share:.2f} %",
+                },
+                around[["piece", "seconds", "share"]].itertuples(index=False),
+            )
         )
     return found
 
 
-def _targets(rows: pd.DataFrame) -> pd.DataFrame:
-    shown = []
+def _targets(rows: pd.DataFrame) -> Table:
+    columns: dict[str, Format | None] = {
+        "workload": None,
+        "ours": None,
+        "s": ".3f",
+        "fastest peer": None,
+        "peer / ours": ".2f",
+        "fastest library": None,
+        "library / ours": ".2f",
+        "peer target": lambda target: f"at least {target}",
+        "peer target met": None,
+        "ours / floor": ".2f",
+        "floor target": lambda target: f"at most {target}",
+        "floor target met": None,
+    }
+    shown: list[dict[str, Any]] = []
     for name in workloads(rows):
-        part = timed(rows, name)
-        own = lead(part)
+        part = competitors(rows, name)
+        own, peer, library = lead(part), fastest(part), fastest(part, libraries_only=True)
         if own is None:
             shown.append({"workload": name, "ours": "not the same gradient"})
             continue
-        row = {"workload": name, "ours": own.competitor, "s": f"{own.seconds:.3f}"}
-        for peer, of in ((fastest(part), "peer"), (fastest(part, libraries_only=True), "library")):
-            row |= {
-                f"fastest {of}": "none" if peer is None else peer.competitor,
-                f"{of} / ours": "" if peer is None else f"{peer.times_ours:.2f}",
-            }
-        peer, target = fastest(part), TARGETS[name]
-        row |= {
-            "target": f"at least {target}",
-            "met": "" if peer is None else _yes(peer.times_ours >= target),
-            "ours / floor": f"{own.over_floor:.2f}",
-            "target ": f"at most {FLOOR_TARGET}",
-            "met ": _yes(own.over_floor <= FLOOR_TARGET),
+        row = {
+            "workload": name,
+            "ours": own.competitor,
+            "s": own.seconds,
+            "fastest peer": "none",
+            "fastest library": "none",
+            "peer target": TARGETS[name],
+            "ours / floor": own.over_floor,
+            "floor target": FLOOR_TARGET,
+            "floor target met": bool(own.over_floor <= FLOOR_TARGET),
         }
+        if peer is not None:
+            row |= {"fastest peer": peer.competitor, "peer / ours": peer.times_ours}
+            row["peer target met"] = bool(peer.times_ours >= TARGETS[name])
+        if library is not None:
+            row |= {"fastest library": library.competitor, "library / ours": library.times_ours}
         shown.append(row)
-    return pd.DataFrame(shown).fillna("")
+    return make_table(columns, shown)
 
 
-def _yes(met: bool) -> str:
-    return "yes" if met else "no"
+def _competitors(part: pd.DataFrame) -> Table:
+    columns: dict[str, Format | None] = {
+        "variant": None,
+        "s": None,
+        "CPU s": ".3f",
+        "times ours": None,
+        "over the floor": ".2f",
+        "operations / floor": ".2f",
+        "error": ".1e",
+        "error, smooth": ".1e",
+        "error of a task": ".1e",
+        "batch off its tasks": ".1e",
+        f"tasks within {SAME:.0e}": None,
+        "peak": lambda size: format_bytes(round(size)),
+        "a task in flight": lambda size: format_bytes(round(size)),
+        "parts": ".0f",
+        "differs": None,
+    }
+    shown = []
+    for row in part.to_dict("records"):
+        tasks = Cell(f"{row['tasks_same']:.0f} of {row['tasks_checked']:.0f}", row["tasks_same"])
+        shown.append(
+            (
+                row["competitor"],
+                quartiles(row, "seconds", ".3f"),
+                row["cpu_seconds"],
+                quartiles(row, "times_ours", ".2f"),
+                row["over_floor"],
+                row["operations"] / row["floor_operations"],
+                row["error"],
+                row["error_smooth"],
+                row["error_task"],
+                row["error_mean"],
+                tasks if row["tasks_checked"] else None,
+                row["peak_bytes"],
+                row["task_bytes"],
+                row["parts"],
+                row["differs"],
+            )
+        )
+    return make_table(columns, shown)
 
 
-def _competitors(part: pd.DataFrame) -> pd.DataFrame:
-    each: Any = part.itertuples()
-    return pd.DataFrame(
-        {
-            "way": row.competitor,
-            "s": _spread(row, "seconds", 3),
-            "CPU s": f"{row.cpu_seconds:.3f}",
-            "times ours": _spread(row, "times_ours", 2),
-            "over the floor": f"{row.over_floor:.2f}",
-            "operations / floor": f"{row.operations / row.floor_operations:.2f}",
-            "error": f"{row.error:.1e}",
-            "error, smooth": f"{row.error_smooth:.1e}",
-            "error of a task": f"{row.error_task:.1e}" if row.error_task >= 0 else "",
-            "batch off its tasks": f"{row.error_mean:.1e}" if row.error_mean >= 0 else "",
-            f"tasks within {SAME:.0e}": within(row) if row.tasks_checked else "",
-            "peak": format_bytes(int(row.peak_bytes)),
-            "a task in flight": format_bytes(int(row.peak_bytes / row.in_flight)),
-            "parts": f"{row.parts:.0f}",
-            "differs": row.differs,
-        }
-        for row in each
-    )
+def quartiles(row: Any, name: str, spec: str) -> Cell | None:
+    """Make the cell of a median with its quartiles in brackets; None where the row has none."""
+    values = [row.get(f"{name}{end}", math.nan) for end in ("", "_low", "_high")]
+    if any(math.isnan(value) for value in values):
+        return None
+    middle, low, high = (format(value, spec) for value in values)
+    return Cell(f"{middle} [{low}, {high}]", values[0])
 
 
-def _spread(row: Any, name: str, digits: int) -> str:
-    """The median, its quartiles in brackets; nothing where there is none to tell."""
-    values = [getattr(row, f"{name}{which}", math.nan) for which in ("", "_low", "_high")]
-    if any(math.isnan(v) for v in values):
-        return ""
-    middle, low, high = (f"{v:.{digits}f}" for v in values)
-    return f"{middle} [{low}, {high}]"
+def _curve(part: pd.DataFrame, axis: str) -> Table:
+    columns: dict[str, Format | None] = {axis: "g"}
+    shown = []
+    for value, point in part.groupby("value"):
+        cells: dict[str, Any] = {axis: value}
+        for row in point.to_dict("records"):
+            name = row["competitor"]
+            cells[f"{name}, s"] = quartiles(row, "seconds", ".4f")
+            if name != "batched":
+                cells[f"{name} / batched"] = quartiles(row, "times_ours", ".2f")
+        cells["parts chosen"] = float(point.parts.astype(float).max())
+        columns |= {title: columns.get(title) for title in cells}
+        shown.append(cells)
+    return make_table(columns, shown)
 
 
-def within(row: Any) -> str:
-    """Of the tasks, those whose own gradient is the same."""
-    return f"{row.tasks_same:.0f} of {row.tasks_checked:.0f}"
+def facts(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return the figures of the findings."""
+    absent = rows[(rows.part == "workload") & rows.absent.fillna(False).astype(bool)]
+    around: Any = rows[rows.part == "overhead"].itertuples()
+    return {
+        "keep_memory": rows.keep_memory.iloc[0],
+        "on_gpu": bool((rows.device == "cuda").any()),
+        "product_rate": best_rate(rows),
+        "same": SAME,
+        "floor_target": FLOOR_TARGET,
+        "overhead_target": OVERHEAD_TARGET,
+        "workloads": [_workload_facts(competitors(rows, n), n) for n in workloads(rows)],
+        "absent": [
+            {"library": library, "reason": reason, "competitors": list(dict.fromkeys(names))}
+            for (library, reason), names in absent.groupby(
+                ["library", "reason"], sort=False
+            ).competitor
+        ],
+        "curves": [_curve_facts(*curve) for curve in curves(rows)],
+        "overhead": {row.piece: row.share for row in around},
+    }
 
 
-def _curve(part: pd.DataFrame) -> pd.DataFrame:
-    part = part.sort_values("value", kind="stable")
-    shown = pd.DataFrame({AXES[part.axis.iloc[0]]: [f"{v:g}" for v in part.value.unique()]})
-    for way in part.competitor.drop_duplicates():
-        each: Any = list(part[part.competitor == way].itertuples())
-        shown[f"{way}, s"] = [_spread(row, "seconds", 4) for row in each]
-        if way != "batched":
-            shown[f"{way} / batched"] = [_spread(row, "times_ours", 2) for row in each]
-    shown["parts chosen"] = [f"{n:.0f}" for n in part[part.competitor == "batched"].parts]
-    return shown
+def _workload_facts(part: pd.DataFrame, name: str) -> dict[str, Any]:
+    agreeing = equal(part)
+    peers = agreeing[agreeing.library != ""]
+    return {
+        "name": name,
+        "target": TARGETS[name],
+        "ours": lead(part),
+        "peer": fastest(part),
+        "library": fastest(part, libraries_only=True),
+        "leanest": None if peers.empty else peers.sort_values("task_bytes").iloc[0],
+        "agreeing": agreeing.to_dict("records"),
+        "error_smooth": agreeing.error_smooth.max(),
+        "error_mean": agreeing.error_mean.max(),
+        "wrong": part[part.differs == ""].drop(agreeing.index).to_dict("records"),
+    }
 
 
-def _overhead(around: pd.DataFrame) -> pd.DataFrame:
-    each: Any = around.itertuples()
-    return pd.DataFrame(
-        {
-            "piece": row.piece,
-            "ms a meta-step": f"{1e3 * row.seconds:.2f}",
-            "share": f"{100 * row.share:.2f} %",
-        }
-        for row in each
-    )
+def _curve_facts(method: str, axis: str, part: pd.DataFrame) -> dict[str, Any]:
+    """Return where the batch is fastest, and where it is slower by more than the rounds differ."""
+    single = part[part.competitor == "one by one"]
+    others = part[part.competitor != "batched"]
+    lost = others[others.times_ours_high < 1.0].sort_values("value")
+    return {
+        "method": METHODS[method],
+        "axis": AXES[axis],
+        "first": single.value.min(),
+        "last": single.value.max(),
+        "best": single.sort_values("times_ours").iloc[-1],
+        "others": list(dict.fromkeys(others.competitor)),
+        "slower": [
+            {"than": than, "values": list(own.value), "times": 1 / own.times_ours.min()}
+            for than, own in lost.groupby("competitor", sort=False)
+        ],
+    }
 
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:
@@ -209,7 +300,7 @@ def figures(rows: pd.DataFrame) -> dict[str, Figure]:
 def _bars(rows: pd.DataFrame, names: Sequence[str]) -> Figure:
     figure, panels = canvas(len(names), width=4.2, height=3.0)
     for axes, name in zip(panels, names, strict=True):
-        part = timed(rows, name).iloc[::-1]
+        part = competitors(rows, name).iloc[::-1]
         each: Any = list(part.itertuples())
         errors = [part.seconds - part.seconds_low, part.seconds_high - part.seconds]
         axes.barh(
@@ -238,8 +329,8 @@ def _bars(rows: pd.DataFrame, names: Sequence[str]) -> Figure:
 def _lines(lines: Sequence[tuple[str, pd.DataFrame]], title: str) -> Figure:
     figure, panels = canvas(len(lines), width=3.6, height=3.0)
     for axes, (axis, part) in zip(panels, lines, strict=True):
-        for way, own in part.groupby("competitor", sort=False):
-            axes.plot(own.value, own.seconds, "o-", label=str(way))
+        for name, own in part.groupby("competitor", sort=False):
+            axes.plot(own.value, own.seconds, "o-", label=str(name))
         log_axis(axes, "x", base=2)
         log_axis(axes, "y")
         axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))

@@ -1,4 +1,4 @@
-"""The speed of meta-gradients beside that of other libraries, and beside the arithmetic."""
+"""The speed of meta-gradients, compared with other libraries and with the arithmetic."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from matplotlib.figure import Figure
 
 from metalearn.errors import UsageError
 from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.table import Table
 from metalearn.studies.frame.timing import Times, clocked, rounds, spread
-from metalearn.studies.speed import findings as speed_findings
 from metalearn.studies.speed import report as speed_report
 from metalearn.studies.speed.competitors import (
+    BATCHED,
     COMPETITORS,
-    WAYS,
     Competitor,
-    in_parts,
+    choose_parts,
     ours,
     parts_of,
 )
@@ -41,31 +41,32 @@ AXES = {
     "cg_iterations": "cg",
     "widths": "channels",
 }
-"""The axes of the scaling curves, and the `Workload`'s field that each one varies."""
+"""The axes of the scaling curves, and the field of `Workload` that each one varies."""
 CURVES = {"imaml": WORKLOADS["imaml-5w1s"], "maml": replace(WORKLOADS["maml-5w1s-q15"], queries=1)}
-"""What they start from: each method on 16 tasks of 5 ways and 1 shot."""
+"""The workload of each method that the curves vary: 16 tasks of 5 ways and 1 shot."""
 KEEPERS = ("all", "ours", "none")
 SINGLES = 4
-"""Tasks that a curve's point takes one by one; more of them take as much more."""
+"""The most tasks that a point takes one by one. Its time is scaled to all tasks."""
 
 
 @dataclass(frozen=True)
 class SpeedStudy:
-    """
+    """The time of one meta-gradient of each competitor on each workload.
+
     Args:
         workloads: names of `WORKLOADS`.
-        rounds: in which every competitor runs once, in an order that rotates.
-        timing_s: seconds of a workload's or a curve's point after which no further round begins;
-            two are made anyhow.
-        differing: times those too whose gradient is another one.
-        tasks, ways, inner_steps, cg_iterations, widths: points of the scaling curves, each axis
-            varied alone; [] leaves one out.
-        curve_rounds: as `rounds`, of a curve's point.
-        overhead_steps: meta-steps of a training whose time around the gradient is taken; 0: none.
-        keep_memory: whose process keeps the memory it frees, as `metalearn train`'s does: "all",
-            "ours" or "none". Curves, in one process: any but "none".
-        copies: of a task in the batch in which its own gradient is compared with float64's; where
-            fewer are timed, as many as that.
+        rounds: the rounds. Every competitor runs once a round, in an order that rotates.
+        timing_s: the seconds of a workload or of a point after which no further round begins. At
+            least two rounds run.
+        differing: times the competitors with another gradient too.
+        tasks, ways, inner_steps, cg_iterations, widths: the points of the scaling curves, which
+            vary one axis each. [] leaves a curve out.
+        curve_rounds: the rounds of a point of a curve.
+        overhead_steps: the meta-steps of the training whose time outside the gradient is measured.
+            0 leaves it out.
+        keep_memory: the processes that keep the memory they free, as `metalearn train` does:
+            "all", "ours" or "none". The one process of the curves keeps it unless "none".
+        copies: the most copies of a task in the batch whose gradient is compared with float64.
     """
 
     title: ClassVar[str] = "Speed of meta-gradients"
@@ -87,27 +88,27 @@ class SpeedStudy:
     def __post_init__(self) -> None:
         if not self.workloads or not set(self.workloads) <= set(WORKLOADS):
             raise UsageError(
-                f"workloads={list(self.workloads)}; expected any of {', '.join(WORKLOADS)}"
+                f"workloads={list(self.workloads)}: expected any of {', '.join(WORKLOADS)}"
             )
         for name in AXES:
             values = getattr(self, name)
             if values and min(values) < 1:
-                raise UsageError(f"{name}={list(values)}; expected numbers of at least 1")
+                raise UsageError(f"{name}={list(values)}: expected numbers of at least 1")
         if self.rounds < 2 or self.curve_rounds < 2 or not self.timing_s >= 0:
             raise UsageError(
                 f"rounds={self.rounds}, curve_rounds={self.curve_rounds}, "
-                f"timing_s={self.timing_s}; expected at least 2, 2 and 0"
+                f"timing_s={self.timing_s}: expected at least 2, 2 and 0"
             )
 
         if self.copies < 1:
-            raise UsageError(f"copies={self.copies}; expected a number of at least 1")
+            raise UsageError(f"copies={self.copies}: expected a number of at least 1")
         if self.keep_memory not in KEEPERS:
             raise UsageError(
-                f"keep_memory={self.keep_memory}; expected one of {', '.join(KEEPERS)}"
+                f"keep_memory={self.keep_memory}: expected one of {', '.join(KEEPERS)}"
             )
         if self.overhead_steps and self.overhead_steps < 2 * SKIPPED:
             raise UsageError(
-                f"overhead_steps={self.overhead_steps}; expected 0, or at least {2 * SKIPPED}"
+                f"overhead_steps={self.overhead_steps}: expected 0, or at least {2 * SKIPPED}"
             )
 
     def cells(self) -> list[Cell]:
@@ -133,7 +134,7 @@ class SpeedStudy:
         if self.keep_memory != "none":
             keep_freed_memory()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peers' own, of what torch deprecates
+            warnings.simplefilter("ignore")  # deprecations of torch that peers use
             if at["part"] == "overhead":
                 return overhead(self.overhead_steps, device)
             return self._point(at["method"], AXES[at["axis"]], at["value"], device)
@@ -191,8 +192,10 @@ class SpeedStudy:
     def _timed(
         self, workers: dict[str, Worker], absent: dict[str, str], device: torch.device
     ) -> tuple[dict[str, Times], float]:
-        """The times, and the best rate of a matrix product among them. Where one fails on the way,
-        the others begin again without it."""
+        """Return the times, and the best rate of a matrix product.
+
+        If a competitor fails, the timing begins again without it.
+        """
         product, per_product = matrix_product(device)
         while True:
             runs = {name: worker.seconds for name, worker in workers.items()}
@@ -210,12 +213,12 @@ class SpeedStudy:
         start = setting(w, device)
         some = replace(w, tasks=min(w.tasks, SINGLES))
         singles = [start.of(t) for t in range(some.tasks)]
-        batched = ours(WAYS[method])
+        batched = ours(BATCHED[method])
         runs: dict[str, Run] = {"batched": batched(start)}
         runs["one by one"] = _each([batched(one) for one in singles])
         if method == "maml" and Competitor(maml_by_higher, "higher").installed:
             runs["higher"] = _each([maml_by_higher(one) for one in singles])
-        parts = parts_of(in_parts(batched, start)(start))
+        parts = parts_of(choose_parts(batched, start)(start))
         for run in runs.values():
             run()
         timed = {name: clocked(run, device) for name, run in runs.items()}
@@ -232,14 +235,14 @@ class SpeedStudy:
             for name, taken in times.items()
         ]
 
-    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    def tables(self, rows: pd.DataFrame) -> dict[str, Table]:
         return speed_report.tables(rows)
 
     def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
         return speed_report.figures(rows)
 
-    def findings(self, rows: pd.DataFrame) -> list[str]:
-        return speed_findings.findings(rows)
+    def facts(self, rows: pd.DataFrame) -> dict[str, Any]:
+        return speed_report.facts(rows)
 
 
 def _described(competitor: Competitor, w: Workload, parts: int = 1) -> dict[str, Any]:
@@ -254,7 +257,7 @@ def _described(competitor: Competitor, w: Workload, parts: int = 1) -> dict[str,
 
 
 def _leave_out(failure: Failed, workers: dict[str, Worker], absent: dict[str, str]) -> None:
-    """Only a peer may be left out: where one of ours fails, so does the study."""
+    """Leave a peer out. A failure of ours fails the study."""
     if failure.name.startswith("ours"):
         raise failure
     if failure.name in workers:
@@ -263,5 +266,5 @@ def _leave_out(failure: Failed, workers: dict[str, Worker], absent: dict[str, st
 
 
 def _each(runs: Sequence[Run]) -> Run:
-    """One after the other; its value is the last one's."""
+    """Return a run that makes all `runs` in turn and returns the gradient of the last."""
     return lambda: [run() for run in runs][-1]

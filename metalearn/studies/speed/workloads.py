@@ -1,4 +1,4 @@
-"""The workloads that speed is measured by."""
+"""The workloads whose speed is measured."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from metalearn.tasks import TaskBatch
 from metalearn.tasks.glyphs import glyphs
 
 Gradient = list[Tensor]
-"""The mean over the tasks, a tensor for each of `model.parameters()`."""
+"""The mean gradient over the tasks: a tensor for each of `model.parameters()`."""
 Run = Callable[[], Gradient]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One meta-gradient of so many tasks: strided Conv4, 28x28 images, batch statistics.
+    """One meta-gradient of a batch of tasks: strided Conv4, 28x28 images, batch statistics.
 
     Args:
         method: "imaml" (implicit, by CG) or "maml" (unrolled).
-        steps: of gradient descent in the inner loop.
-        cg: iterations, all of which are made; 0 for MAML.
+        steps: the steps of gradient descent in the inner loop.
+        cg: the exact number of CG iterations, 0 for MAML.
         prox: lambda of iMAML.
-        activation: "relu", or "silu", with which the inner objective is smooth: where it has kinks,
-            a rounding error that moves a unit across one changes the gradient by parts in 1000.
+        activation: "relu", or "silu" for a smooth inner objective. A rounding error that moves a
+            unit across a kink of "relu" changes the gradient by parts in 1000.
     """
 
     method: Literal["imaml", "maml"]
@@ -45,7 +45,7 @@ class Workload:
     activation: str = "relu"
 
     def smooth(self) -> Workload:
-        """The same without kinks."""
+        """Return the same workload without kinks."""
         return replace(self, activation="silu")
 
 
@@ -60,27 +60,29 @@ WORKLOADS: dict[str, Workload] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A workload with all that it starts from."""
+    """A workload with its model and its tasks."""
 
     workload: Workload
     model: Conv4
     task: TaskBatch
 
     def apart(self) -> Setting:
-        """The same with a model of its own, which a competitor may write to."""
+        """Return the setting with a copy of the model, which a competitor may write to."""
         return Setting(self.workload, copy.deepcopy(self.model), self.task)
 
     def first(self, tasks: int) -> Setting:
-        """Its first tasks alone, or all where there are no more."""
+        """Return the setting of the first tasks, or of all if there are fewer."""
         return self._some(slice(tasks))
 
     def of(self, task: int) -> Setting:
-        """One of its tasks alone."""
+        """Return the setting of one task."""
         return self._some(slice(task, task + 1))
 
     def filled(self, task: int, copies: int) -> Setting:
-        """A batch of that one task over and over: its mean is the task's own gradient, in the
-        shapes of so many tasks."""
+        """Return the setting of a batch of copies of one task.
+
+        Its mean gradient is the gradient of that task.
+        """
         one = self.of(task)
         every = [x.repeat_interleave(copies, 0) for x in vars(one.task).values()]
         return Setting(replace(self.workload, tasks=copies), one.model, TaskBatch(*every))
@@ -97,11 +99,11 @@ class Setting:
 
 
 def setting(workload: Workload, device: torch.device) -> Setting:
-    """Letters (`metalearn.tasks.glyphs`) and weights, the same for each call.
+    """Make the tasks (letters of `metalearn.tasks.glyphs`) and the model, equal for each call.
 
-    The last norm's gain and the head's weights are a tenth of what they are at the start of a
-    training: every inner system is then definite, and all that solve it do the same work. As
-    initialised, lambda = 2 leaves some indefinite, where our CG stops and others go on.
+    The last norm's gain and the head's weights are a tenth of their initial values. Every inner
+    system is then definite, and every solver does the same work. The initial values leave some
+    systems indefinite at lambda = 2, where our CG stops and other solvers go on.
     """
     w = workload
     with torch.random.fork_rng(devices=[]), torch.no_grad():
