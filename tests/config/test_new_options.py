@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,11 +67,14 @@ def edit(path: Path, old: str, new: str) -> None:
 def configs(tmp_path, monkeypatch):
     """A later release's configs/: with an option, a group of options and an optional choice."""
     folder = shutil.copytree(config.config_folder(), tmp_path / "configs")
-    edit(folder / "train.yaml", "seed: 0\nsteps", f"seed: 0\n{ADDED}steps")
+    edit(folder / "train.yaml", "\nsteps: ", f"\n{ADDED}steps: ")
     edit(folder / "train.yaml", "  - experiment: null", "  - experiment: null\n  - extra: null")
     (folder / "extra").mkdir()
     (folder / "extra" / "some.yaml").write_text("_target_: metalearn.linear_solve.CG\n")
-    monkeypatch.setattr(config, "config_folder", lambda: folder)
+    own = config.config_folder
+    for module in list(sys.modules.values()):
+        if vars(module).get("config_folder") is own:
+            monkeypatch.setattr(module, "config_folder", lambda: folder)
     config.groups.cache_clear()
     yield folder
     config.groups.cache_clear()
