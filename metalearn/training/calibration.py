@@ -1,4 +1,4 @@
-"""In how many parts this machine takes a meta-batch fastest: measured, where it isn't given."""
+"""The number of parts in which this machine takes a meta-batch fastest."""
 
 from __future__ import annotations
 

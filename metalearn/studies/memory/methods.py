@@ -1,4 +1,4 @@
-"""What the study of memory measures: the ways to differentiate, and the networks."""
+"""The methods and networks of the memory study."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def setting(
 
 
 def parameter_bytes(network: str, tasks: int, device: torch.device) -> int:
-    """Of all tasks' adapted parameters: what each vector of a linear solve takes too."""
+    """Return the bytes of the adapted parameters of all tasks, or of one vector of a solve."""
     _, meta, _ = setting(network, tasks, device)
     return tasks * sum(p.numel() * p.element_size() for p in meta.values())
 

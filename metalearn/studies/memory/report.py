@@ -1,4 +1,4 @@
-"""What the study of memory shows: its tables, figures and findings."""
+"""The report of the memory study: its tables, figures and facts."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def of(rows: pd.DataFrame, network: str, tasks: int, method: str | None = None) 
 
 
 def one_gradient(rows: pd.DataFrame, network: str, tasks: int) -> float:
-    """Its peak, in bytes."""
+    """Return the peak of one inner gradient, in bytes."""
     return float(of(rows, network, tasks, ONE_GRADIENT).peak_bytes.iloc[0])
 
 
