@@ -15,11 +15,11 @@ from metalearn.commands.main import main
 from metalearn.linear_solve import CG, Dense
 from metalearn.metagrad import Implicit
 from metalearn.metagrad.exact import exact_implicit
-from metalearn.studies.cg import findings as cg_findings
-from metalearn.studies.cg.findings import plateau
 from metalearn.studies.cg.points import compared
+from metalearn.studies.cg.report import crossovers, plateau, plateaus
 from metalearn.studies.cg.study import CGStudy
 from metalearn.studies.frame import options
+from metalearn.studies.frame.findings import render_findings
 
 CPU = torch.device("cpu")
 TINY = CGStudy(
@@ -157,7 +157,7 @@ def test_the_sweep_file_is_the_study_s_trainings():
         assert sent == config.compose("train", study.words(*job))
 
 
-def test_the_number_at_which_accuracy_stops_improving():
+def test_plateau_is_the_least_number_that_no_larger_one_improves_on():
     columns = [0, 1, 5, 20]
     rising = pd.DataFrame([[0.2, 0.3, 0.4, 0.4], [0.3, 0.4, 0.5, 0.5], [0.1, 0.2, 0.31, 0.3]])
     rising.columns = columns
@@ -181,12 +181,16 @@ def by_hand(**changes):
     return frame
 
 
-def test_a_plateau_is_of_the_seeds_that_have_all_trainings():
-    (whole,) = cg_findings._plateaus(by_hand())
-    assert "improving measurably at 5 iterations" in whole and "over 3 seeds no larger" in whole
-    assert "over 0 iterations it gains +10.3 ± 1.4 points" in whole
-    (short,) = cg_findings._plateaus(by_hand(test_accuracy=float("nan"), stopped=True))
-    assert "over 2 seeds (1 more had a training that stopped)" in short and "nan" not in short
+def test_plateaus_take_the_seeds_that_have_all_trainings():
+    (whole,) = plateaus(by_hand())
+    assert (whole["number"], whole["seeds"], whole["left_out"]) == (5, 3, 0)
+    gain = whole["over_first"]
+    assert whole["first"] == 0
+    assert (gain.mean, gain.interval) == pytest.approx((10.33, 1.43), abs=0.01)
+    assert whole["largest_gain"].mean == pytest.approx(-1 / 3)
+    (short,) = plateaus(by_hand(test_accuracy=float("nan"), stopped=True))
+    assert (short["seeds"], short["left_out"]) == (2, 1)
+    assert short["accuracy"].mean == pytest.approx(35)
 
 
 def errors_by_hand(errors):
@@ -198,23 +202,21 @@ def errors_by_hand(errors):
 
 
 @pytest.mark.parametrize(
-    ("errors", "sentence"),
+    ("errors", "nearer_from"),
     [
-        (
-            (0.5, 0.6, 0.4, 0.1),
-            "CG with 2 iterations by 0.6 (medians); CG is the nearer one from 5",
-        ),
-        ((0.5, 0.4, 0.7, 0.6), "CG is the nearer one at none of these numbers"),
-        ((0.5, 0.4, 0.7, 0.1), "CG is the nearer one from 10 iterations on"),
-        ((0.5, 0.4, 0.3, 0.1), "CG is the nearer one from 2 iterations on"),
+        ((0.5, 0.6, 0.4, 0.1), 5),
+        ((0.5, 0.4, 0.7, 0.6), None),
+        ((0.5, 0.4, 0.7, 0.1), 10),
+        ((0.5, 0.4, 0.3, 0.1), 2),
     ],
 )
-def test_cg_is_nearer_from_where_it_stays_so(errors, sentence):
-    (found,) = cg_findings._beaten(errors_by_hand(errors))
-    assert sentence in found
+def test_crossovers_begin_where_cg_stays_nearer(errors, nearer_from):
+    (found,) = crossovers(errors_by_hand(errors))
+    assert found["nearer_from"] == nearer_from
+    assert (found["first_order"], found["fewest"], found["error"]) == (0.5, 2, errors[1])
 
 
-def test_the_report_is_made_from_rows_alone(tasks, gradients):
+def test_report_is_made_from_rows_alone(tasks, gradients):
     rows = [*tasks.to_dict("records"), *gradients, *measured("accuracy")]
     for cell in TINY.cells():
         if cell["part"] == "cost" and cell["iterations"] in (0, 3):
@@ -223,8 +225,25 @@ def test_the_report_is_made_from_rows_alone(tasks, gradients):
     accuracy = frame[frame.part == "accuracy"]
     assert (accuracy.groupby(["way", "iterations", "prox"]).trained_tasks.max() == 4).all()
     assert (frame[frame.part == "cost"].peak_bytes > 0).all()
-    tables = TINY.tables(frame)
+    tables = {name: table.texts() for name, table in TINY.tables(frame).items()}
     assert len(tables) == 5 and all(len(table) for table in tables.values())
+    assert "every method with 3 iterations, lambda = 2" in next(iter(tables))
+    choice, accuracies, *_ = tables.values()
+    assert choice.method.tolist() == ["first-order", "CG", "CG, Gauss-Newton", "CG, Jacobi"]
+    first, *_ = [g for g in gradients if g["point"] == "minimum"]
+    assert choice["error at the minimum"][0] == f"{first['error']:.2g}"
+    # One seed has no interval.
+    final = accuracy.dropna(subset="test_accuracy").test_accuracy
+    shown = accuracies["after the same tasks (test)"]
+    assert sorted(shown) == sorted(f"{100 * share:.1f}" for share in final)
     assert set(TINY.figures(frame)) == {"accuracy", "cost", "error"}
-    said = " ".join(TINY.findings(frame))
-    assert "under the bound of theory" in said and "nan" not in said
+    facts = TINY.facts(frame)
+    definite = tasks[tasks.definite & (tasks.iterations > 0)]
+    assert facts["bounded"] == facts["errors"] == len(definite)
+    assert facts["falling"] == facts["systems"] == len(definite) / 3
+    last = tasks[tasks.iterations == 12]
+    assert sum(group["true"] for group in facts["definite"]) == last.definite.sum()
+    assert sum(group["total"] for group in facts["definite"]) == len(last)
+    findings = " ".join(render_findings(TINY, frame))
+    assert "bound of theory" in findings
+    assert not any(wrong in findings for wrong in ("nan", "± inf", " 1 iterations"))

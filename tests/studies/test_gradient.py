@@ -12,6 +12,7 @@ from metalearn.errors import UsageError
 from metalearn.inner import NewtonCG
 from metalearn.linear_solve import Dense
 from metalearn.metagrad import Implicit
+from metalearn.studies.frame.findings import render_findings
 from metalearn.studies.gradient.curves import reach, settings, steps_a_digit
 from metalearn.studies.gradient.problems import PROBLEMS, Quadratic
 from metalearn.studies.gradient.study import LOOPS, METHODS, GradientStudy
@@ -137,7 +138,7 @@ def test_a_short_loop_biases_each_towards_its_own_problem(rows):
     assert (implicit.error_of_steps > 0.1).all() and (implicit.error > 0.01).all()
 
 
-def test_what_reaches_an_error_is_found_between_two_rows():
+def test_reach_interpolates_between_two_rows():
     curve = pd.DataFrame(
         {"steps": [1, 2, 4], "evaluations": [10, 20, 40], "error": [1e-1, 1e-2, 1e-6]}
     ).assign(cg_iters=math.nan)
@@ -145,7 +146,6 @@ def test_what_reaches_an_error_is_found_between_two_rows():
     assert reach(curve, 1e-4, "evaluations").cost == pytest.approx(30)
     assert reach(curve, 1e-4, "evaluations").steps == pytest.approx(3)
     assert reach(curve, 1e-7, "evaluations").cost == math.inf
-    assert str(reach(curve, 1e-7, "evaluations")) == "-"
 
 
 def test_the_longest_loop_is_what_reach_asks_for():
@@ -155,14 +155,46 @@ def test_the_longest_loop_is_what_reach_asks_for():
     assert heavy.longest(1.0, 100.0, 1e-8) < steps / 4
 
 
-def test_the_report_is_made_from_rows_alone(rows):
+def test_report_is_made_from_rows_alone(rows):
     tables = TINY.tables(rows)
     assert len(tables) == 5
     assert max(map(len, tables)) <= 110  # they name W&B's artifacts, which may have 128 characters
     names = {f"{p}_{inner.replace(' ', '_')}" for p in PROBLEMS for inner in LOOPS}
     assert set(TINY.figures(rows)) == names | {"inner_steps", "bias"}
-    found = TINY.findings(rows)
+    found = render_findings(TINY, rows)
     assert len(found) == 8 and not any("nan" in f or "inf" in f for f in found)
+
+
+def test_tables_give_the_costs_of_the_curves_and_their_ratios(rows, accuracy):
+    costs, equal, *_ = TINY.tables(rows).values()
+    (first, *_), shown = settings(accuracy), costs.texts().iloc[0]
+    assert shown[["problem", "inner loop", "condition", "method"]].tolist() == [
+        "quadratic",
+        "gradient descent",
+        "5",
+        "unrolled",
+    ]
+    end = first.reach("unrolled", 1e-8)
+    assert (shown["to 1e-08"], shown["K, C"]) == (f"{end.cost:.0f}", f"{end.steps:.0f}")
+    implicit = first.reach("implicit", 1e-8)
+    cell = f"{implicit.steps:.0f}, {implicit.cg_iters:.0f}"
+    assert equal.texts()["K, C"][0] == costs.texts()["K, C"][2] == cell
+    (descent, *_) = TINY.facts(rows)["at_equal_cost"].values()
+    assert [e.setting.condition for e in descent] == [5, 20, 5, 20]
+    assert float(equal.texts()["times larger"][0].replace(",", "")) == pytest.approx(
+        descent[0].ratio, rel=0.05
+    )
+
+
+def test_report_tells_that_an_error_is_not_reached(rows):
+    short = rows[(rows.part != "accuracy") | (rows.error > 1e-8)]
+    costs, equal, *_ = (table.texts() for table in TINY.tables(short).values())
+    assert (costs[["to 1e-08", "K, C", "seconds"]] == "-").all(axis=None) and equal.empty
+    facts = TINY.facts(short)
+    assert not facts["at_equal_time"] and not facts["growths"] and not facts["digits"]
+    found = render_findings(TINY, short)
+    assert sum("does not reach an error of 1e-08" in finding for finding in found) == 2
+    assert len(found) == 4 and not any("nan" in f or "inf" in f for f in found)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where meta-gradients are compared: a batch of tasks after the inner steps and at the minimum."""
+"""The points of comparison: a batch of tasks after the inner steps and at the inner minimum."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from metalearn.training.experiment import Experiment
 from metalearn.tree import Tree, leaves_of, like_tree
 
 MINIMUM = 1e-8
-"""The norm of the inner gradient at which a point counts as a minimum."""
+"""The largest norm of the inner gradient at a point that counts as a minimum."""
 
 Place = Literal["adapted", "minimum"]
 
 
 @dataclass(frozen=True)
 class Points:
-    """Tasks of an experiment, and their inner solutions.
+    """The tasks of an experiment and their inner solutions.
 
     Args:
-        task: float32, as training has it.
-        earlier: other tasks, for what remembers.
-        places: dict of (T, ...) in float64: "adapted" is what training's inner loop reaches, in
-            its float32; "minimum" the inner objective's minimum near it, or as near as Newton's
-            method got.
+        task: the tasks in float32, as in training.
+        earlier: other tasks, which set the memory of a warm start.
+        places: dict of (T, ...) in float64. "adapted" is the end of training's inner loop, which
+            runs in float32. "minimum" is the end of Newton's method from there: the inner minimum,
+            unless Newton's method stops before it.
     """
 
     experiment: Experiment
@@ -48,7 +48,7 @@ class Points:
 
     @classmethod
     def of(cls, experiment: Experiment, tasks: int) -> Points:
-        """Training's classes and number of queries, tasks that training does not draw."""
+        """Draw tasks of training's classes and number of queries that training does not draw."""
         sampler = experiment.tasks.sampler("train", 3000, experiment.device)
         earlier, task = sampler.sample(tasks), sampler.sample(tasks)
         problem, meta = experiment.problem, experiment.meta
@@ -75,20 +75,22 @@ class Points:
 
     @cached_property
     def adapted(self) -> Tensor:
-        """The exact solutions where the inner loop ended, (T, N); NaN where out of reach."""
+        """The exact solutions at the end of the inner loop, (T, N); NaN where CG and GMRES fail."""
         return self.systems("adapted", "hessian").exact()
 
     @cached_property
     def minimum(self) -> Tensor:
-        """The exact solutions at the minima, (T, N): prox times them are the exact meta-gradients;
-        NaN for tasks whose minimum was not reached."""
+        """The exact solutions at the minima, (T, N); NaN for tasks whose minimum was not reached.
+
+        A task's exact meta-gradient is prox times its solution.
+        """
         systems = self.systems("minimum", "hessian")
         there = systems.inner_grad_norm <= MINIMUM
         return torch.where(there[:, None], systems.exact(), torch.nan)
 
     @cached_property
     def known(self) -> list[int]:
-        """The tasks of which both are."""
+        """The tasks that have both exact solutions."""
         found = self.adapted.isfinite().all(1) & self.minimum.isfinite().all(1)
         return [int(t) for t in found.nonzero().flatten()]
 
@@ -99,8 +101,11 @@ def solved(
     curvature: Literal["hessian", "gauss_newton"],
     iterations: Sequence[int],
 ) -> list[Row]:
-    """A row for each task and number of CG iterations, all in float64: what is left to be solved of
-    the system that CG was given (`error`), and of the exact meta-gradient (`true_error`)."""
+    """Return a row for each task and number of CG iterations, computed in float64.
+
+    `error` is the relative error of the solution of CG's own system. `true_error` is the relative
+    error of the meta-gradient at the inner minimum.
+    """
     systems, prox = points.systems(place, curvature), points.problem.prox
     x = points.adapted if place == "adapted" else systems.exact()
     (low, high), size = systems.spectrum(), x.norm(dim=1)
@@ -138,7 +143,7 @@ def solved(
             "eigen_high": high,
             "inner_grad_norm": systems.inner_grad_norm,
             "error": off.norm(dim=1) / size,
-            # (A's norm is one where A is definite.)
+            # A defines a norm only where A is positive definite.
             "energy_error": torch.where(
                 definite, (systems.energy(off) / systems.energy(x)).sqrt(), torch.nan
             ),
@@ -156,9 +161,12 @@ def solved(
 
 
 def compared(points: Points, place: Place, metagrad: Implicit) -> Row:
-    """A meta-gradient in training's float32 against the exact ones: that of the system it solved,
-    and the true one, of the minimum. At "minimum" these two are one, the system is definite, and
-    the time is that of the solve, no inner step being taken."""
+    """Compare a meta-gradient in training's float32 with two exact meta-gradients.
+
+    `error` refers to the exact solution of the same system, `true_error` to the exact meta-gradient
+    at the inner minimum. Both are equal at "minimum", where the system is definite. No inner step
+    is taken there, so that the time is the time of the solve.
+    """
     problem, meta = points.problem, points.experiment.meta
     chosen = points.known or list(range(len(points.task)))
     task = TaskBatch(*(getattr(points.task, f.name)[chosen] for f in fields(TaskBatch)))
@@ -191,7 +199,7 @@ def compared(points: Points, place: Place, metagrad: Implicit) -> Row:
 
 @dataclass(frozen=True)
 class BegunAt:
-    """The same problem, begun elsewhere; the start moves with meta as the problem's own does."""
+    """A problem with another start, which depends on meta as the problem's own start does."""
 
     problem: BilevelProblem
     params: Params
@@ -205,17 +213,17 @@ class BegunAt:
 
 
 def angle(u: Tensor, v: Tensor) -> Tensor:
-    """Between two vectors, in degrees; by Kahan's formula, which is exact for small ones too."""
+    """Return the angle of two vectors in degrees, by Kahan's formula, exact at small angles too."""
     u, v = u / u.norm(), v / v.norm()
     return torch.rad2deg(2 * torch.atan2((u - v).norm(), (u + v).norm()))
 
 
 def to_double(tree: Tree) -> Any:
-    """A pytree of tensors in float64, cut off from any graph."""
+    """Return a pytree's tensors in float64, detached."""
     return like_tree(tree, [x.detach().double() for x in leaves_of(tree)])
 
 
 def _plain(value: Tensor) -> bool | float | None:
-    """For a row: rows hold no NaN, and infinity is no bound."""
+    """Return a value as rows hold it: None for NaN and for infinity."""
     number: Any = value.item()
     return number if isinstance(number, bool) or math.isfinite(number) else None

@@ -1,13 +1,17 @@
-"""What the study of CG iterations shows: its tables, figures and findings."""
+"""The tables, figures and facts of the study of CG iterations."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from metalearn.studies.frame.findings import format_count
 from metalearn.studies.frame.plot import COLOURS, canvas, label_lines, log_axis
+from metalearn.studies.frame.table import Cell, Format, Table, make_table
 from metalearn.system.memory import format_bytes
 from metalearn.training.estimate import Estimate
 
@@ -22,21 +26,22 @@ NAMES = {
     "warm_cg": "CG, warm start",
 }
 SWEPT = ("cg", "gauss_newton")
-"""The ways that are trained with every number of iterations; the others with one."""
+"""The methods trained with every number of iterations; the study trains others with one number."""
 
 CURVATURES = {"hessian": "Hessian", "gauss_newton": "Gauss-Newton"}
+ERROR = "relative error of the meta-gradient"
 PLACES = {"adapted": "after the inner steps", "minimum": "at the inner minimum"}
 
 
-def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    number, prox = common_number(rows), first_prox(rows)
+def tables(rows: pd.DataFrame) -> dict[str, Table]:
+    solve, prox = format_count(common_number(rows), "iteration"), first_prox(rows)
     return {
-        f"What to choose: every way with {number} iterations, lambda = {prox:g}": _choice(rows),
-        "Accuracy on held-out classes, %, means over the seeds with 95 % intervals": _accuracy(
-            rows
+        f"What to choose: every method with {solve}, lambda = {prox:g}": _choice(rows),
+        "Accuracy on held-out classes, %, means over the seeds with 95 % intervals": (
+            _accuracy(rows)
         ),
-        "Single tasks' systems by CG, medians over those whose A is positive definite": _systems(
-            rows
+        "Single tasks' systems by CG, medians over those whose A is positive definite": (
+            _systems(rows)
         ),
         "The certificate's estimate beside the true error, where a Ritz value is positive": (
             _certificates(rows)
@@ -54,26 +59,36 @@ def task_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return part.assign(definite=part.definite.astype(bool))
 
 
+def certified_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the solves that have both a certificate and a known true error."""
+    part = task_rows(rows)
+    part = part[part.certificate.notna() & part.true_error.notna()]
+    return part.assign(holds=part.certificate >= part.true_error)
+
+
 def first_prox(rows: pd.DataFrame) -> float:
     return float(part_of(rows, "accuracy").prox.iloc[0])
 
 
 def common_number(rows: pd.DataFrame) -> int:
-    """The number of iterations that most ways were trained with."""
+    """Return the number of iterations that most methods were trained with."""
     part = part_of(rows, "accuracy")
     ways = part[part.iterations > 0].groupby("iterations").way.nunique()
     return int(ways[ways == ways.max()].index[-1])
 
 
 def final_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """The last row of every training that did not stop."""
+    """Return the last row of every training that did not stop."""
     part = part_of(rows, "accuracy")
     return part[part.test_accuracy.notna()]
 
 
 def within_time(rows: pd.DataFrame, prox: float) -> tuple[float, pd.DataFrame]:
-    """The seconds that every training with this prox took at least, and the last row of each that
-    was validated within them."""
+    """Compare trainings of one prox at the same time.
+
+    Returns:
+        The seconds of the shortest training, and the last validation of each training within them.
+    """
     part = part_of(rows, "accuracy")
     part = part[(part.prox == prox) & part.train_s.notna()]
     keys = ["way", "iterations", "seed"]
@@ -81,137 +96,133 @@ def within_time(rows: pd.DataFrame, prox: float) -> tuple[float, pd.DataFrame]:
     return budget, part[part.train_s <= budget].groupby(keys, sort=False).tail(1)
 
 
-def percent(values: pd.Series) -> str:
-    if values.empty:
-        return ""
-    estimate = Estimate.of(values)
-    if len(values) == 1:
-        return f"{100 * estimate.mean:.1f}"
-    return f"{100 * estimate.mean:.1f} ± {100 * estimate.interval:.1f}"
+def percent(values: pd.Series) -> Estimate | float | None:
+    """Return the mean of shares in percent, with an interval where there are several."""
+    known = 100 * values.dropna()
+    if len(known) < 2:
+        return None if known.empty else float(known.iloc[0])
+    return Estimate.of(known)
 
 
-def _choice(rows: pd.DataFrame) -> pd.DataFrame:
+Value = Callable[[pd.DataFrame], Any]
+Columns = Mapping[str, tuple[Value, Format | None]]
+"""The value of a group of rows and its format, by the column's title."""
+
+
+def _grouped(part: pd.DataFrame, by: list[str], columns: Columns) -> Table:
+    """Make a table with a row for each group."""
+    groups = [group for _, group in part.groupby(by, sort=False)]
+    cells = [[value(group) for value, _ in columns.values()] for group in groups]
+    return make_table({title: form for title, (_, form) in columns.items()}, cells)
+
+
+def _first(column: str) -> Value:
+    """Return a value that all rows of a group share."""
+    return lambda group: group[column].tolist()[0]
+
+
+def _median(column: str) -> Value:
+    return lambda group: group[column].median()
+
+
+def _percent(column: str) -> Value:
+    return lambda group: percent(group[column])
+
+
+def _method(group: pd.DataFrame) -> str:
+    return NAMES[group.way.iloc[0]] if group.iterations.iloc[0] else "first-order"
+
+
+def _bytes(value: float) -> str:
+    return format_bytes(int(value))
+
+
+def _choice(rows: pd.DataFrame) -> Table:
     number, prox = common_number(rows), first_prox(rows)
-    gradient, cost, final = part_of(rows, "gradient"), part_of(rows, "cost"), final_rows(rows)
-    gradient, final = gradient[gradient.prox == prox], final[final.prox == prox]
-    found = []
-    for way in cost.way.unique():
-        for n in (0, number) if way == "cg" else (number,):
-
-            def of(part: pd.DataFrame, way: Any = way, n: int = n) -> pd.DataFrame:
-                return part[(part.way == way) & (part.iterations == n)]
-
-            compared, paid = of(gradient), of(cost)
-            if compared.empty or paid.empty:
-                continue
-            adapted = compared[compared.point == "adapted"]
-            minimum = compared[compared.point == "minimum"]
-            found.append(
-                {
-                    "way": NAMES[str(way)] if n else "first-order",
-                    "error at the minimum": f"{minimum.error.median():.2g}",
-                    "angle there": f"{minimum.angle.median():.0f}°",
-                    "error in training": f"{adapted.true_error.median():.2g}",
-                    "angle in training": f"{adapted.true_angle.median():.0f}°",
-                    "stopped at negative curvature": _share(adapted.negative_curvature),
-                    "products": f"{minimum.products.median():.0f}",
-                    "ms in training": f"{1e3 * paid.gradient_s.iloc[0]:.0f}",
-                    "peak memory": format_bytes(int(paid.peak_bytes.iloc[0])),
-                    "accuracy, %": percent(of(final).test_accuracy),
-                }
-            )
-    return pd.DataFrame(found)
+    part = rows[rows.iterations.isin((0, number)) & ((rows.prox == prox) | (rows.part == "cost"))]
+    part = part.assign(ms=1e3 * part_of(part, "cost").gradient_s)
+    at_minimum, adapted = ["error", "angle", "products"], ["true_error", "true_angle"]
+    part[at_minimum] = part[at_minimum].where(part.point == "minimum", axis=0)
+    part[adapted] = part[adapted].where(part.point == "adapted", axis=0)
+    part["stopped"] = 100 * part.negative_curvature.where(part.point == "adapted")
+    columns: Columns = {
+        "method": (_method, None),
+        "error at the minimum": (_median("error"), ".2g"),
+        "angle there": (_median("angle"), "{:.0f}°".format),
+        "error in training": (_median("true_error"), ".2g"),
+        "angle in training": (_median("true_angle"), "{:.0f}°".format),
+        "stopped at negative curvature": (lambda g: g.stopped.mean(), "{:.0f} %".format),
+        "products": (_median("products"), ".0f"),
+        "ms in training": (_median("ms"), ".0f"),
+        "peak memory": (_median("peak_bytes"), _bytes),
+        "accuracy, %": (_percent("test_accuracy"), ".1f"),
+    }
+    return _grouped(part, ["way", "iterations"], columns)
 
 
-def _share(values: pd.Series) -> str:
-    return "" if values.isna().all() else f"{100 * values.mean():.0f} %"
-
-
-def _accuracy(rows: pd.DataFrame) -> pd.DataFrame:
-    final, found = final_rows(rows), []
-    for prox in final.prox.unique():
+def _accuracy(rows: pd.DataFrame) -> Table:
+    parts, keys = [], ["way", "iterations", "seed"]
+    for prox in final_rows(rows).prox.unique():
         budget, timed = within_time(rows, prox)
-        part = final[final.prox == prox]
-        for (way, n), group in part.groupby(["way", "iterations"], sort=False):
-            within = timed[(timed.way == way) & (timed.iterations == n)]
-            negative = group.get("negative_curvature")
-            found.append(
-                {
-                    "lambda": f"{prox:g}",
-                    "way": NAMES[str(way)] if n else "first-order",
-                    "iterations": f"{n:g}",
-                    "runs": len(group),
-                    "after the same tasks (test)": percent(group.test_accuracy),
-                    "after the same seconds (validation)": percent(within.validation_accuracy),
-                    "seconds": f"{budget:.1f}",
-                    "ms a meta-step": f"{1e3 * (group.train_s / group.step).mean():.0f}",
-                    "stopped at negative curvature": ""
-                    if not n or negative is None
-                    else _share(negative),
-                }
-            )
-    return pd.DataFrame(found)
+        within = timed.set_index(keys).validation_accuracy.rename("within")
+        parts.append(final_rows(rows[rows.prox == prox]).join(within, on=keys).assign(time=budget))
+    final = pd.concat(parts)
+    final["stopped"] = 100 * final.negative_curvature.where(final.iterations > 0)
+    columns: Columns = {
+        "lambda": (_first("prox"), "g"),
+        "method": (_method, None),
+        "iterations": (_first("iterations"), ".0f"),
+        "runs": (len, None),
+        "after the same tasks (test)": (_percent("test_accuracy"), ".1f"),
+        "after the same seconds (validation)": (_percent("within"), ".1f"),
+        "seconds": (_first("time"), ".1f"),
+        "ms a meta-step": (lambda g: 1e3 * (g.train_s / g.step).mean(), ".0f"),
+        "stopped at negative curvature": (lambda g: g.stopped.mean(), "{:.0f} %".format),
+    }
+    return _grouped(final, ["prox", "way", "iterations"], columns)
 
 
-def _systems(rows: pd.DataFrame) -> pd.DataFrame:
-    keys = ["prox", "point", "curvature", "iterations"]
-    found = []
-    for (prox, point, curvature, n), group in task_rows(rows).groupby(keys, sort=False):
-        definite = group[group.definite]
-        medians = definite[["error", "energy_error", "rate_bound", "residual"]].median()
-        found.append(
-            {
-                "lambda": f"{prox:g}",
-                "where": PLACES[str(point)],
-                "curvature": CURVATURES[str(curvature)],
-                "iterations": f"{n:g}",
-                "definite": f"{len(definite)} of {len(group)}",
-                "condition number": _number((definite.eigen_high / definite.eigen_low).median()),
-                "error": _number(medians.error),
-                "error in A's norm": _number(medians.energy_error),
-                "bound of theory": _number(medians.rate_bound),
-                "residual": _number(medians.residual),
-            }
-        )
-    return pd.DataFrame(found)
+def _systems(rows: pd.DataFrame) -> Table:
+    part = task_rows(rows)
+    measured = ["condition", "error", "energy_error", "rate_bound", "residual"]
+    part = part.assign(condition=part.eigen_high / part.eigen_low)
+    part[measured] = part[measured].where(part.definite, axis=0)
+    columns: Columns = {
+        "lambda": (_first("prox"), "g"),
+        "where": (lambda g: PLACES[g.point.iloc[0]], None),
+        "curvature": (lambda g: CURVATURES[g.curvature.iloc[0]], None),
+        "iterations": (_first("iterations"), ".0f"),
+        "definite": (lambda g: Cell(f"{sum(g.definite)} of {len(g)}", sum(g.definite)), None),
+        "condition number": (_median("condition"), ".2g"),
+        "error": (_median("error"), ".2g"),
+        "error in A's norm": (_median("energy_error"), ".2g"),
+        "bound of theory": (_median("rate_bound"), ".2g"),
+        "residual": (_median("residual"), ".2g"),
+    }
+    return _grouped(part, ["prox", "point", "curvature", "iterations"], columns)
 
 
-def _number(value: Any) -> str:
-    return "" if pd.isna(value) else f"{value:.2g}"
+def _certificates(rows: pd.DataFrame) -> Table:
+    columns: Columns = {
+        "where": (lambda g: PLACES[g.point.iloc[0]], None),
+        "iterations": (_first("iterations"), ".0f"),
+        "tasks": (len, None),
+        "error": (_median("true_error"), ".2g"),
+        "certificate": (_median("certificate"), ".2g"),
+        "error within it": (lambda g: 100 * g.holds.mean(), "{:.0f} %".format),
+        "least ratio": (lambda g: (g.certificate / g.true_error).min(), ".2g"),
+    }
+    return _grouped(certified_rows(rows), ["point", "iterations"], columns)
 
 
-def _certificates(rows: pd.DataFrame) -> pd.DataFrame:
-    part = part_of(rows, "task")
-    part = part[part.certificate.notna() & part.true_error.notna()]
-    found = []
-    for (point, n), group in part.groupby(["point", "iterations"], sort=False):
-        found.append(
-            {
-                "where": PLACES[str(point)],
-                "iterations": f"{n:g}",
-                "tasks": len(group),
-                "error": _number(group.true_error.median()),
-                "certificate": _number(group.certificate.median()),
-                "error within it": _share((group.certificate >= group.true_error).astype(float)),
-                "least ratio": _number((group.certificate / group.true_error).min()),
-            }
-        )
-    return pd.DataFrame(found)
-
-
-def _cost(rows: pd.DataFrame) -> pd.DataFrame:
-    part = part_of(rows, "cost")
-    return pd.DataFrame(
-        {
-            "way": [
-                NAMES[w] if n else "first-order"
-                for w, n in zip(part.way, part.iterations, strict=True)
-            ],
-            "iterations": [f"{n:g}" for n in part.iterations],
-            "ms": [f"{1e3 * s:.0f}" for s in part.gradient_s],
-            "peak memory": [format_bytes(int(b)) for b in part.peak_bytes],
-        }
-    )
+def _cost(rows: pd.DataFrame) -> Table:
+    columns: Columns = {
+        "method": (_method, None),
+        "iterations": (_first("iterations"), ".0f"),
+        "ms": (lambda g: 1e3 * g.gradient_s.median(), ".0f"),
+        "peak memory": (_median("peak_bytes"), _bytes),
+    }
+    return _grouped(part_of(rows, "cost"), ["way", "iterations"], columns)
 
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:
@@ -237,9 +248,8 @@ def _error_figure(rows: pd.DataFrame) -> Figure:
             bound = axes.plot(medians.index, medians.rate_bound, "--", color=colour)
             bound[0].set_label(f"bound, {label}")
         log_axis(axes, "y")
-        axes.set_xlabel("CG iterations (0: first-order)")
-        axes.set_ylabel("relative error of the meta-gradient")
-        axes.set_title(f"{CURVATURES[curvature]} at the inner minimum, median task")
+        title = f"{CURVATURES[curvature]} at the inner minimum, median task"
+        axes.set(xlabel="CG iterations (0: first-order)", ylabel=ERROR, title=title)
         label_lines(axes)
     return figure
 
@@ -253,17 +263,12 @@ def _accuracy_figure(rows: pd.DataFrame) -> Figure:
         for shift, way in enumerate(swept_ways(final)):
             group = sweep_of(final, way, prox)
             estimates = [Estimate.of(group[group.iterations == n].test_accuracy) for n in numbers]
-            axes.errorbar(
-                [i + 0.12 * shift for i in range(len(numbers))],
-                [100 * e.mean for e in estimates],
-                [100 * e.interval if len(group.seed.unique()) > 1 else 0 for e in estimates],
-                fmt="o-",
-                capsize=2,
-                label=NAMES[way],
-            )
+            at = [i + 0.12 * shift for i in range(len(numbers))]
+            intervals = [100 * e.interval if group.seed.nunique() > 1 else 0 for e in estimates]
+            means = [100 * e.mean for e in estimates]
+            axes.errorbar(at, means, intervals, fmt="o-", capsize=2, label=NAMES[way])
         axes.set_xticks(range(len(numbers)), [f"{n:g}" for n in numbers])
-        axes.set_xlabel("iterations (0: first-order)")
-        axes.set_ylabel("test accuracy, %")
+        axes.set(xlabel="iterations (0: first-order)", ylabel="test accuracy, %")
         axes.set_title(f"λ = {prox:g}, 95 % intervals over seeds")
         axes.legend(loc="lower left")
     return figure
@@ -274,7 +279,7 @@ def swept_ways(final: pd.DataFrame) -> list[str]:
 
 
 def sweep_of(final: pd.DataFrame, way: str, prox: float) -> pd.DataFrame:
-    """A way's trainings, and the first-order ones, which are every way's 0 iterations."""
+    """Return a method's trainings and the first-order ones, the 0 iterations of every method."""
     part = final[final.prox == prox]
     return part[(part.way == way) | (part.iterations == 0)]
 
@@ -294,8 +299,138 @@ def _cost_figure(rows: pd.DataFrame) -> Figure:
         axes.plot(*at, "k*", markersize=9, label="first-order")
     log_axis(axes, "x", base=2)
     log_axis(axes, "y", base=2)  # errors within a decade
-    axes.set_xlabel("ms to differentiate at the inner minimum")
-    axes.set_ylabel("relative error of the meta-gradient")
+    axes.set(xlabel="ms to differentiate at the inner minimum", ylabel=ERROR)
     axes.set_title(f"λ = {prox:g}, a dot for each number of iterations")
     label_lines(axes)
     return figure
+
+
+def facts(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return the numbers that the template of the findings names."""
+    task, certified = task_rows(rows), certified_rows(rows)
+    solved = task[task.definite & (task.iterations > 0)].sort_values("iterations")
+    systems = solved.groupby(["seed", "prox", "point", "curvature", "task"]).error
+    last = task[task.iterations == task.iterations.max()]
+    missed = certified[certified.definite & ~certified.holds]
+    return {
+        "methods": NAMES,
+        "curvatures": CURVATURES,
+        "places": PLACES,
+        "systems": systems.ngroups,
+        "falling": sum(bool((errors.diff().dropna() <= 1e-9).all()) for _, errors in systems),
+        "errors": len(solved),
+        "bounded": int((solved.error <= solved.rate_bound).sum()),
+        "crossovers": crossovers(rows),
+        "definite": _counts(last.groupby(["curvature", "point"]).definite),
+        "certified": _counts(certified.groupby("point").holds),
+        "missed_ratio": (missed.ritz_low / missed.eigen_low).median() if len(missed) else None,
+        "plateaus": plateaus(rows),
+        "timed": _timed(rows),
+        "nearest": _nearest(rows),
+    }
+
+
+def _counts(groups: Any) -> Any:
+    """Return how many of each group's rows hold."""
+    return groups.agg(true="sum", total="size").reset_index().to_dict("records")
+
+
+def crossovers(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Compare CG with the first-order gradient at the inner minimum, by median errors.
+
+    `nearer_from` is the least number of iterations from which CG has the smaller error at every
+    number measured; None where there is no such number.
+    """
+    part, found = task_rows(rows), []
+    part = part[(part.point == "minimum") & part.definite]
+    for (curvature, prox), group in part.groupby(["curvature", "prox"], sort=False):
+        medians = group.groupby("iterations").error.median()
+        if medians.index[0] != 0 or len(medians) < 2:
+            continue
+        first, solved = medians.iloc[0], medians.iloc[1:]
+        farther = max(solved.index[solved >= first], default=0)
+        nearer = min((int(n) for n in solved.index if n > farther), default=None)
+        found.append(
+            {"curvature": curvature, "prox": prox, "first_order": first, "nearer_from": nearer}
+            | {"fewest": int(solved.index[0]), "error": solved.iloc[0]}
+        )
+    return found
+
+
+def plateaus(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Find where the test accuracy stops improving, over the seeds that have every training."""
+    final, found = final_rows(rows), []
+    for prox, way in itertools.product(final.prox.unique(), swept_ways(final)):
+        part = sweep_of(final, way, prox)
+        wide = part.pivot(index="seed", columns="iterations", values="test_accuracy")
+        seeds, wide = len(wide), wide.dropna()
+        if len(wide) < 2 or len(wide.columns) < 2:
+            continue
+        number, first = plateau(wide), int(wide.columns[0])
+        gains = _gains(wide, number)
+        found.append(
+            {
+                "way": way,
+                "prox": prox,
+                "number": number,
+                "accuracy": percent(wide[number]),
+                "seeds": len(wide),
+                "left_out": seeds - len(wide),
+                "largest_gain": max(gains, key=lambda gain: gain.mean, default=None),
+                "first": first,
+                "over_first": None if number == first else _gain(wide, first, number),
+            }
+        )
+    return found
+
+
+def plateau(wide: pd.DataFrame) -> int:
+    """Return the least number of iterations (columns, rising) that no larger one improves on.
+
+    An improvement is a mean of the paired differences over the seeds (rows) that exceeds its 95 %
+    interval.
+    """
+    return next(
+        int(number)
+        for number in wide.columns
+        if not any(gain.mean > gain.interval for gain in _gains(wide, number))
+    )
+
+
+def _gains(wide: pd.DataFrame, number: Any) -> list[Estimate]:
+    """Estimate the gain of every larger number of iterations."""
+    numbers: list[Any] = list(wide.columns)
+    return [_gain(wide, number, later) for later in numbers if later > number]
+
+
+def _gain(wide: pd.DataFrame, before: Any, after: Any) -> Estimate:
+    """Estimate the paired difference, in percentage points."""
+    return Estimate.of(100 * (wide[after] - wide[before]))
+
+
+def _timed(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Find the best validation accuracy at equal training time, of methods with all seeds."""
+    found, keys = [], ["way", "iterations"]
+    for prox in final_rows(rows).prox.unique():
+        budget, timed = within_time(rows, prox)
+        groups = timed.groupby(keys).validation_accuracy
+        means = groups.mean()[groups.size() == timed.seed.nunique()].sort_values()
+        if means.empty:
+            continue
+        way, number = means.index[-1]
+        accuracy, seeds = percent(groups.get_group((way, number))), timed.seed.nunique()
+        found.append(
+            {"budget": budget, "prox": prox, "way": way, "number": int(number)}
+            | {"accuracy": accuracy, "seeds": seeds, "compared": len(means)}
+        )
+    return found
+
+
+def _nearest(rows: pd.DataFrame) -> dict[str, Any] | None:
+    """Rank the methods by their median error at the inner minimum."""
+    number, prox = common_number(rows), first_prox(rows)
+    part = part_of(rows, "gradient")
+    part = part[(part.prox == prox) & (part.iterations == number) & (part.point == "minimum")]
+    errors = part.groupby("way").error.median().dropna().sort_values()
+    ranked = [{"way": way, "error": error} for way, error in errors.items()]
+    return {"number": number, "prox": prox, "ranked": ranked} if ranked else None

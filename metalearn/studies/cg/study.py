@@ -1,4 +1,4 @@
-"""How many CG iterations a meta-gradient needs, and what else to take in CG's place."""
+"""The study of CG iterations: how many a meta-gradient needs, and other methods in CG's place."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from metalearn.config.build import build
 from metalearn.errors import TrainingStopped, UsageError
 from metalearn.metagrad import Implicit
 from metalearn.metagrad.by_iterations import WAYS
-from metalearn.studies.cg import findings as cg_findings
 from metalearn.studies.cg import report as cg_report
 from metalearn.studies.cg.points import Place, Points, compared, solved
 from metalearn.studies.cg.report import SWEPT
 from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.table import Table
 from metalearn.studies.frame.timing import seconds
 from metalearn.system.memory import peak_bytes
 from metalearn.training import checkpoint
@@ -38,28 +38,28 @@ PLACES: Sequence[tuple[Any, Any]] = (
     ("minimum", "hessian"),
     ("minimum", "gauss_newton"),
 )
-"""Where single tasks' systems are solved: after the inner steps, and at the inner minimum."""
+"""The points and curvatures of the systems that are solved task by task."""
 
 
 @dataclass(frozen=True)
 class CGStudy:
-    """
-    Every training is a run of `metalearn train experiment=glyphs_cg` (`words` gives its options).
+    """The study; every training is a run of `metalearn train experiment=glyphs_cg`.
 
     Args:
-        seeds: of weights and tasks; everything but the cost is measured with each.
-        iterations: numbers of iterations; 0 is the first-order gradient.
-        proxes: values of lambda.
-        ways: of `metalearn.metagrad.by_iterations.WAYS`, "cg" among them.
-        train_iterations: the numbers that "cg" and "gauss_newton" are trained with.
-        way_iterations: the number that the other ways are trained with, at the first of `proxes`.
-        channels: of the network's convolutions.
-        inner_steps, inner_lr: of the inner loop.
-        start_steps: meta-steps (Gauss-Newton, 5 iterations, the first of `proxes`) to the
-            meta-parameters at which gradients are compared.
-        tasks: whose gradients are compared.
-        steps, meta_batch: of a training.
-        validation_tasks, test_tasks: that accuracy is measured on, during a training and after it.
+        seeds: the seeds of weights and tasks. Everything except the cost is measured with each.
+        iterations: the numbers of iterations; 0 is the first-order gradient.
+        proxes: the values of lambda.
+        ways: names of `metalearn.metagrad.by_iterations.WAYS`, "cg" among them.
+        train_iterations: the numbers of iterations for the trainings of "cg" and "gauss_newton".
+        way_iterations: the number of iterations for the trainings of the other methods, which use
+            the first of `proxes`.
+        channels: the channels of the network's convolutions.
+        inner_steps, inner_lr: the steps and learning rate of the inner loop.
+        start_steps: the meta-steps before gradients are compared. This training uses Gauss-Newton,
+            5 iterations and the first of `proxes`.
+        tasks: the number of tasks whose gradients are compared.
+        steps, meta_batch: the meta-steps of a training, and the tasks of each.
+        validation_tasks, test_tasks: the tasks that measure accuracy during and after a training.
     """
 
     title: ClassVar[str] = "CG iterations of the implicit meta-gradient"
@@ -84,28 +84,28 @@ class CGStudy:
     def __post_init__(self) -> None:
         for name in ("way_iterations", "channels", "inner_steps", "start_steps", "tasks", "steps"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)}; expected at least 1")
+                raise UsageError(f"{name}={getattr(self, name)}: expected at least 1")
         for name, least in (("meta_batch", 1), ("validation_tasks", 2), ("test_tasks", 2)):
             if getattr(self, name) < least:
-                raise UsageError(f"{name}={getattr(self, name)}; expected at least {least}")
+                raise UsageError(f"{name}={getattr(self, name)}: expected at least {least}")
         for name in ("seeds", "iterations", "train_iterations"):
             values = getattr(self, name)
             if not values or min(values) < 0 or len(set(values)) < len(values):
                 raise UsageError(
-                    f"{name}={list(values)}; expected different whole numbers of at least 0"
+                    f"{name}={list(values)}: expected different whole numbers of at least 0"
                 )
         if self.way_iterations not in self.iterations:
             raise UsageError(
-                f"way_iterations={self.way_iterations}; expected one of iterations="
+                f"way_iterations={self.way_iterations}: expected one of iterations="
                 f"{list(self.iterations)}, whose gradients are compared"
             )
         if not self.proxes or min(self.proxes) <= 0 or not self.inner_lr > 0:
             raise UsageError(
-                f"proxes={list(self.proxes)}, inner_lr={self.inner_lr}; expected numbers above 0"
+                f"proxes={list(self.proxes)}, inner_lr={self.inner_lr}: expected numbers above 0"
             )
         if "cg" not in self.ways or not set(self.ways) <= set(WAYS):
             raise UsageError(
-                f"ways={list(self.ways)}; expected 'cg' and any others of {', '.join(WAYS)}"
+                f"ways={list(self.ways)}: expected 'cg' and any others of {', '.join(WAYS)}"
             )
 
     def cells(self) -> list[Cell]:
@@ -130,7 +130,7 @@ class CGStudy:
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
         if device.type != "cpu":
-            raise UsageError(f"device={device}; what is compared is in float64: use device=cpu")
+            raise UsageError(f"device={device}: expected float64 arithmetic. Use device=cpu.")
         measures: dict[Any, Callable[[Any], list[Row]]] = {
             "task": self._task,
             "gradient": self._gradient,
@@ -140,7 +140,7 @@ class CGStudy:
         return measures[cell["part"]](cell)
 
     def words(self, way: str, iterations: int, prox: float, seed: int) -> list[str]:
-        """What `metalearn train` is given for a training of this study."""
+        """Return the overrides that `metalearn train` takes for a training of this study."""
         return [
             "experiment=glyphs_cg",
             f"metagrad.way={way}",
@@ -159,11 +159,11 @@ class CGStudy:
 
     def _train(self, words: list[str], folder: str) -> dict[str, Any]:
         own = [f"threads={torch.get_num_threads()}", "wandb=disabled"]
-        with contextlib.redirect_stdout(io.StringIO()):  # the study has a bar of its own
+        with contextlib.redirect_stdout(io.StringIO()):  # the study shows its own progress bar
             return train(config.compose("train", [*words, *own]), Path(folder) / "run")
 
     def _experiment(self, seed: int, prox: float) -> Experiment:
-        """Meta-trained a little, the same for every prox; made once a seed."""
+        """Return the experiment after a short meta-training, made once a seed for every prox."""
         if seed not in self._made:
             words = self.words("gauss_newton", 5, self.proxes[0], seed)
             words += [f"steps={self.start_steps}", f"validation.every={self.start_steps}"]
@@ -176,7 +176,7 @@ class CGStudy:
         return experiment
 
     def _points(self, seed: int, prox: float) -> Points:
-        """Made once for the cells that share it."""
+        """Return the points of a seed and prox, made once for all cells."""
         if (seed, prox) not in self._made:
             self._made[seed, prox] = Points.of(self._experiment(seed, prox), self.tasks)
         points: Points = self._made[seed, prox]
@@ -206,7 +206,7 @@ class CGStudy:
         return metagrad
 
     def _cost(self, cell: Any) -> list[Row]:
-        """Of a whole meta-gradient, its inner loop included."""
+        """Measure a whole meta-gradient, its inner loop included."""
         experiment = self._experiment(self.seeds[0], self.proxes[0])
         task = experiment.tasks.sampler("train", 1, CPU).sample(self.meta_batch)
         metagrad = self._metagrad(cell["way"], cell["iterations"], self.proxes[0])
@@ -218,7 +218,7 @@ class CGStudy:
         return [{"gradient_s": seconds(once, rounds=5)[0], "peak_bytes": peak}]
 
     def _accuracy(self, cell: Any) -> list[Row]:
-        """A row for each validation; the last has the accuracy on the test classes too."""
+        """Return a row for each validation. The last also has the accuracy on the test classes."""
         words = self.words(cell["way"], cell["iterations"], cell["prox"], cell["seed"])
         with TemporaryDirectory() as folder:
             try:
@@ -245,11 +245,11 @@ class CGStudy:
         rows[-1] = {**rows[-1], "test_accuracy": summary["test_accuracy"]}
         return rows
 
-    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    def tables(self, rows: pd.DataFrame) -> dict[str, Table]:
         return cg_report.tables(rows)
 
     def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
         return cg_report.figures(rows)
 
-    def findings(self, rows: pd.DataFrame) -> list[str]:
-        return cg_findings.findings(rows)
+    def facts(self, rows: pd.DataFrame) -> dict[str, Any]:
+        return cg_report.facts(rows)

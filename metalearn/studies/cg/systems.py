@@ -1,4 +1,4 @@
-"""The linear systems of a batch of tasks, and what is known of them exactly, in float64."""
+"""The linear systems of a batch of tasks, with their exact solutions and spectra, in float64."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from metalearn.tasks import TaskBatch
 from metalearn.tree import Raveler, live, task_norm
 
 EXACT = 1e-10
-"""The relative residual at which a solution counts as exact."""
+"""The largest relative residual of a solution that counts as exact."""
 
 
 class Systems:
-    """A x = d outer / d params for every task, A the curvature of its inner objective at `params`.
+    """The systems A x = d outer / d params, one for every task.
 
-    `FewShot`'s mixed partials are -prox I, so that a task's meta-gradient is prox x: relative
-    errors of x are those of the meta-gradient.
+    A is the curvature of the task's inner objective at `params`. `FewShot`'s mixed partials are
+    -prox I, so that a task's meta-gradient is prox x. The relative error of x is therefore the
+    relative error of the meta-gradient.
 
     Args:
-        meta, params: float64, params of (T, ...), like the task's tensors.
+        meta, params: float64, like the task's tensors; params are (T, ...).
     """
 
     def __init__(
@@ -53,13 +54,14 @@ class Systems:
         return solver(self.curvature.matvec, self.b, batched=True)
 
     def flat(self, x: list[Tensor]) -> Tensor:
-        """As (T, N)."""
+        """Return a solution as one matrix, (T, N)."""
         return self._raveler.ravel(x)
 
     def exact(self) -> Tensor:
-        """x to a relative residual of `EXACT`, (T, N); NaN for a task where that is out of reach.
+        """Solve to a relative residual of `EXACT`, (T, N); NaN for a task not solved to it.
 
-        By CG, and where that meets negative curvature by GMRES, which needs no definite matrix.
+        CG solves the definite systems. GMRES, which needs no definite matrix, solves the systems
+        where CG fails.
         """
         solution = self.solve(CG(3000, rtol=EXACT))
         x, reached = self.flat(solution.value), solution.converged
@@ -70,13 +72,13 @@ class Systems:
         return torch.where(reached[:, None], x, torch.nan)
 
     def __getitem__(self, t: int) -> Systems:
-        """One task's system alone."""
+        """Return the system of one task."""
         params = {name: p[t : t + 1] for name, p in self.params.items()}
         kind: Any = self.kind
         return Systems(self.problem, self.meta, self.task[t : t + 1], params, kind)
 
     def spectrum(self) -> tuple[Tensor, Tensor]:
-        """Each A's least and largest eigenvalue, by Lanczos' method to 1e-6 of themselves: (T,)."""
+        """Return each A's least and largest eigenvalue, (T,), to a relative 1e-6, by Lanczos."""
         alone = [self[t] for t in range(len(self.task))]
         ends = [[system._end("SA"), system._end("LA")] for system in alone]
         low, high = torch.tensor(ends, dtype=torch.float64).unbind(1)
@@ -95,13 +97,16 @@ class Systems:
         return float(found[0])
 
     def energy(self, v: Tensor) -> Tensor:
-        """v'A v of each row of a (T, N) matrix: (T,)."""
+        """Return v'A v, (T,), for each row of a (T, N) matrix."""
         return torch.linalg.vecdot(v, self._raveler.matvec(self.curvature.matvec)(v))
 
     def certified(self, solution: Solution) -> Tensor:
-        """The certificate's estimate of |meta-gradient - the exact one of the inner minimum|, (T,):
-        with the least Ritz value and the Lipschitz constants measured here. Infinite without
-        positive curvature, NaN for Gauss-Newton curvature, which has none."""
+        """Return the certificate's estimate of the meta-gradient's error, (T,).
+
+        The error is the distance from the exact meta-gradient at the inner minimum. The estimate
+        uses the least Ritz value and the Lipschitz constants measured here. It is infinite without
+        positive curvature, and NaN for Gauss-Newton curvature, which has no certificate.
+        """
         prox = self.problem.prox
         if self.kind != "hessian":
             return torch.full_like(solution.residual_norm, torch.nan)

@@ -1,7 +1,7 @@
-"""Errors and costs read off the rows of the study of the meta-gradient's error.
+"""The curves of the meta-gradient's error, and the costs at which they reach an error.
 
-A curve is the rows of one method, with one number of CG iterations if it solves, by the steps of
-the inner loop. Between two rows the logarithm of the error is taken to be linear in the cost.
+A curve is the rows of one method, ordered by inner steps; an implicit curve has one number of CG
+iterations. Between two rows, the logarithm of the error is interpolated linearly in the cost.
 """
 
 from __future__ import annotations
@@ -15,22 +15,16 @@ import pandas as pd
 TARGETS = (1e-2, 1e-4, 1e-8)
 SHARP = TARGETS[-1]
 TAIL = (1e-4, 1e-9)
-"""Between these errors the rate is measured: the start is past, and rounding far."""
+"""The errors between which the rate is measured: after the start, and well above rounding."""
 
 
 @dataclass(frozen=True)
 class Reached:
-    """Where a curve reaches an error: infinitely dear where it doesn't."""
+    """The point where a curve reaches an error; an infinite cost if it does not."""
 
     cost: float = math.inf
     steps: float = math.nan
     cg_iters: float = math.nan
-
-    def __str__(self) -> str:
-        """Steps, and CG iterations if there are any."""
-        if not math.isfinite(self.cost):
-            return "-"
-        return f"{self.steps:.0f}" + ("" if math.isnan(self.cg_iters) else f", {self.cg_iters:.0f}")
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class Setting:
         return [curve for _, curve in part.groupby("cg_iters", dropna=False)]
 
     def reach(self, method: str, error: float, cost: str = "evaluations") -> Reached:
-        """The least cost at which a curve of the method reaches an error."""
+        """Return the least cost at which a curve of the method reaches an error."""
         found = [reach(curve, error, cost) for curve in self.curves(method)]
         return min(found, key=lambda reached: reached.cost, default=Reached())
 
@@ -56,19 +50,30 @@ class Setting:
         return float(self.rows.loop_rate.iloc[0])
 
     def rate(self, method: str) -> float:
-        """By which an evaluation multiplies the error, in theory.
+        """Return the factor by which an evaluation multiplies the error in theory.
 
-        A step is a gradient, and a product where it is gone back through: unrolled q^(1/2), through
-        the last quarter q^(1/5) for its error of q^(K/4). The implicit gradient splits its budget
-        so that the inner loop's q^K and the solve's r^C fall together.
+        A step costs a gradient, and a product if it is back-propagated through:
+
+        - Unrolled: q^(1/2).
+        - Truncated to the last quarter: q^(1/5), since its error is q^(K/4).
+        - Implicit: the budget is split so that the inner loop's q^K and the solve's r^C fall
+          together.
         """
         q, r = math.log(self.loop_rate), math.log(self.rows.cg_rate.iloc[0])
         exponents = {"unrolled": q / 2, "truncated": q / 5, "implicit": q * r / (q + r)}
         return math.exp(exponents[method])
 
+    @property
+    def power(self) -> float:
+        """The power of the unrolled error that gives the implicit error at equal cost in theory."""
+        return math.log(self.rate("implicit")) / math.log(self.rate("unrolled"))
+
 
 def settings(rows: pd.DataFrame) -> list[Setting]:
-    """In the order of the rows, with a further cost: a product counted as two gradients."""
+    """Return the settings in the order of the rows.
+
+    The rows have a further cost, `doubled`, which counts a product as two gradients.
+    """
     by = ["problem", "inner", "condition"]
     part = rows[rows.part == "accuracy"]
     part = part.assign(doubled=part.gradients + 2 * part["products"])
@@ -96,7 +101,7 @@ def reach(curve: pd.DataFrame, error: float, cost: str) -> Reached:
 
 @dataclass(frozen=True)
 class Equal:
-    """Unrolled at the cost at which the implicit gradient reaches `SHARP`."""
+    """The error of unrolling at the cost at which the implicit gradient reaches `SHARP`."""
 
     setting: Setting
     implicit: Reached
@@ -108,12 +113,15 @@ class Equal:
 
 
 def equals(found: list[Setting], cost: str = "evaluations") -> list[Equal]:
-    """Of the settings where the implicit gradient reaches it; beyond unrolled's curve, its end."""
+    """Compare unrolling with the implicit gradient where the implicit gradient reaches `SHARP`.
+
+    A cost beyond the curve of unrolling takes the curve's last error.
+    """
     equal = []
     for setting in found:
         (unrolled,), implicit = setting.curves("unrolled"), setting.reach("implicit", SHARP, cost)
         if math.isfinite(implicit.cost):
-            # Seconds are single timings, which may fall where steps rise.
+            # Seconds are single timings, which may fall as steps rise.
             costs = np.maximum.accumulate(unrolled[cost])
             log_error = np.interp(implicit.cost, costs, np.log(unrolled.error))
             equal.append(Equal(setting, implicit, float(np.exp(log_error))))
@@ -121,13 +129,13 @@ def equals(found: list[Setting], cost: str = "evaluations") -> list[Equal]:
 
 
 def steps_a_digit(curve: pd.DataFrame) -> float:
-    """Inner steps for a tenth of the error, within `TAIL`; infinite where it isn't reached."""
+    """Return the inner steps for a tenth of the error within `TAIL`; infinite if not reached."""
     begin, end = (reach(curve, error, "steps").cost for error in TAIL)
     return (end - begin) / math.log10(TAIL[0] / TAIL[1]) if math.isfinite(end) else math.inf
 
 
 def bias(rows: pd.DataFrame) -> pd.DataFrame:
-    """The bias rows of the first problem, with a name for each way."""
+    """Return the rows of bias, with the method's name, its solve included, as `way`."""
     part = rows[rows.part == "bias"].copy()
 
     def name(row: pd.Series) -> str:

@@ -14,7 +14,7 @@ from metalearn.studies.frame.plot import COLOURS, canvas, label_lines, log_axis
 from metalearn.studies.gradient.curves import SHARP, TARGETS, Setting, bias, settings
 
 LEAST = 1e-10
-"""Errors below it are the inner loop's end, and rounding, and not drawn."""
+"""The least error drawn. Smaller errors come from the inner loop's end and from rounding."""
 
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:
@@ -29,7 +29,7 @@ def figures(rows: pd.DataFrame) -> dict[str, Figure]:
 
 
 def _compute(found: list[Setting]) -> Figure:
-    """Error against evaluations: the least that reach it."""
+    """Draw the error against the least number of evaluations that reaches it."""
     figure, panels = canvas(len(found))
     for axes, setting in zip(panels, found, strict=True):
         for method in ("unrolled", "implicit", "truncated"):
@@ -48,8 +48,7 @@ def _compute(found: list[Setting]) -> Figure:
 
 
 def _slope(axes: Axes, setting: Setting, method: str, colour: str) -> None:
-    """Theory's, from where the method reaches the first target to shortly before it ends, where
-    its label stands."""
+    """Draw the slope of theory, from the first target to shortly before the method's last error."""
     start = setting.reach(method, TARGETS[0]).cost
     if math.isfinite(start):
         least = max(10 * LEAST, float(setting.rows[setting.rows.method == method].error.min()))
@@ -58,7 +57,7 @@ def _slope(axes: Axes, setting: Setting, method: str, colour: str) -> None:
 
 
 def _inner_steps(found: list[Setting]) -> Figure:
-    """The paper's figure 2a: the error against the steps of the inner loop, whatever they cost."""
+    """Draw the error against inner steps, as figure 2a of the iMAML paper does."""
     figure, panels = canvas(len(found))
     for axes, setting in zip(panels, found, strict=True):
         (unrolled,) = setting.curves("unrolled")
@@ -82,8 +81,10 @@ def _inner_steps(found: list[Setting]) -> Figure:
 
 
 def _apart(curves: list[pd.DataFrame]) -> list[pd.DataFrame]:
-    """Those that end well below the one before, so that a label fits; none beyond the first that
-    is as good as exact."""
+    """Return the curves that end well below their predecessor, so that their labels fit.
+
+    The last is the first curve with an end below `SHARP`.
+    """
     chosen: list[pd.DataFrame] = []
     for curve in curves:
         if not chosen or curve.error.iloc[-1] < 0.3 * chosen[-1].error.iloc[-1]:
@@ -97,7 +98,7 @@ def _bias(rows: pd.DataFrame) -> Figure:
     part = bias(rows)
     part = part[part.problem == part.problem.iloc[0]]
     figure, panels = canvas(2)
-    # Those of the other figures come first.
+    # The methods of the other figures come first, for the same colours.
     ways = ["unrolled", "implicit, exact solve", "truncated", *part.way.unique()]
     colours = dict(zip(dict.fromkeys(ways), COLOURS, strict=False))
     for axes, column, what in (

@@ -1,9 +1,9 @@
-"""Bilevel problems of a chosen condition number whose meta-gradient is known without autograd.
+"""The bilevel problems of a chosen condition number whose meta-gradient is known without autograd.
 
-Both are iMAML's: meta is the initialisation theta, and lambda / 2 |phi - theta|^2 ties phi to it,
-so that the exact meta-gradient is lambda A^-1 v, A the inner Hessian and v the outer gradient at
-the inner solution. Each task has a theta of its own: a batch gives each task's own gradient (over
-T), and several seeds cost little more than one.
+Both problems have iMAML's form: meta is the initialisation theta, and lambda / 2 |phi - theta|^2
+ties phi to theta. The exact meta-gradient is lambda A^-1 v, where A is the inner Hessian and v the
+outer gradient at the inner solution. Each task has its own theta, so that a batch gives each task's
+own gradient (over T), and several seeds cost little more than one.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from metalearn.problem import BilevelProblem, Meta, Params
 
 
 class KnownProblem(BilevelProblem, Protocol):
-    """
+    """A problem with its exact meta-gradient.
+
     meta: {"theta": (T, size)}.
     task: the numbers of the tasks.
     exact: (T, size), each task's own meta-gradient at `meta`.
     curvature: the least eigenvalue of the inner Hessian at a solution, and the largest anywhere.
-    condition: of the inner Hessian at the solutions.
+    condition: the condition number of the inner Hessian at the solutions.
     """
 
     meta: dict[str, Tensor]
@@ -39,16 +40,18 @@ class KnownProblem(BilevelProblem, Protocol):
 
 
 def _slice(task: range) -> slice:
-    """Takes views; an index would copy the data at every evaluation."""
+    """Return a slice, which takes views; an index would copy the data at every evaluation."""
     return slice(task.start, task.stop)
 
 
 class Quadratic:
-    """(phi - u)' H (phi - u) / 2 + lambda / 2 |phi - theta|^2 within, |phi - c|^2 / 2 without.
+    """A quadratic inner and outer objective.
 
-    A = H + lambda I has eigenvalues spaced evenly in their logarithm from 1 to `condition` in a
-    random basis, lambda is 1/2; theta, u and c are standard normal. A linear model with a squared
-    loss, the paper's synthetic setting, is a quadratic of this form.
+    Inner: (phi - u)' H (phi - u) / 2 + lambda / 2 |phi - theta|^2. Outer: |phi - c|^2 / 2.
+
+    A = H + lambda I has eigenvalues spaced evenly in their logarithm from 1 to `condition`, in a
+    random basis; lambda is 1/2. theta, u and c are standard normal. A linear model with a squared
+    loss, the synthetic setting of the iMAML paper, is a quadratic of this form.
     """
 
     prox = 0.5
@@ -82,7 +85,7 @@ class Quadratic:
 
 
 def _quadratic(condition: float, size: int, seed: int) -> tuple[Tensor, ...]:
-    """A, u, c and theta."""
+    """Draw A, u, c and theta."""
     g = np.random.default_rng(seed)
     basis, _ = np.linalg.qr(g.standard_normal((size, size)))
     hessian = basis * np.geomspace(1, condition, size) @ basis.T
@@ -90,14 +93,16 @@ def _quadratic(condition: float, size: int, seed: int) -> tuple[Tensor, ...]:
 
 
 class Logistic:
-    """Logistic regression: the mean loss of n = 64 + 2 size examples + lambda / 2
-    |phi - theta|^2 within, the mean loss of n others without.
+    """The logistic regression with a proximal term.
+
+    Inner: the mean loss of n = 64 + 2 size examples + lambda / 2 |phi - theta|^2. Outer: the mean
+    loss of n other examples.
 
     The features' covariance has eigenvalues spaced evenly in their logarithm from
-    1 / (4 condition) to 1 in a random basis; labels are drawn from the model at theta, whose logits
-    have a standard deviation of 1. lambda is such that the inner Hessian's condition number *at the
-    solution* is `condition`; the objective is divided by that Hessian's least eigenvalue, which
-    moves neither the solution nor the meta-gradient.
+    1 / (4 condition) to 1, in a random basis. Labels are drawn from the model at theta, whose
+    logits have a standard deviation of 1. lambda gives the inner Hessian the condition number
+    `condition` *at the solution*. The inner objective is divided by that Hessian's least
+    eigenvalue, which changes neither the solution nor the meta-gradient.
     """
 
     def __init__(self, condition: float, size: int, seeds: Sequence[int]) -> None:
@@ -132,15 +137,19 @@ def _loss(x: Tensor, y: Tensor, phi: Tensor) -> Tensor:
 
 
 def _logistic(condition: float, size: int, seed: int) -> tuple[Any, ...]:
-    """x, y, query x and y, theta, the exact meta-gradient, and (scale, lambda, largest curvature
-    anywhere as scaled)."""
+    """Draw one task.
+
+    Returns:
+        x, y, query x, query y, theta, the exact meta-gradient, and an array of the scale, lambda
+        and the largest scaled curvature anywhere.
+    """
     g = np.random.default_rng(seed)
     n, identity = 64 + 2 * size, np.eye(size)
     basis, _ = np.linalg.qr(g.standard_normal((size, size)))
     spread = np.sqrt(np.geomspace(0.25 / condition, 1, size))
 
     def features() -> np.ndarray:
-        """Their covariance is exact, not that of a sample."""
+        """Draw features whose sample covariance is exact."""
         columns, _ = np.linalg.qr(g.standard_normal((n, size)))
         return np.sqrt(n) * columns * spread @ basis.T
 
@@ -174,7 +183,7 @@ def _logistic(condition: float, size: int, seed: int) -> tuple[Any, ...]:
     at = hessian(x, phi) + prox * identity
     exact = prox * np.linalg.solve(at, gradient(query_x, query_y, phi))
     scale = 1 / np.linalg.eigvalsh(at)[0]
-    # A sigmoid's slope is 1/4 at most, the covariance's largest eigenvalue 1.
+    # A sigmoid's slope is at most 1/4, and the covariance's largest eigenvalue is 1.
     return x, y, query_x, query_y, theta, exact, np.array([scale, prox, scale * (prox + 0.25)])
 
 

@@ -1,4 +1,4 @@
-"""The error of a meta-gradient against what it costs, where the exact one is known."""
+"""The study of a meta-gradient's error against its cost, on problems with a known solution."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
 from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.oracle_calls import Cost, spent
+from metalearn.studies.frame.table import Table
 from metalearn.studies.gradient import figures as gradient_figures
 from metalearn.studies.gradient import report as gradient_report
 from metalearn.studies.gradient.problems import PROBLEMS, KnownProblem
@@ -28,12 +29,12 @@ from metalearn.studies.gradient.problems import PROBLEMS, KnownProblem
 
 @dataclass(frozen=True)
 class Loop:
-    """An inner loop at its best constants for curvatures from m to L.
+    """An inner loop with the best constants for curvatures from m to L.
 
     Args:
         of: (m, L, steps) -> the solver.
-        rate: (m, L) -> q, by which a step brings the iterate nearer on a quadratic.
-        distance: (q, K) -> what K steps leave of the distance there, up to a constant.
+        rate: (m, L) -> q, the factor by which a step reduces the distance on a quadratic.
+        distance: (q, K) -> the distance after K steps there, up to a constant.
     """
 
     of: Callable[[float, float, int], GradientDescent]
@@ -41,7 +42,7 @@ class Loop:
     distance: Callable[[float, int], float]
 
     def longest(self, m: float, largest: float, reach: float) -> int:
-        """The steps that bring the distance to `reach`."""
+        """Return the number of steps that bring the distance to `reach`."""
         q = self.rate(m, largest)
         return next(k for k in itertools.count(1) if self.distance(q, k) <= reach)
 
@@ -57,7 +58,7 @@ LOOPS = {
         lambda m, largest: (largest - m) / (largest + m),
         lambda q, k: q**k,
     ),
-    # Polyak 1964. At both ends of the spectrum its iteration has a Jordan block: hence the 1 + K.
+    # Polyak 1964. The iteration has a Jordan block at both ends of the spectrum: hence the 1 + K.
     "heavy ball": Loop(
         lambda m, largest, steps: GradientDescent(
             steps, 4 / (math.sqrt(largest) + math.sqrt(m)) ** 2, accelerated(m, largest) ** 2
@@ -78,25 +79,25 @@ METHODS: dict[str, Callable[[GradientDescent, int | None], MetaGradient]] = {
     ),
     "first-order": lambda inner, _: FirstOrder(inner),
 }
-"""By name; the second argument is the iterations of the implicit gradient's solve."""
-
+"""The methods by name. The second argument is the number of iterations of the implicit solve."""
 
 NO_STEPS = GradientDescent(0, 1.0)
 
 
 @dataclass(frozen=True)
 class GradientStudy:
-    """
+    """The study and its options.
+
     Args:
-        seeds: of problems.
-        size: unknowns of a problem.
-        conditions: condition numbers of the inner Hessian at the solution.
-        reach: the longest inner loop brings its iterate nearer by this factor.
-        points: how many lengths of the inner loop, evenly in their cube root.
-        cg_iters: iterations of the implicit gradient's solve, all tried at each length.
-        bias_condition: the condition number at which bias is looked at.
-        bias_steps: lengths of the inner loop there, too short for it to converge.
-        bias_cg_iters: of the implicit gradient there.
+        seeds: the seeds of the problems.
+        size: the number of unknowns of a problem.
+        conditions: the condition numbers of the inner Hessian at the solution.
+        reach: the factor by which the longest inner loop reduces the distance to the solution.
+        points: the number of lengths of the inner loop, spaced evenly in their cube root.
+        cg_iters: the iterations of the implicit gradient's solve, all measured at each length.
+        bias_condition: the condition number at which bias is measured.
+        bias_steps: the lengths of the inner loop there, too short for it to converge.
+        bias_cg_iters: the CG iterations of the implicit gradient there.
     """
 
     title: ClassVar[str] = "The error of the meta-gradient against compute"
@@ -114,12 +115,12 @@ class GradientStudy:
     def __post_init__(self) -> None:
         for name, least in (("size", 2), ("points", 2), ("bias_cg_iters", 1)):
             if getattr(self, name) < least:
-                raise UsageError(f"{name}={getattr(self, name)}; expected at least {least}")
+                raise UsageError(f"{name}={getattr(self, name)}: expected at least {least}")
         for name, least in (("seeds", 0), ("cg_iters", 1), ("bias_steps", 1)):
             values = getattr(self, name)
             if not values or min(values) < least or len(set(values)) < len(values):
                 raise UsageError(
-                    f"{name}={list(values)}; expected different numbers of at least {least}"
+                    f"{name}={list(values)}: expected different numbers of at least {least}"
                 )
         for name, kappas in (
             ("conditions", self.conditions),
@@ -128,11 +129,11 @@ class GradientStudy:
             distinct = kappas and len(set(kappas)) == len(kappas)
             if not distinct or not all(1.5 <= kappa <= 1e5 for kappa in kappas):
                 raise UsageError(
-                    f"{name}={getattr(self, name)}; expected condition numbers from 1.5 to 100000, "
+                    f"{name}={getattr(self, name)}: expected condition numbers from 1.5 to 100000, "
                     "no two equal"
                 )
         if not 1e-12 <= self.reach < 1:
-            raise UsageError(f"reach={self.reach}; expected a factor from 1e-12 to below 1")
+            raise UsageError(f"reach={self.reach}: expected a factor from 1e-12 to below 1")
 
     def cells(self) -> list[Cell]:
         found: list[Cell] = [
@@ -153,7 +154,9 @@ class GradientStudy:
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
         if device.type != "cpu":
-            raise UsageError(f"device={device}; these problems are small: use device=cpu")
+            raise UsageError(
+                f"device={device}: expected cpu, the problems are small. Use device=cpu."
+            )
         at: Any = cell
         problem = PROBLEMS[at["problem"]](at["condition"], self.size, self.seeds)
         measures = {"accuracy": self._accuracy, "products": self._products, "bias": self._bias}
@@ -162,7 +165,7 @@ class GradientStudy:
     def _accuracy(self, problem: KnownProblem, at: Any) -> list[Row]:
         loop, (m, largest) = LOOPS[at["inner"]], problem.curvature
         longest = loop.longest(m, largest, self.reach)
-        # Steps are dear at the long end, and errors change fast at the short one.
+        # Long loops are expensive, and errors change fast in short ones.
         lengths = {math.ceil(longest * (i / self.points) ** 3) for i in range(1, self.points + 1)}
         rows: list[Row] = []
         for steps in sorted(lengths):
@@ -170,7 +173,7 @@ class GradientStudy:
             begun: BilevelProblem
             ways: dict[int | None, MetaGradient]
             if at["method"] == "implicit":
-                # How params were reached doesn't matter to it: one inner loop serves every solve.
+                # The implicit gradient depends on the end alone: one inner loop serves every solve.
                 begun, before = _reached(problem, inner)
                 ways = {c: METHODS["implicit"](NO_STEPS, c) for c in self.cg_iters}
             else:
@@ -196,8 +199,11 @@ class GradientStudy:
         return rows
 
     def _products(self, problem: KnownProblem, at: Any) -> list[Row]:
-        """The error at a converged inner solution, where only the Hessian products count: those of
-        the solve, or of the last steps, of gradient descent, that are gone back through."""
+        """Measure the error at a converged inner solution by the number of Hessian products.
+
+        The products belong to the solve, or to back-propagation through as many last steps of
+        gradient descent.
+        """
         newton = NewtonCG(100, cg_iters=2 * self.size, tol=1e-12, halvings=40)
         begun, _ = _reached(problem, newton)
         m, largest = problem.curvature
@@ -216,8 +222,11 @@ class GradientStudy:
         return rows
 
     def _bias(self, problem: KnownProblem, at: Any) -> list[Row]:
-        """Two errors: from the gradient of the converged problem, and from that of the K steps as
-        the library `higher` differentiates them."""
+        """Measure two errors of short inner loops.
+
+        `error` refers to the gradient of the converged problem. `error_of_steps` refers to the
+        gradient of the K steps, as the library `higher` differentiates them.
+        """
         counts = [self.bias_cg_iters, None] if at["method"] == "implicit" else [None]
         rows: list[Row] = []
         for steps in self.bias_steps:
@@ -235,14 +244,14 @@ class GradientStudy:
                 )
         return rows
 
-    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    def tables(self, rows: pd.DataFrame) -> dict[str, Table]:
         return gradient_report.tables(rows)
 
     def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
         return gradient_figures.figures(rows)
 
-    def findings(self, rows: pd.DataFrame) -> list[str]:
-        return gradient_report.findings(rows)
+    def facts(self, rows: pd.DataFrame) -> dict[str, Any]:
+        return gradient_report.facts(rows)
 
 
 def _cell(part: str, problem: str, condition: float, method: str) -> Cell:
@@ -250,7 +259,7 @@ def _cell(part: str, problem: str, condition: float, method: str) -> Cell:
 
 
 class _Begun:
-    """A problem begun elsewhere: its start is moved there by a constant."""
+    """A problem with another start, which differs from its own by a constant."""
 
     def __init__(self, problem: BilevelProblem, params: Params) -> None:
         self._problem, self._params = problem, params
@@ -263,7 +272,7 @@ class _Begun:
 
 
 def _reached(problem: KnownProblem, inner: InnerSolver) -> tuple[_Begun, Cost]:
-    """The problem begun where the inner loop ends, and what that cost."""
+    """Return the problem with a start at the inner loop's end, and the cost of the inner loop."""
 
     def run(counted: BilevelProblem) -> Params:
         start = counted.init(problem.meta, problem.task)
@@ -276,15 +285,15 @@ def _reached(problem: KnownProblem, inner: InnerSolver) -> tuple[_Begun, Cost]:
 
 
 def _each(problem: BilevelProblem, metagrad: MetaGradient, known: KnownProblem) -> Tensor:
-    """Each task's own meta-gradient, (T, size)."""
+    """Compute each task's own meta-gradient, (T, size)."""
     grads: Tensor = metagrad(problem, known.meta, known.task).grads["theta"]
     return grads * len(known.task)
 
 
 def _error(found: Tensor, exact: Tensor) -> dict[str, float]:
-    """Relative to the exact one: geometric mean and range over the tasks."""
+    """Return the relative error: the geometric mean and the range over the tasks."""
     errors = (found - exact).norm(dim=1) / exact.norm(dim=1)
-    # Below rounding nothing is known, and a logarithm needs a number.
+    # Errors below rounding are unknown, and the logarithm of 0 is infinite.
     errors = errors.clamp_min(torch.finfo(errors.dtype).eps)
     return {
         "error": float(errors.log().mean().exp()),
