@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from metalearn.studies.frame.protocol import Study
 from metalearn.system.memory import format_bytes
+from metalearn.training.estimate import Estimate
 
 TEMPLATE = "findings.md.j2"
 
@@ -45,10 +47,12 @@ def render_findings(study: Study, rows: pd.DataFrame) -> list[str]:
 
 
 def format_number(value: Any, spec: str) -> str:
-    """Return a number, or an estimate and its interval, in the format `spec`."""
-    if hasattr(value, "interval"):
-        return f"{value.mean:{spec}} ± {value.interval:{spec.lstrip('+')}}"
-    return format(value, spec)
+    """Return a number, or an estimate and its finite interval, in the format `spec`."""
+    if not isinstance(value, Estimate):
+        return format(value, spec)
+    if not math.isfinite(value.interval):
+        return format(value.mean, spec)
+    return f"{value.mean:{spec}} ± {value.interval:{spec.lstrip('+')}}"
 
 
 def format_count(number: int, noun: str, plural: str | None = None) -> str:

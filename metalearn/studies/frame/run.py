@@ -33,7 +33,7 @@ from metalearn.training.tracking import Tracker
 
 @dataclass(frozen=True)
 class Publication:
-    """Where a study goes, and under which name.
+    """The place and the name of a published study.
 
     Args:
         name: of its folder in `results` and in `scratch`.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from metalearn.training.estimate import Estimate
@@ -114,6 +115,8 @@ def make_cell(value: Any, form: Format | None = None) -> Cell:
     """
     if isinstance(value, Cell):
         return value
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, Estimate):
         mean = make_cell(value.mean, form)
         if not math.isfinite(value.interval):
