@@ -1,62 +1,66 @@
+"""Tables of typed values, and how findings format them."""
+
 from __future__ import annotations
 
+import json
 import math
 
+import numpy as np
 import pytest
 
-from metalearn.studies.frame.table import sort_key, table
+from metalearn.studies.frame.findings import format_count, format_list, format_number
+from metalearn.studies.frame.table import Cell, Table, make_cell, make_table
+from metalearn.training.estimate import Estimate
 
 
 @pytest.mark.parametrize(
-    ("text", "number"),
+    ("value", "form", "text", "key"),
     [
-        ("12", 12),
-        ("900 kB", 9e5),
-        ("1.2 MB", 1.2e6),
-        ("999 B", 999),
-        ("1 MiB", 2**20),
-        ("5 ms", 5e-3),
-        ("5ms", 5e-3),
-        ("4 µs", 4e-6),
-        ("3 min", 180),
-        ("6.4e-04", 6.4e-4),
-        ("-3.5", -3.5),
-        ("−3", -3),
-        ("< 1e-8", 1e-8),
-        ("96.00 (94.2 to 97.1)", 96),
-        ("98.7 ± 0.4 U", 98.7),
-        ("12%", 12),
-        ("200,000 tasks", 200000),
-        ("inf", math.inf),
-        ("-inf", -math.inf),
-        ("", None),
-        ("GMRES", None),
-        ("unrolled, 6 steps", None),
-        ("infinite", None),
-        ("5w1s", None),
-        ("2026-11-25", None),
-        ("2.14.1", None),
-        ("06f0d2d", None),
+        (3, None, "3", 3),
+        (30.0, None, "30", 30),
+        (0.123456, None, "0.1235", 0.123456),
+        (1234.5, ",.0f", "1,234", 1234.5),
+        (np.int64(7), "d", "7", 7),
+        (np.float32(0.5), ".2f", "0.50", 0.5),
+        (2000, lambda n: f"{n / 1000:g} kB", "2 kB", 2000),
+        (math.inf, None, "inf", math.inf),
+        (None, ".2f", "", None),
+        (math.nan, ".2f", "", None),
+        (True, None, "yes", None),
+        (np.bool_(False), None, "no", None),
+        ("GMRES", ".2f", "GMRES", None),
+        (Estimate(0.5, 0.25), "+.2f", "+0.50 ± 0.25", 0.5),
+        (Estimate(0.5, math.inf), ".2f", "0.50", 0.5),
+        (Cell("5 at 2", 5.0), ".2f", "5 at 2", 5),
     ],
 )
-def test_what_a_cell_is_sorted_by(text, number):
-    assert sort_key(text) == number
+def test_make_cell_formats_a_value_and_sorts_by_it(value, form, text, key):
+    assert make_cell(value, form) == Cell(text, key)
 
 
-def test_a_column_is_numeric_where_most_of_it_begins_with_numbers():
-    made = table(
+def test_table_is_numeric_where_half_of_a_column_is_numbers():
+    made = make_table(
         ["size", "core", "blank", "half"],
-        [
-            ["1.2 MB", "deq", None, "1"],
-            ["did not fit", "unrolled, 30 steps", float("nan"), "two"],
-            ["900 kB", "3 layers", "", "three"],
-            ["–", "x", "-", ""],
-        ],
+        [[1.2e6, "deq", None, 1], ["did not fit", "x", math.nan, "two"], [9e5, "y", "", "three"]],
     )
     assert made.numeric == [True, False, False, False]
+    assert make_table(["a", "b"], []).numeric == [False, False]
 
 
-def test_cells_read_as_in_the_markdown_table():
-    ((*cells,),) = table("abcdefg", [[3, 30.0, 0.123456, 1e-9, None, True, "<b>"]]).rows
-    assert [c.text for c in cells] == ["3", "30", "0.1235", "1e-09", "", "yes", "<b>"]
-    assert cells[2].key == 0.123456  # sorted by what was measured, not by what is shown
+def test_table_survives_json():
+    made = make_table({"a": ".1f", "b": None}, [{"a": 1.25}, {"a": math.inf, "b": "x"}], marked=[1])
+    assert Table.from_json(json.loads(json.dumps(made.to_json()))) == made
+
+
+def test_table_of_an_earlier_release_is_read():
+    old = Table.from_json({"columns": ["n", "what"], "rows": [[2, "1.2 MB"], [None, "x"]]})
+    assert old.texts().values.tolist() == [["2", "1.2 MB"], ["", "x"]]
+    assert old.rows[0][0].key == 2
+
+
+def test_findings_format_numbers_counts_and_lists():
+    assert format_number(Estimate(1.25, 0.5), "+.1f") == "+1.2 ± 0.5"
+    assert format_number(Estimate(1.25, math.inf), ".2f") == "1.25"
+    assert format_count(1, "inner step") == "1 inner step"
+    assert format_count(2000, "study", "studies") == "2,000 studies"
+    assert format_list(["a"]) == "a" and format_list(["a", "b", "c"]) == "a, b and c"
