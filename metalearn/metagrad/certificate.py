@@ -1,4 +1,4 @@
-"""The measure of how far an implicit gradient can be trusted: what was measured, and the bound it implies.
+"""The trust that an implicit gradient deserves: what was measured, and the bound it implies.
 
 For one task let phi* minimise inner(., theta), v(phi) = d outer / d params, A(phi) = d2 inner /
 d params2, M(phi) = d2 inner / (d meta d params), and d(phi) the direct d outer / d meta. The exact
