@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""README.md's table of Omniglot accuracies, made again from results/ and the published figures.
+"""Make README.md's table of Omniglot accuracies from results/ and the published figures.
 
 Usage: .venv/bin/python scripts/front_table.py        (after `metalearn bench fewshot`)
 """
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from omegaconf import DictConfig, OmegaConf
 
-from metalearn.studies.fewshot.report import PUBLISHED, name, own_rows, shown
-from metalearn.studies.frame.published.accuracy import published
+from metalearn.studies.fewshot.report import PUBLISHED, accuracy_cell, method_title, own_rows
+from metalearn.studies.frame.published.accuracy import published, published_cell, select_papers
 from metalearn.system.files import replace_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,12 +25,12 @@ SETTINGS = {(5, 1): "5w1s", (5, 5): "5w5s", (20, 1): "20w1s", (20, 5): "20w5s"}
 BLOCK = re.compile(r"(?<=<!-- scripts/front_table.py -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 Line = tuple[str, str]
-"""A method, and how it was trained."""
+"""A method, and a description of its training."""
 
 
 @dataclass
 class Training:
-    """A method's line of the table: its trainings to one budget, a setting each."""
+    """A line of the table: a method's trainings to one budget, one for each setting."""
 
     where: str
     seconds: list[float] = field(default_factory=list)
@@ -41,8 +42,9 @@ class Training:
 
 
 def lines(results: Path) -> dict[Line, dict[str, str]]:
-    """Accuracies by line and setting: the longest training of a method first, what was published
-    for it last.
+    """Return the accuracies by line and setting.
+
+    A method's longest training comes first, and its published accuracies last.
 
     Raises:
         SystemExit: two results are of one cell, or of a training that is not known.
@@ -63,19 +65,17 @@ def lines(results: Path) -> dict[Line, dict[str, str]]:
         training.cells[setting] = accuracy
     ordered = {}
     convex = [(key[0], t) for key, t in ours.items() if _base(key[0]).startswith("implicit")]
-    theirs = published()[(published().dataset == "omniglot") & (published().mark == "P")]
+    theirs = published()[published().dataset == "omniglot"]
     for method in PUBLISHED.values():
         own = [(key[0], t) for key, t in ours.items() if _base(key[0]) == method]
         for title, training in sorted(own, key=lambda item: -round(min(item[1].seconds) / 60)):
             ordered[title, training.trained] = training.cells
-        part = theirs[theirs.method.isin([method, f"{method}, transductive"])]
+        part = select_papers(theirs, method)
         if len(part):
             budget = f", {part.budget.iloc[0]}" if part.budget.iloc[0] else ""
             ordered[method, f"{part.source.iloc[0]}{budget}"] = {
-                SETTINGS[ways, shots]: f"{accuracy} ± {interval}"
-                for ways, shots, accuracy, interval in zip(
-                    part.ways, part.shots, part.accuracy, part.interval, strict=True
-                )
+                SETTINGS[row["ways"], row["shots"]]: published_cell(row).text
+                for _, row in part.iterrows()
             }
     for title, training in sorted(convex, key=lambda item: -min(item[1].seconds)):
         ordered[title, training.trained] = training.cells
@@ -83,8 +83,10 @@ def lines(results: Path) -> dict[Line, dict[str, str]]:
 
 
 def _studies(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
-    """(method, budget, where, seconds, setting, accuracy) of the few-shot studies' cells, where
-    their trainings are the experiments' own and 1,000 tasks judge them."""
+    """Yield the (method, budget, where, seconds, setting, accuracy) of few-shot studies' cells.
+
+    A study counts if its trainings are the experiments' own and at least 1,000 tasks judge them.
+    """
     for path in sorted(results.glob("fewshot*/rows.csv")):
         origin: Any = json.loads((path.parent / "provenance.json").read_text())
         options = origin["options"]
@@ -92,13 +94,14 @@ def _studies(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
             continue
         limit = options["train_minutes"]
         budget = f"{limit} minutes" if limit else f"{options['steps']} meta-steps"
-        rows = own_rows(pd.read_csv(path))
-        rows = rows[(rows["mode"] == "transductive") & (rows.dataset == "omniglot")]
+        rows = own_rows(pd.read_csv(path), "transductive")
+        rows = rows[rows.dataset == "omniglot"]
         for (setting, method), group in rows.groupby(["setting", "method"], sort=False):
             cell = str(setting).removeprefix("omniglot_")
             seconds = float(group.train_s.mean())
             where = _where(options["device"], int(group.threads.iloc[0]))
-            yield name(str(method)), budget, where, seconds, cell, shown(group)
+            accuracy = accuracy_cell(group).text
+            yield method_title(str(method)), budget, where, seconds, cell, accuracy
 
 
 def _long(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
@@ -113,47 +116,59 @@ def _long(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
         yield method, budget, where, run["train_s"], found[1], f"{mean:.2f} ± {half:.2f}"
 
 
-SYMMETRIC = {
-    "maml": "MAML",
-    "imaml": "iMAML, gradient descent",
-    "imaml_solved": "iMAML, gradient descent",
+METHODS = {
+    "maml": "MAML: symmetric head",
+    "imaml": "iMAML, gradient descent: symmetric head",
+    "ridge": "implicit, ridge head (inductive)",
 }
-"""The published methods by the last part of an experiment's name; convex heads have none."""
+"""The titles by the last part of an experiment's name."""
 
 
 def trained(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
-    """The cells of `scripts/train_experiments`, as `_studies` gives them: networks with a symmetric
-    head, judged on 4,000 tasks. Inductive accuracies stand in brackets; a convex head has these
-    alone."""
+    """Yield the cells of `scripts/train_experiments`, in the form of `_studies`.
+
+    Their networks have a symmetric head and are judged on 4,000 tasks. Inductive accuracies stand
+    in brackets; a convex head has these alone.
+    """
     for path in sorted(results.glob("omniglot_*/*-way.json")):
         experiment, ways = path.name.removesuffix("-way.json").rsplit("-", 1)
         if path.parent.name == "omniglot_long":
             continue  # `_long` has them, of free heads
-        run: Any = json.loads((path.parent / f"{experiment}.json").read_text())
+        training, _, ensemble = experiment.partition("-ensemble")
+        training += ensemble  # the seed's ending
+        run: Any = json.loads((path.parent / f"{training}.json").read_text())
         found: Any = json.loads(path.read_text())
         by_mode = {row["mode"]: row for row in found["rows"]}
-        row = by_mode["inductive"]
-        stem = re.sub(r"_(quick|half_hour|table)$", "", experiment.split("-seed")[0])
-        setting = f"{ways}w{row['shots']}s"
-        where = _where("cpu", run["threads"])
-        own = re.fullmatch(r"omniglot_(\d+w\ds)_(\w+)", stem)
-        mean, half = 100 * row["accuracy"], 100 * row["accuracy_interval"]
-        if own is None:
-            method, shown_as = "implicit, ridge head (inductive)", f"{mean:.2f} ± {half:.2f}"
-        elif own[1] != setting:
-            continue  # of other ways than it was trained for
-        elif own[2] not in SYMMETRIC:
+        setting = f"{ways}w{by_mode['inductive']['shots']}s"
+        name = re.fullmatch(
+            r"omniglot_(?:(\d+w\ds)_)?(\w+?)(?:_5shot)?_(?:quick|half_hour|table)",
+            training.split("-seed")[0],
+        )
+        if name is None or name[2] not in METHODS:
             raise SystemExit(
-                f"{path.name}: expected a method among {', '.join(SYMMETRIC)}. Leave it out of "
-                "results/."
+                f"{path.name}: expected omniglot_METHOD_BUDGET, a method among "
+                f"{', '.join(METHODS)}. Leave it out of results/."
             )
-        else:
-            method = f"{SYMMETRIC[own[2]]}: symmetric head"
-            other = by_mode["transductive"]
-            accuracy, width = 100 * other["accuracy"], 100 * other["accuracy_interval"]
-            shown_as = f"{accuracy:.2f} ± {width:.2f} ({mean:.2f})"
+        if name[1] not in (None, setting):
+            continue  # of other ways than it was trained for
+        method = METHODS[name[2]]
+        shown_as = "{:.2f} ± {:.2f}".format(*_percent(by_mode["inductive"]))
+        if name[2] != "ridge":
+            accuracy = "{:.2f} ± {:.2f}".format(*_percent(by_mode["transductive"]))
+            shown_as = f"{accuracy} ({_percent(by_mode['inductive'])[0]:.2f})"
+        source = ROOT / "configs" / "experiment" / f"{training.split('-seed')[0]}.yaml"
+        options = OmegaConf.load(source)
+        if isinstance(options, DictConfig) and options.get("init_from"):
+            method += f", from the weights of {options.init_from}"
+        if "-ensemble" in experiment:
+            method += f", ensemble of {by_mode['inductive']['ensemble']} checkpoints"
         seed = f", seed {run['seed']}" if run["seed"] else ""
+        where = _where("cpu", run["threads"])
         yield method + seed, path.parent.name, where, run["train_s"], setting, shown_as
+
+
+def _percent(row: dict[str, float]) -> tuple[float, float]:
+    return 100 * row["accuracy"], 100 * row["accuracy_interval"]
 
 
 def _duration(least: float, most: float) -> str:
@@ -173,7 +188,7 @@ def _where(device: str, threads: int) -> str:
 
 
 def table(results: Path) -> str:
-    """In Markdown."""
+    """Return the table in Markdown."""
     titles = [f"{ways}-way {shots}-shot" for ways, shots in SETTINGS]
     text = [f"| | trained | {' | '.join(titles)} |", "|" + "---|" * (2 + len(titles))]
     last = ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,69 +11,111 @@ from matplotlib.figure import Figure
 
 from metalearn.report.collect import Run
 from metalearn.studies.frame.plot import COLOURS, canvas, label_lines, log_axis
-from metalearn.studies.frame.published.accuracy import TITLES, published
-from metalearn.studies.frame.table import Table, make_table
+from metalearn.studies.frame.published.accuracy import (
+    dataset_title,
+    published,
+    published_cell,
+    published_rows,
+    select_published,
+    setting_title,
+)
+from metalearn.studies.frame.table import Format, Table, make_cell, make_table
+from metalearn.training.estimate import Estimate
 
-Setting = tuple[int, int]  # ways, shots
+Setting = tuple[str, int, int]  # dataset, ways, shots
+
+COST: dict[str, tuple[str, Format | None]] = {
+    "budget": ("trained for", None),
+    "chosen_step": ("chosen at step", None),
+    "test_loss": ("test loss", None),
+    "step_s": ("s a meta-step", None),
+    "train_s": ("s of training", None),
+    "peak_memory_bytes": ("peak memory, MB", lambda size: f"{size / 1e6:.1f}"),
+    "threads": ("threads", None),
+    "machine": ("machine", None),
+    "seed": ("seed", None),
+    "date": ("date", None),
+    "commit": ("commit", None),
+    "command": ("command", None),
+}
+"""The title and format of each column of the costs, by the name in a run's summary."""
 
 
 def findings(runs: Sequence[Run]) -> list[str]:
-    """A sentence for each setting and budget that our runs have, and one for what was published."""
+    """Return a finding for each setting and budget of ours, and one for each setting's papers."""
     found = []
-    for dataset, setting in _settings(runs):
-        here = [r for r in runs if (r.dataset, (r.ways, r.shots)) == (dataset, setting)]
-        name = f"{_title(dataset)} {_setting(setting)}"
-        for budget in dict.fromkeys(r.budget for r in here):
-            ours = sorted((r for r in here if r.budget == budget), key=_accuracy, reverse=True)
-            each = ", ".join(f"{r.method} {_shown(r)} %" for r in ours)
-            found.append(f"{name} after {budget}: {each}.")
-        others = _others(dataset, setting)
+    for setting in _settings(runs):
+        here = sorted(_select(runs, setting), key=lambda run: -_percent(run).mean)
+        for budget in dict.fromkeys(r.budget for r in runs if r in here):
+            each = "; ".join(f"{r.method} {_text(r)} %" for r in here if r.budget == budget)
+            found.append(f"{_title(setting)} after {budget}: {each}.")
+        others = select_published(*setting)
         papers = others[others.mark == "P"]
         if len(papers):
-            best = max(here, key=_accuracy)
             stated = papers[papers.budget != ""]
-            theirs = ", ".join((stated.method + "'s " + stated.budget).tolist())
+            budgets = "; ".join((stated.method + ", " + stated.budget).tolist())
             found.append(
-                f"The papers report {papers.percent.min():g} to {papers.percent.max():g} % on "
-                f"{name}, where the best of ours has {_shown(best)} %: the budgets differ, "
-                f"{best.budget} here, and in the papers {theirs or 'what each of them chose'}."
+                f"{_title(setting)} in papers' tables: {papers.percent.min():g} to "
+                f"{papers.percent.max():g} %. Budgets in the papers: {budgets or 'not stated'}. "
+                f"Best of our runs: {_text(here[0])} %. Its budget: {here[0].budget}."
             )
     return found
 
 
 def tables(runs: Sequence[Run]) -> dict[str, Table]:
-    """By dataset, ours (marked) and the published figures; then what our runs cost."""
+    """Return a table for each dataset, our rows marked, and a table of our runs' costs."""
     found = {}
     for dataset in dict.fromkeys(r.dataset for r in _measured(runs)):
         ours = [r for r in _measured(runs) if r.dataset == dataset]
         others = published()[published().dataset == dataset]
-        pairs = {(r.ways, r.shots) for r in ours} | set(_pairs(others))
-        settings = sorted(pairs, key=lambda s: (s[0] or 0, s[1] or 0))
-        rows = [[r.method, *(_if(s, r) for s in settings), *_how(r)] for r in ours]
-        for method, part in others.groupby("method", sort=False):
-            rows.append([str(method), *_published_row(part, settings)])
-        columns = ["method", *map(_setting, settings), "trained for", "mark", "source", "remark"]
+        pairs = {(run.ways or 0, run.shots or 0) for run in ours}
+        pairs |= set(zip(others.ways, others.shots, strict=True))
+        titles = [setting_title(*pair) for pair in sorted(pairs)]
+        columns = {"method": None, **dict.fromkeys(titles, ".2f"), "trained for": None}
+        columns |= dict.fromkeys(["mark", "source", "remark"])
         whose = "our runs beside the published figures" if len(others) else "our runs"
-        caption = f"{_title(dataset)}: test accuracy in %, {whose}"
-        found[caption] = make_table(columns, rows, marked=range(len(ours)))
-    found["What our runs took"] = _cost(runs)
+        found[f"{dataset_title(dataset)}: test accuracy in %, {whose}"] = make_table(
+            columns, [*map(_row, ours), *published_rows(dataset)], marked=range(len(ours))
+        )
+    formats = {"run": None, **dict(COST.values())}
+    found["What our runs took"] = make_table(formats, map(_cost, runs))
     return found
 
 
+def _row(run: Run) -> dict[str, Any]:
+    mode = "transductive" if run.summary.get("transductive", True) else "inductive"
+    return {
+        "method": run.method,
+        setting_title(run.ways, run.shots): _percent(run),
+        "trained for": run.budget,
+        "mark": "ours",
+        "source": run.where,
+        "remark": f"{mode}, {run.summary.get('test_tasks')} test tasks",
+    }
+
+
+def _cost(run: Run) -> list[Any]:
+    about = {"budget": run.budget, "date": str(run.summary.get("date", ""))[:10]}
+    values = {**run.summary, **about, "commit": str(run.summary.get("commit") or "")[:7]}
+    return [run.summary["name"], *(values.get(key) for key in COST)]
+
+
 def figures(runs: Sequence[Run]) -> dict[str, Figure]:
-    """By caption: a setting's accuracies, ours and theirs; the validation curves of our runs."""
+    """Return each setting's accuracies, ours and published, and our learning curves."""
     found = {}
-    for dataset, setting in _settings(runs):
-        if len(_others(dataset, setting)):
-            caption = f"{_title(dataset)} {_setting(setting)}: ours (blue), in papers' tables "
-            caption += "(orange), elsewhere (grey)"
-            found[caption] = _dots(runs, dataset, setting)
+    for setting in _settings(runs):
+        others = select_published(*setting)
+        if len(others):
+            caption = (
+                f"{_title(setting)}: ours (blue), in papers' tables (orange), elsewhere (grey)"
+            )
+            found[caption] = _dots(_select(runs, setting), others)
     curves = [r for r in runs if len(r.curve) > 1]
     if curves:
         figure, (axes,) = canvas(width=6)
         for run in curves:
             steps, values = zip(*run.curve, strict=True)
-            axes.plot(steps, values, marker="o", label=_plain(run.method))
+            axes.plot(steps, values, marker="o", label=_escape(run.method))
         axes.set_xlabel("meta-step")
         axes.set_ylabel("validation accuracy, %")
         label_lines(axes)
@@ -80,21 +123,24 @@ def figures(runs: Sequence[Run]) -> dict[str, Figure]:
     return found
 
 
-def _dots(runs: Sequence[Run], dataset: str, setting: Setting) -> Figure:
-    """By error, whose logarithm tells 99.1 from 99.5 % as well as 57 from 80."""
-    ours = [r for r in _measured(runs) if (r.dataset, (r.ways, r.shots)) == (dataset, setting)]
-    points = [(f"{_plain(r.method)}, ours", _shown(r), *_percent(r), COLOURS[0]) for r in ours]
-    for row in _others(dataset, setting).to_dict("records"):
-        colour = COLOURS[1] if row["mark"] == "P" else "#666666"
-        interval = float(row["interval"]) if row["interval"] else None
-        points.append((row["method"], _printed(row), row["percent"], interval, colour))
-    points.sort(key=lambda point: point[2])
+def _dots(ours: Sequence[Run], others: pd.DataFrame) -> Figure:
+    """Draw the errors on a logarithmic axis.
+
+    The logarithm of the error separates 99.1 from 99.5 % as well as 57 from 80 %.
+    """
+    points = [(f"{_escape(r.method)}, ours", _text(r), _percent(r), COLOURS[0]) for r in ours]
+    row: Any
+    for row in others.itertuples():
+        colour = COLOURS[1] if row.mark == "P" else "#666666"
+        value = Estimate(float(row.accuracy), float(row.interval or "inf"))
+        points.append((row.method, published_cell(row).text, value, colour))
+    points.sort(key=lambda point: point[2].mean)
     figure, (axes,) = canvas(width=6.5, height=0.8 + 0.2 * len(points))
-    for at, (_, _, value, interval, colour) in enumerate(points):
-        error = max(100 - value, 0.01)  # a logarithm has no 0
-        low = None if interval is None else [[min(interval, 0.9 * error)], [interval]]
+    for at, (_, _, value, colour) in enumerate(points):
+        error, width = max(100 - value.mean, 0.01), value.interval  # a logarithm has no 0
+        low = [[min(width, 0.9 * error)], [width]] if math.isfinite(width) else None
         axes.errorbar(error, at, xerr=low, fmt="o", color=colour, markersize=5, capsize=2)
-    axes.set_yticks(range(len(points)), [f"{label}   {shown}" for label, shown, *_ in points])
+    axes.set_yticks(range(len(points)), [f"{label}   {text}" for label, text, *_ in points])
     for tick, (*_, colour) in zip(axes.get_yticklabels(), points, strict=True):
         tick.set_color(colour)
     log_axis(axes, "x", base=2)
@@ -103,102 +149,34 @@ def _dots(runs: Sequence[Run], dataset: str, setting: Setting) -> Figure:
     return figure
 
 
-def _plain(name: str) -> str:
-    """Not mathematics to matplotlib."""
+def _escape(name: str) -> str:
+    """Escape what matplotlib would take as mathematics."""
     return name.replace("$", r"\$")
-
-
-def _title(dataset: str) -> str:
-    return TITLES.get(dataset, dataset or "Other data")
 
 
 def _measured(runs: Sequence[Run]) -> list[Run]:
     return [r for r in runs if r.summary.get("test_accuracy") is not None]
 
 
-def _settings(runs: Sequence[Run]) -> list[tuple[str, Setting]]:
-    known = [r for r in _measured(runs) if r.ways and r.shots]
-    return list(dict.fromkeys((r.dataset, (r.ways or 0, r.shots or 0)) for r in known))
+def _settings(runs: Sequence[Run]) -> list[Setting]:
+    known = [(r.dataset, r.ways, r.shots) for r in _measured(runs)]
+    return list(dict.fromkeys((name, ways, shots) for name, ways, shots in known if ways and shots))
 
 
-def _pairs(others: pd.DataFrame) -> list[Setting]:
-    return list(zip(others.ways.tolist(), others.shots.tolist(), strict=True))
+def _select(runs: Sequence[Run], setting: Setting) -> list[Run]:
+    return [r for r in _measured(runs) if (r.dataset, r.ways, r.shots) == setting]
 
 
-def _others(dataset: str, setting: Setting) -> pd.DataFrame:
-    every = published()
-    return every[
-        (every.dataset == dataset) & (every.ways == setting[0]) & (every.shots == setting[1])
-    ]
+def _title(setting: Setting) -> str:
+    dataset, ways, shots = setting
+    return f"{dataset_title(dataset)} {setting_title(ways, shots)}"
 
 
-def _setting(setting: tuple[Any, Any]) -> str:
-    return f"{setting[0]}-way {setting[1]}-shot" if all(setting) else "accuracy"
-
-
-def _percent(run: Run) -> tuple[float, float | None]:
+def _percent(run: Run) -> Estimate:
     interval = run.summary.get("test_accuracy_interval")
-    return 100 * run.summary["test_accuracy"], None if interval is None else 100 * interval
+    half = math.inf if interval is None else 100 * interval
+    return Estimate(100 * run.summary["test_accuracy"], half)
 
 
-def _accuracy(run: Run) -> float:
-    return _percent(run)[0]
-
-
-def _shown(run: Run) -> str:
-    value, interval = _percent(run)
-    return f"{value:.2f}" + ("" if interval is None else f" ± {interval:.2f}")
-
-
-def _if(setting: tuple[Any, Any], run: Run) -> str:
-    return _shown(run) if setting == (run.ways, run.shots) else ""
-
-
-def _how(run: Run) -> list[str]:
-    mode = "transductive" if run.summary.get("transductive", True) else "inductive"
-    return [run.budget, "ours", run.where, f"{mode}, {run.summary.get('test_tasks')} test tasks"]
-
-
-def _printed(row: Mapping[Any, Any]) -> str:
-    interval = f" ± {row['interval']}" if row["interval"] else ""
-    return row["accuracy"] + interval + (" U" if row["mark"] == "U" else "")
-
-
-def _published_row(part: pd.DataFrame, settings: Sequence[tuple[Any, Any]]) -> list[str]:
-    cells = dict.fromkeys(settings, "")
-    for row in part.to_dict("records"):
-        cells[row["ways"], row["shots"]] = _printed(row)
-    joined = [
-        "; ".join(dict.fromkeys(filter(None, part[name])))
-        for name in ("budget", "mark", "source", "remark")
-    ]
-    return [*cells.values(), *joined]
-
-
-def _cost(runs: Sequence[Run]) -> Table:
-    columns = {
-        "budget": "trained for",
-        "chosen_step": "chosen at step",
-        "test_loss": "test loss",
-        "step_s": "s a meta-step",
-        "train_s": "s of training",
-        "peak_memory_bytes": "peak memory, MB",
-        "threads": "threads",
-        "machine": "machine",
-        "seed": "seed",
-        "date": "date",
-        "commit": "commit",
-        "command": "command",
-    }
-    rows = []
-    for run in runs:
-        values = {
-            **run.summary,
-            "budget": run.budget,
-            "date": str(run.summary.get("date", ""))[:10],
-        }
-        values["commit"] = str(run.summary.get("commit") or "")[:7]
-        if values.get("peak_memory_bytes") is not None:
-            values["peak_memory_bytes"] = round(values["peak_memory_bytes"] / 1e6, 1)
-        rows.append([run.summary["name"], *(values.get(key) for key in columns)])
-    return make_table(["run", *columns.values()], rows)
+def _text(run: Run) -> str:
+    return make_cell(_percent(run), ".2f").text

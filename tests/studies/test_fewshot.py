@@ -1,4 +1,4 @@
-"""The few-shot study: its runs go on, are judged once, and its tables say what the rows say."""
+"""The few-shot study: its runs resume, are judged once, and its report agrees with the rows."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from metalearn.errors import UsageError
 from metalearn.studies.fewshot import figures as fewshot_figures
 from metalearn.studies.fewshot import report as fewshot_report
 from metalearn.studies.fewshot.runs import Budget, StudyRun
-from metalearn.studies.fewshot.study import FewShotStudy, measured
+from metalearn.studies.fewshot.study import FewShotStudy
+from metalearn.studies.fewshot.trained import measure_run
 from metalearn.studies.frame import options
-from metalearn.studies.frame.validation_curve import fall, step_seconds
+from metalearn.studies.frame.findings import render_findings
+from metalearn.studies.frame.published.accuracy import published_cell, published_rows
+from metalearn.studies.frame.validation_curve import fall, falls, step_seconds
 from metalearn.training.protocol import Protocol
 
 CPU = torch.device("cpu")
@@ -41,7 +44,7 @@ def metrics(run: StudyRun) -> list[dict]:
     return [{k: v for k, v in json.loads(x).items() if not k.endswith("_s")} for x in lines]
 
 
-def test_a_run_is_found_again_by_its_config_whatever_its_end(tmp_path):
+def test_study_run_is_found_again_by_its_config_whatever_its_end(tmp_path):
     run = study_run(tmp_path)
     assert run.folder == study_run(tmp_path, "steps=9", "checkpoint_every=1").folder
     others = ["seed=1", "model.channels=5", "metagrad.inner.lr=0.3", "validation.tasks=5"]
@@ -51,7 +54,7 @@ def test_a_run_is_found_again_by_its_config_whatever_its_end(tmp_path):
     assert len({run.folder, *cosine}) == 3
 
 
-def test_a_larger_budget_goes_on_with_the_run_and_equals_one_in_one_go(tmp_path):
+def test_study_run_resumed_with_a_larger_budget_equals_an_uninterrupted_run(tmp_path):
     short = study_run(tmp_path / "a", "steps=4")
     assert short.train(Budget(4)) == ""
     longer = study_run(tmp_path / "a")
@@ -70,7 +73,7 @@ def test_a_larger_budget_goes_on_with_the_run_and_equals_one_in_one_go(tmp_path)
         longer.train(Budget(4))
 
 
-def test_a_run_interrupted_between_two_ends_goes_on(tmp_path):
+def test_study_run_interrupted_between_two_ends_resumes(tmp_path):
     run, whole = study_run(tmp_path / "a"), study_run(tmp_path / "b")
     whole.train(Budget(6))
     run.train(Budget(4))
@@ -82,7 +85,7 @@ def test_a_run_interrupted_between_two_ends_goes_on(tmp_path):
     assert metrics(run)[-1]["query_loss"] == metrics(whole)[-1]["query_loss"]
 
 
-def test_minutes_end_a_run_at_a_validation(tmp_path):
+def test_budget_minutes_end_a_run_at_a_validation(tmp_path):
     run = study_run(tmp_path)
     run.train(Budget(6, minutes=1e-9))
     assert [row["step"] for row in run.curve()] == [2]
@@ -96,7 +99,7 @@ def test_minutes_end_a_run_at_a_validation(tmp_path):
         study_run(tmp_path, "schedule=cosine").train(Budget(6, minutes=1.0))
 
 
-def test_a_run_is_judged_once_for_each_protocol(tmp_path, monkeypatch):
+def test_study_run_is_judged_once_for_each_protocol(tmp_path, monkeypatch):
     run = study_run(tmp_path)
     run.train(Budget(6))
     first = run.judged(Protocol(tasks=4), CPU)
@@ -105,9 +108,9 @@ def test_a_run_is_judged_once_for_each_protocol(tmp_path, monkeypatch):
     assert run.judged(Protocol(tasks=5), CPU) == [{"measured": "anew"}]
 
 
-def test_a_run_that_a_guard_stops_is_a_row(tmp_path):
+def test_measure_run_returns_a_row_for_a_run_that_a_guard_stops(tmp_path):
     run = study_run(tmp_path, "metagrad.inner.lr=1e30")
-    (row,) = measured(run, Budget(6), 4, [], CPU)
+    (row,) = measure_run(run, Budget(6), Protocol(tasks=4), CPU)
     assert row["part"] == "stopped" and "not finite" in str(row["why"])
 
 
@@ -133,7 +136,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     )
 
 
-def test_rows_have_a_curve_and_every_mode_and_number_of_steps(rows):
+def test_measure_has_a_curve_and_every_mode_and_number_of_steps(rows):
     assert set(rows.part) == {"curve", "test"}
     test = rows[rows.part == "test"]
     each = test.groupby(["method", "seed"]).size()
@@ -144,9 +147,16 @@ def test_rows_have_a_curve_and_every_mode_and_number_of_steps(rows):
     assert (curve.groupby(["method", "seed"]).train_s.diff().dropna() > 0).all()
 
 
-def test_tables_figures_and_findings_are_of_the_rows(rows):
-    tables = fewshot_report.tables(rows)
-    beside, swept, timed, cost = tables.values()
+def texts(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    return [table.texts() for table in fewshot_report.tables(rows).values()]
+
+
+def rendered(rows: pd.DataFrame, tmp_path: Path) -> list[str]:
+    return render_findings(FewShotStudy(**OPTIONS, runs=str(tmp_path)), rows)
+
+
+def test_tables_and_figures_show_the_rows(rows):
+    beside, swept, timed, cost = texts(rows)
     assert list(beside.method) == ["MAML", "MAML", "first-order MAML", "first-order MAML"]
     assert set(beside.whose) == {"ours, transductive", "ours, inductive"}
     maml = rows[(rows.part == "test") & (rows.method == "maml") & (rows["mode"] == "inductive")]
@@ -157,17 +167,61 @@ def test_tables_figures_and_findings_are_of_the_rows(rows):
     assert list(cost["meta-steps"]) == ["4"] * 4 and list(cost.tasks) == ["8"] * 4
     assert len(timed) == 2
     assert set(fewshot_figures.figures(rows)) == {"learning", "time", "inner_steps"}
-    findings = fewshot_report.findings(rows)
-    assert any("2 seeds" in sentence for sentence in findings)
 
 
-def test_published_figures_stand_below_ours(rows):
+def test_tables_sort_accuracies_and_steps_by_number(rows):
+    for table in fewshot_report.tables(rows).values():
+        columns = dict(zip(table.columns, table.numeric, strict=True))
+        assert all(
+            columns[name]
+            for name in ("5-way 1-shot", "inner steps", "inductive", "all of it", "tasks", "seed")
+            if name in columns
+        )
+
+
+def test_accuracy_cell_is_the_mean_of_its_seeds():
+    group = pd.DataFrame({"accuracy": [0.5, 0.7], "accuracy_interval": [0.01, 0.03]})
+    cell = fewshot_report.accuracy_cell(group)
+    assert cell.text == "60.00 ± 2.00 (seeds 14.14)" and cell.key == pytest.approx(60)
+    assert fewshot_report.accuracy_cell(group[:1]).text == "50.00 ± 1.00"
+    assert fewshot_report.accuracy_cell(group[:1].assign(accuracy_interval=None)).text == "50.00"
+    assert fewshot_report.accuracy_cell(group[:0]).text == ""
+
+
+def test_facts_name_the_best_method_and_its_training(rows, tmp_path):
+    (setting,) = fewshot_report.facts(rows)["settings"]
+    own = fewshot_report.own_rows(rows, "transductive")
+    means = 100 * own.groupby("method").accuracy.mean()
+    first, second = setting["ranks"]
+    assert first["method"] == fewshot_report.method_title(means.idxmax())
+    assert first["accuracy"].startswith(f"{means.max():.2f} ± ")
+    assert second["accuracy"].startswith(f"{means.min():.2f} ± ")
+    assert setting["best"]["seeds"] == 2 and setting["best"]["steps"] == 4
+    assert setting["paper"] is None  # nobody published an accuracy on glyphs
+    gains = setting["mode_gains"]
+    modes = fewshot_report.own_rows(rows).groupby(["method", "mode"]).accuracy.mean().unstack()
+    gain = 100 * (modes.transductive - modes.inductive)
+    assert gains == pytest.approx({"least": gain.min(), "greatest": gain.max()})
+    assert any("Seeds: 2." in finding for finding in rendered(rows, tmp_path))
+
+
+def test_published_figures_stand_below_ours(rows, tmp_path):
     omniglot = rows.assign(dataset=rows.dataset.where(rows.dataset.isna(), "omniglot"))
-    beside = next(iter(fewshot_report.tables(omniglot).values()))
+    beside = texts(omniglot)[0]
     theirs = beside[beside.method == "MAML"].iloc[-1]
     assert theirs["5-way 1-shot"] == "98.7 ± 0.4" and theirs.whose == "Finn et al. 2017"
-    best = fewshot_report.findings(omniglot)[0]
-    assert "the paper has" in best
+    alone = omniglot[omniglot.method != "fomaml"]
+    (setting,) = fewshot_report.facts(alone)["settings"]
+    assert setting["paper"] == {"accuracy": "98.7 ± 0.4", "budget": "60,000 meta-steps"}
+    assert "The paper reports 98.7 ± 0.4 %" in rendered(alone, tmp_path)[0]
+
+
+def test_published_cell_marks_what_is_unverified():
+    (row,) = [row for row in published_rows("omniglot") if row["method"] == "Meta-SGD"]
+    assert row["5-way 1-shot"].text == "99.53 ± 0.26" and row["5-way 1-shot"].key == 99.53
+    assert row["20-way 1-shot"].text == "95.93 ± 0.38 (unverified)"
+    without = pd.Series({"accuracy": "99.1", "interval": "", "mark": "C", "percent": 99.1})
+    assert published_cell(without).text == "99.1"
 
 
 def test_time_is_compared_where_every_run_had_it(rows):
@@ -176,72 +230,107 @@ def test_time_is_compared_where_every_run_had_it(rows):
     ends = curve.groupby(["method", "seed"]).train_s.max()
     assert longest == ends.min()
     maml = fewshot_report.curves(rows, "omniglot_5w1s")["maml"]
-    assert fewshot_report.by_time(maml, 0.0) == []
-    assert len(fewshot_report.by_time(maml, ends.max())) == 2
+    assert fewshot_report.best_validations(maml, 0.0).empty
+    assert len(fewshot_report.best_validations(maml, ends.max())) == 2
 
 
-def test_whether_a_method_was_still_rising_is_told_where_it_can_be(rows):
-    def said(of_maml: list[float], of_fomaml: list[float]) -> list[str]:
-        curve = {"part": "curve", "setting": "omniglot_5w1s", "seed": 0, "accuracy_interval": 0.01}
-        made = [
-            {**curve, "method": method, "step": 100 * (k + 1), "train_s": k, "accuracy": value}
+def curve_rows(of_maml: list[float], of_fomaml: list[float]) -> pd.DataFrame:
+    curve = {"part": "curve", "setting": "omniglot_5w1s", "seed": 0, "accuracy_interval": 0.01}
+    return pd.DataFrame(
+        [
+            {
+                **curve,
+                "method": method,
+                "step": 100 * (k + 1),
+                "train_s": float(k),
+                "accuracy": value,
+            }
             for method, values in (("maml", of_maml), ("fomaml", of_fomaml))
             for k, value in enumerate(values)
         ]
-        test = rows[(rows.part == "test") & (rows.seed == 0)]
-        found = fewshot_report.findings(pd.concat([test, pd.DataFrame(made)]))
-        return [sentence for sentence in found if "last quarter" in sentence]
-
-    rising, flat, short = [0.5, 0.6, 0.7, 0.8], [0.5, 0.6, 0.8, 0.8], [0.5]
-    assert "still rising in the last quarter" in said(rising, flat)[0]
-    assert "MAML (+10.0 points)." in said(rising, flat)[0]
-    assert ["no method's best" in sentence for sentence in said(flat, flat)] == [True]
-    untold, others = said(short, flat)
-    assert untold.endswith("rising: MAML.") and "no other method's best" in others
-    assert [s.endswith("rising: MAML, first-order MAML.") for s in said(short, short)] == [True]
+    )
 
 
-def test_a_stopped_run_does_not_spoil_the_report(rows):
+RISING, FLAT, SHORT = [0.5, 0.6, 0.7, 0.8], [0.5, 0.6, 0.8, 0.8], [0.5]
+
+
+@pytest.mark.parametrize(
+    ("of_maml", "of_fomaml", "rising", "unknown", "sentences"),
+    [
+        (RISING, FLAT, ["MAML"], [], ["MAML (+10.0 points)."]),
+        (FLAT, FLAT, [], [], ["no method's best"]),
+        (SHORT, FLAT, [], ["MAML"], ["meta-steps: MAML.", "no other method's best"]),
+        (SHORT, SHORT, [], ["MAML", "first-order MAML"], ["MAML; first-order MAML."]),
+    ],
+)
+def test_facts_tell_which_methods_still_rose(
+    rows, tmp_path, of_maml, of_fomaml, rising, unknown, sentences
+):
+    test = rows[(rows.part == "test") & (rows.seed == 0)]
+    made = pd.concat([test, curve_rows(of_maml, of_fomaml)])
+    (setting,) = fewshot_report.facts(made)["settings"]
+    assert [row["method"] for row in setting["rising"]] == rising
+    assert all(row["gain"] == pytest.approx(10) for row in setting["rising"])
+    assert setting["unknown"] == unknown
+    told = [finding for finding in rendered(made, tmp_path) if "last quarter" in finding]
+    assert len(told) == len(sentences)
+    assert all(part in finding for part, finding in zip(sentences, told, strict=True))
+
+
+def test_facts_name_a_method_without_a_validation_in_the_shared_time(rows):
+    late = curve_rows(RISING, FLAT)
+    late.loc[late.method == "maml", "train_s"] += 3.5
+    made = pd.concat([rows[(rows.part == "test") & (rows.seed == 0)], late])
+    (setting,) = fewshot_report.facts(made)["settings"]
+    assert setting["none_in_time"] == ["MAML"] and setting["shared_time"] == "3 s"
+    assert [rank["method"] for rank in setting["ranks_in_time"]] == ["first-order MAML"]
+
+
+def test_report_counts_a_stopped_run(rows, tmp_path):
     stopped = {"setting": "omniglot_5w1s", "method": "imaml", "seed": 0, "part": "stopped"}
     more = pd.concat([rows, pd.DataFrame([{**stopped, "why": "not finite"}])])
-    cost = fewshot_report.tables(more)["What the runs took"]
-    assert cost.iloc[-1]["ended early"] == "not finite"
-    assert "a guard stopped before their first validation: 1." in fewshot_report.findings(more)[-1]
+    assert texts(more)[-1].iloc[-1]["ended early"] == "not finite"
+    assert fewshot_report.facts(more)["stopped"] == 1
+    assert "a guard stopped before their first validation: 1." in rendered(more, tmp_path)[-1]
 
 
-def test_a_study_that_guards_stopped_altogether_says_so():
+def test_report_holds_when_guards_stopped_every_run(tmp_path):
     cell = {"setting": "omniglot_5w1s", "method": "imaml", "seed": 0, "part": "stopped"}
     rows = pd.DataFrame([{**cell, "why": "not finite"}])
-    cost = fewshot_report.tables(rows)["What the runs took"]
-    assert list(cost["ended early"]) == ["not finite"]
+    assert list(texts(rows)[-1]["ended early"]) == ["not finite"]
     assert not fewshot_figures.figures(rows)
-    assert "a guard stopped before their first validation: 1." in fewshot_report.findings(rows)[-1]
+    assert fewshot_report.facts(rows) == {"settings": [], "stopped": 1}
+    (finding,) = rendered(rows, tmp_path)
+    assert "a guard stopped before their first validation: 1." in finding
 
 
-def test_seconds_of_a_meta_step_are_those_of_most_stretches():
+def test_step_seconds_are_those_of_most_stretches():
     curve = pd.DataFrame({"seed": 0, "step": [10, 20, 30], "train_s": [1.0, 61.0, 62.0]})
     assert step_seconds(curve) == pytest.approx(0.1)
 
 
-def test_the_best_and_those_not_told_apart_from_it(rows):
-    def said(maml: float, fomaml: float) -> list[str]:
-        alone = rows[rows.seed == 0].assign(accuracy_interval=0.01)
-        alone["train_s"] = alone.step.fillna(alone.steps)  # as fast as each other
-        alone.loc[alone.method == "maml", "accuracy"] = maml
-        alone.loc[alone.method == "fomaml", "accuracy"] = fomaml
-        return [s for s in fewshot_report.findings(alone) if "told apart" in s]
+@pytest.mark.parametrize(("fomaml", "tied"), [(0.705, True), (0.75, False)])
+def test_ranks_are_tied_within_both_intervals(rows, tmp_path, fomaml, tied):
+    alone = rows[rows.seed == 0].assign(accuracy_interval=0.01)
+    alone["train_s"] = alone.step.fillna(alone.steps)  # as fast as each other
+    alone.loc[alone.method == "maml", "accuracy"] = 0.7
+    alone.loc[alone.method == "fomaml", "accuracy"] = fomaml
+    (setting,) = fewshot_report.facts(alone)["settings"]
+    for ranks in (setting["ranks"], setting["ranks_in_time"]):
+        assert [rank["method"] for rank in ranks] == ["first-order MAML", "MAML"]
+        assert [rank["tied"] for rank in ranks] == [True, tied]
+    told = [finding for finding in rendered(alone, tmp_path) if "Not significantly" in finding]
+    assert len(told) == 2 * tied
 
-    assert len(said(0.700, 0.705)) == 2 and not said(0.70, 0.75)
 
-
-def test_a_schedule_that_minutes_would_cut_is_refused_before_anything_runs():
+def test_study_refuses_a_schedule_that_minutes_would_cut():
     words = ["settings=[omniglot_5w1s]", "methods=[maml,imaml_best]"]
     assert options.study("bench", "fewshot", words)
     with pytest.raises(UsageError, match="omniglot_5w1s_imaml_best has schedule=cosine"):
         options.study("bench", "fewshot", [*words, "train_minutes=5"])
 
 
-def test_by_the_command_a_longer_study_goes_on_with_the_same_runs(tmp_path, monkeypatch, capsys):
+def test_command_with_more_steps_resumes_the_same_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["bench", "fewshot", "methods=[fomaml]", "seeds=[0]", "settings=[omniglot_5w1s]"]
     words += ["validation_every=2", "validation_tasks=4", "test_tasks=4", "inner_steps=[1]"]
@@ -254,14 +343,14 @@ def test_by_the_command_a_longer_study_goes_on_with_the_same_runs(tmp_path, monk
     assert set(frame[frame.part == "curve"].step) == {2, 4}
 
 
-def test_a_method_of_one_setting_stands_in_a_table_of_several():
+def test_cells_leave_out_a_setting_that_a_method_does_not_have():
     words = ["settings=[omniglot_5w1s,omniglot_5w5s]", "methods=[maml,maml_tuned]"]
     study, _, _ = options.study("bench", "fewshot", words)
     asked = [(cell["setting"][-4:], cell["method"]) for cell in study.cells()]
     assert asked == [("5w1s", "maml"), ("5w1s", "maml_tuned"), ("5w5s", "maml")]
 
 
-def test_no_methods_are_the_published_ones_that_a_setting_has():
+def test_cells_without_methods_are_the_published_ones_that_a_setting_has():
     words = ["settings=[omniglot_5w1s,mini_imagenet_5w1s]"]
     study, _, _ = options.study("bench", "fewshot", words)
     published = ["maml", "fomaml", "reptile", "imaml", "imaml_hf", "imaml_authors_code"]
@@ -275,13 +364,15 @@ def curve(*accuracies: float, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def test_a_validation_that_falls_again_by_more_than_chance_is_told():
-    assert fall(curve(0.4, 0.604, 0.28)) == "60.4 % at 200 to 28.0 %"
-    assert fall(curve(0.4, 0.6, 0.57)) == fall(curve(0.4, 0.5, 0.6)) == ""
+def test_fall_is_told_beyond_both_intervals():
+    assert fall(curve(0.4, 0.604, 0.28)) == pytest.approx({"best": 60.4, "at": "200", "last": 28})
+    assert fall(curve(0.4, 0.6, 0.57)) is fall(curve(0.4, 0.5, 0.6)) is None
     two = pd.concat([curve(0.5, 0.4, 0.3), curve(0.5, 0.7, 0.5, seed=1)], ignore_index=True)
-    assert fall(two) == "60.0 % at 100 to 200 to 40.0 %"
+    assert fall(two) == pytest.approx({"best": 60, "at": "100 to 200", "last": 40})
+    found = falls({"flat": curve(0.5, 0.5), "falling": curve(0.6, 0.3)})
+    assert [row["name"] for row in found] == ["falling"]
 
 
-def test_a_method_keeps_its_colour_whatever_stands_beside_it():
+def test_style_keeps_a_method_s_colour_beside_any_others():
     asked = [["imaml"], ["maml", "imaml"], ["imaml_tuned", "other", "imaml"]]
     assert len({fewshot_figures._style("imaml", methods)["color"] for methods in asked}) == 1

@@ -1,4 +1,4 @@
-"""The study of iMAML's stability: its runs, and what it says of made-up ones."""
+"""The study of iMAML's stability: its runs, and its report of made-up ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from metalearn.errors import UsageError
+from metalearn.studies.frame.findings import render_findings
 from metalearn.studies.stability.study import SOLVERS, StabilityStudy
 
 CPU = torch.device("cpu")
@@ -54,7 +55,7 @@ def test_cells_are_both_solvers_of_each_seed() -> None:
     ]
 
 
-def test_both_solvers_train_alike_but_for_the_inner_loop(tmp_path) -> None:
+def test_measure_of_both_solvers_differs_in_the_inner_loop_only(tmp_path) -> None:
     made = study(tmp_path)
     found = {c["solver"]: pd.DataFrame(made.measure(c, CPU)) for c in made.cells()}
     for frame in found.values():
@@ -66,16 +67,23 @@ def test_both_solvers_train_alike_but_for_the_inner_loop(tmp_path) -> None:
     assert "over_the_edge" not in found["rate found by each task"]
 
 
-@pytest.mark.parametrize(("collapsing", "said"), [(True, "2 of 2"), (False, "0 of 2")])
-def test_findings_count_the_trainings_that_collapsed(collapsing: bool, said: str) -> None:
-    fixed, stable = study().findings(rows(collapsing))
-    assert f"collapsed trainings {said}" in fixed
-    assert "collapsed trainings 0 of 2" in stable
+@pytest.mark.parametrize(("collapsing", "count"), [(True, 2), (False, 0)])
+def test_facts_count_the_trainings_that_collapsed(collapsing: bool, count: int) -> None:
+    fixed, stable = study().facts(rows(collapsing))["solvers"]
+    assert (fixed["name"], fixed["collapsed"], fixed["trainings"]) == ("fixed rate", count, 2)
+    assert stable["collapsed"] == 0
+    assert list(fixed["best"]) == pytest.approx([80, 80])
+    assert list(fixed["last"]) == pytest.approx([50 if collapsing else 80] * 2)
+    found = render_findings(study(), rows(collapsing))
+    assert f"{count} of 2 trainings collapsed" in found[0] and "0 of 2 trainings" in found[1]
+    assert "Best validation: 80.0 to 80.0 %." in found[0]
     (table,) = study().tables(rows(collapsing)).values()
-    assert list(table.collapsed) == ["yes" if collapsing else "no"] * 2 + ["no", "no"]
+    texts = table.texts()
+    assert list(texts.collapsed) == ["yes" if collapsing else "no"] * 2 + ["no", "no"]
+    assert set(texts["test, inductive, %"]) == {"80.00 ± 1.00"}
 
 
-def test_the_figure_has_three_panels() -> None:
+def test_figure_has_three_panels() -> None:
     (figure,) = study().figures(rows(True)).values()
     assert len(figure.axes) == 3
 
@@ -90,6 +98,6 @@ def test_the_figure_has_three_panels() -> None:
         ({"test_tasks": 1}, "tasks=1"),
     ],
 )
-def test_bad_options_are_refused(options, said) -> None:
+def test_study_refuses_bad_options(options, said) -> None:
     with pytest.raises(UsageError, match=said):
         study(**options)

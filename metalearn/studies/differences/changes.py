@@ -1,4 +1,4 @@
-"""What may decide iMAML's accuracy: one change at a time, from two starting points."""
+"""The changes that may decide iMAML's accuracy: one at a time, from two starting points."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ BASES = {
     "authors": "omniglot_5w1s_imaml_authors_code",
     "paper": "omniglot_5w1s_imaml",
 }
-"""Experiments that the changes start from: what the authors' code computes, and what they wrote."""
+"""The experiments that the changes start from: the authors' code, and their paper's algorithm."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """
+    """A base with one subject set to another value.
+
     Args:
-        base: of `BASES`.
-        subject: what is changed; empty for the base itself.
-        value: what it is changed to.
-        words: what `metalearn train` is given for it.
+        base: a name of `BASES`.
+        subject: the changed part; empty for the base itself.
+        value: the description of its new value.
+        words: the overrides of `metalearn train` that make the change.
     """
 
     base: str
@@ -38,7 +39,7 @@ def _changes(base: str, subject: str, option: str, *values: float | str) -> list
 
 
 def _network(base: str) -> list[Change]:
-    """The changes of the network's end, which the experiments pin as the papers have it."""
+    """Return the changes of the network's end, which the experiments set as in the papers."""
     zero, norm = "model.head=zero", "model.feature_norm=true"
     return [
         Change(base, "head", "starts at zero", (zero,)),
@@ -106,5 +107,5 @@ CHANGES: tuple[Change, ...] = (
     *_changes("paper", "outer rate", "optimiser.lr", 3e-4, 3e-3),
     Change("paper", "outer optimiser", "SGD", ("optimiser=sgd", "optimiser.lr=0.03")),
 )
-"""The bases come first of their own; what is measured in the same runs without training anew, batch
-statistics and inner steps at test, is not among them."""
+"""The changes, each base before its own. Batch statistics and inner steps at test are not among
+them: every run is measured with each of these, without further training."""

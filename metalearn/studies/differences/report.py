@@ -1,164 +1,148 @@
-"""What the study of differences shows: each change beside its base."""
+"""The tables, figures and facts of the study of differences: each change beside its base."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from metalearn.studies.fewshot.report import pooled, setting_title, shown, test_rows
+from metalearn.studies.fewshot.report import (
+    accuracy_cell,
+    budget_title,
+    own_rows,
+    pooled,
+    test_rows,
+)
+from metalearn.studies.frame.findings import format_count, format_number
 from metalearn.studies.frame.plot import COLOURS, canvas
+from metalearn.studies.frame.published.accuracy import join_distinct
+from metalearn.studies.frame.table import Cell, Format, Table, make_table
 from metalearn.studies.frame.validation_curve import best_and_last, falls, span, step_seconds
 from metalearn.system.provenance import short
 from metalearn.training.estimate import Estimate
 
 STARTS = {"authors": "the authors' code", "paper": "the paper's algorithm"}
 
-HOW = (
-    "The model with the best validation is judged. After ± stands the 95 % interval: of an "
-    "accuracy over the test tasks, with the standard deviation over seeds where there are several; "
-    "of a difference how far as many unchanged runs would lie from the base's mean, where the base "
-    "has more seeds than the change, and else over seeds or tasks. Negative curvature is what CG "
-    "meets: GMRES and the normal equations don't look for it."
-)
+
+def groups(rows: pd.DataFrame, base: str, mode: str = "transductive") -> dict[str, pd.DataFrame]:
+    """Return the test rows of each change of a base, a row for each seed. The base comes first."""
+    own = own_rows(rows, mode)
+    part = own[own.base == base].groupby("change", sort=False)
+    return {str(change): group for change, group in part}
 
 
-def judged(rows: pd.DataFrame, mode: str = "transductive") -> pd.DataFrame:
-    """A row for each run: at its own number of inner steps."""
-    test = test_rows(rows)
-    return test[(test["mode"] == mode) & (test.inner_steps == test.trained_inner_steps)]
-
-
-def groups(rows: pd.DataFrame, base: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(change, its seeds' rows) of a base, the base itself first."""
-    part = judged(rows)
-    for change, group in part[part.base == base].groupby("change", sort=False):
-        yield str(change), group
+def _bases(rows: pd.DataFrame) -> list[str]:
+    return [str(base) for base in own_rows(rows).base.unique()]
 
 
 def _curve(rows: pd.DataFrame, change: str) -> pd.DataFrame:
-    """The validations of a change's seeds."""
+    """Select the validations of a change's seeds."""
     return rows[(rows.part == "curve") & (rows.change == change)]
 
 
 def label(group: pd.DataFrame) -> str:
     first = group.iloc[0]
-    return f"{first.subject} {first.value}" if _given(first.subject) else STARTS[first.base]
+    return STARTS.get(first.change) or f"{first.subject} {first.value}"
 
 
 def difference(group: pd.DataFrame, start: pd.DataFrame) -> Estimate:
-    """Of the accuracy from the base's, in points, with a 95 % interval.
+    """Estimate how far a change's accuracy lies from the base's, in points.
 
-    With the same seeds, several, it is of their paired differences. Where the base has more, it is
-    from the base's mean, and reaches as far as so many other seeds of the base itself
-    would lie (the prediction interval of normal values): too far rather than not far enough, for
-    the change's own seeds are among the base's and draw it nearer. With one of each, both intervals
-    over tasks together, as of independent samples, which leaves the seeds' chance out.
+    The 95 % interval depends on the seeds:
+
+    - The base has more seeds than the change: the prediction interval of normal values for the
+      mean of as many further seeds of the base. It is too wide rather than too narrow: the change
+      shares its seeds with the base, which draws the two nearer.
+    - Both have the same seeds, several: the interval of the paired differences.
+    - Both have one seed: both intervals over tasks together, as of independent samples. The
+      variation between seeds is left out.
     """
     if len(start) > len(group):
         gain = float(group.accuracy.mean() - start.accuracy.mean())
-        return Estimate(100 * gain, 100 * _chance(start, len(group)))
+        return Estimate(100 * gain, 100 * _prediction_interval(start, len(group)))
     both = group.set_index("seed").accuracy - start.set_index("seed").accuracy
     both = both.dropna().astype(float)
     if len(both) > 1:
-        paired = Estimate.of(both)
-        return Estimate(100 * paired.mean, 100 * paired.interval)
+        return Estimate.of(100 * both)
     a, b = pooled(group), pooled(start)
     return Estimate(100 * (a.mean - b.mean), 100 * math.hypot(a.interval, b.interval))
 
 
-def _chance(start: pd.DataFrame, more: int) -> float:
-    """Half the 95 % prediction interval of the mean of `more` further seeds."""
+def _prediction_interval(start: pd.DataFrame, more: int) -> float:
+    """Return half the 95 % prediction interval of the mean of `more` further seeds."""
     n = len(start)
     spread = float(start.accuracy.astype(float).std())
     return float(stats.t.ppf(0.975, n - 1)) * spread * math.sqrt(1 / more + 1 / n)
 
 
-def _given(value: Any) -> bool:
-    return not pd.isna(value) and value != ""
-
-
-def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    found = {}
-    for base in _bases(rows):
-        found[f"One change at a time from {STARTS[base]}: {_budget(rows, base)}"] = _changes(
-            rows, base
-        )
-    found["Batch statistics and inner steps at test, of the same runs: accuracy in %"] = _at_test(
-        rows
-    )
-    return found
-
-
-def _bases(rows: pd.DataFrame) -> list[str]:
-    return [str(base) for base in judged(rows).base.unique()]
+def tables(rows: pd.DataFrame) -> dict[str, Table]:
+    return {
+        f"One change at a time from {STARTS[base]}: {_budget(rows, base)}": _changes(rows, base)
+        for base in _bases(rows)
+    } | {"Batch statistics and inner steps at test, of the same runs: accuracy in %": _swept(rows)}
 
 
 def _budget(rows: pd.DataFrame, base: str) -> str:
-    part = judged(rows)
-    first = part[part.base == base].iloc[0]
-    seeds = [group.seed.nunique() for _, group in groups(rows, base)]
-    own, others = seeds[0], max(seeds[1:], default=seeds[0])
-    return (
-        f"{setting_title(part)}, {int(first.steps):,} meta-steps of {int(first.meta_batch)} tasks, "
-        f"{int(first.tasks)} test tasks, {_seeds(others)}"
-        + (f" ({own} of the base)" if own != others else "")
-    )
+    every = groups(rows, base)
+    own, *others = [group.seed.nunique() for group in every.values()]
+    most = max(others, default=own)
+    seeds = format_count(most, "seed") + (f" ({own} of the base)" if own != most else "")
+    return f"{budget_title(next(iter(every.values())))}, {seeds}"
 
 
-def _seeds(n: int) -> str:
-    return f"{n} seed" + ("s" if n > 1 else "")
-
-
-def _changes(rows: pd.DataFrame, base: str) -> pd.DataFrame:
-    start = dict(groups(rows, base)).get(base)
-    inductive = judged(rows, "inductive")
+def _changes(rows: pd.DataFrame, base: str) -> Table:
+    columns: dict[str, Format | None] = {
+        **dict.fromkeys(["change", "to", "test accuracy, %", "difference", "inductive"]),
+        **{"best validation": ".1f", "at meta-step": None, "last": ".1f"},
+        **dict.fromkeys(["negative curvature until the best", "in all"], _format_share),
+        **{"s a meta-step": ".3g", "commit": None, "ended early": None},
+    }
+    every, inductive = groups(rows, base), groups(rows, base, "inductive")
     found = []
-    for change, group in groups(rows, base):
+    for change, group in every.items():
         first, curve = group.iloc[0], _curve(rows, change)
         best, last = best_and_last(curve)
         row: dict[str, Any] = {
-            "change": first.subject if _given(first.subject) else "none",
-            "to": first.value if _given(first.subject) else "",
-            "test accuracy, %": shown(group),
+            "change": "none" if change == base else first.subject,
+            "to": first.value,
+            "test accuracy, %": accuracy_cell(group),
+            "inductive": accuracy_cell(inductive[change]),
+            "best validation": 100 * best.accuracy.mean(),
+            "at meta-step": Cell(span(best), float(best.step.min())),
+            "last": 100 * last.accuracy.mean(),
+            "negative curvature until the best": 100 * best.negative_curvature.astype(float).mean(),
+            "in all": 100 * last.negative_curvature.astype(float).mean(),
+            "s a meta-step": step_seconds(curve),
+            "commit": ", ".join(dict.fromkeys(map(short, group.commit.dropna()))),
+            "ended early": join_distinct(why.split(";")[0] for why in group.why.dropna()),
         }
-        if start is not None:
-            gain = difference(group, start)
-            own = f"{gain.mean:+.2f} ± {gain.interval:.2f}" if change != base else ""
-            row["difference"] = own
-        row["inductive"] = shown(inductive[inductive.change == change])
-        row["best validation"] = f"{100 * best.accuracy.mean():.1f}"
-        row["at meta-step"] = span(best)
-        row["last"] = f"{100 * last.accuracy.mean():.1f}"
-        row["negative curvature until the best"] = _share(best.negative_curvature)
-        row["in all"] = _share(last.negative_curvature)
-        row["s a meta-step"] = f"{step_seconds(curve):.3g}"
-        row["commit"] = ", ".join(dict.fromkeys(map(short, group.commit.dropna())))
-        row["ended early"] = "; ".join(
-            dict.fromkeys(str(why).split(";")[0] for why in group.why if _given(why))
-        )
+        if change != base and base in every:
+            gain = difference(group, every[base])
+            row["difference"] = Cell(format_number(gain, "+.2f"), gain.mean)
         found.append(row)
-    return pd.DataFrame(found)
+    return make_table(columns, found)
 
 
-def _share(negative: pd.Series) -> str:
-    """Of the solves; empty where nothing was solved."""
-    return "" if negative.isna().all() else f"{100 * negative.mean():.0f} % of solves"
+def _format_share(percent: float) -> str:
+    return f"{percent:.0f} % of solves"
 
 
-def _at_test(rows: pd.DataFrame) -> pd.DataFrame:
-    test, found = test_rows(rows), []
-    starts = test[test.change.isin(STARTS)]
-    for (base, steps), group in starts.groupby(["base", "inner_steps"], sort=False):
-        row: dict[str, Any] = {"of": STARTS[str(base)], "inner steps at test": f"{steps:g}"}
-        for mode in test["mode"].unique():
-            row[mode] = shown(group[group["mode"] == mode])
-        found.append(row)
-    return pd.DataFrame(found)
+def _swept(rows: pd.DataFrame) -> Table:
+    test = test_rows(rows)
+    modes = test["mode"].unique()
+    starts = test[test.change.isin(STARTS)].groupby(["base", "inner_steps"], sort=False)
+    found = [
+        [
+            STARTS[str(base)],
+            float(group.inner_steps.iloc[0]),
+            *(accuracy_cell(group[group["mode"] == mode]) for mode in modes),
+        ]
+        for (base, _), group in starts
+    ]
+    return make_table(["of", "inner steps at test", *modes], found)
 
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:
@@ -166,9 +150,9 @@ def figures(rows: pd.DataFrame) -> dict[str, Figure]:
 
 
 def _dots(rows: pd.DataFrame, base: str) -> Figure:
-    every = list(groups(rows, base))[::-1]
+    every = dict(reversed(groups(rows, base).items()))
     figure, (axes,) = canvas(width=7, height=1.0 + 0.22 * len(every))
-    for at, (change, group) in enumerate(every):
+    for at, (change, group) in enumerate(every.items()):
         value = pooled(group)
         colour = COLOURS[1] if change == base else COLOURS[0]
         axes.errorbar(
@@ -177,75 +161,52 @@ def _dots(rows: pd.DataFrame, base: str) -> Figure:
         if change == base:
             axes.axvline(100 * value.mean, color=colour, linewidth=0.8)
             if len(group) > 1:
-                reach = [100 * (value.mean + side * _chance(group, 1)) for side in (-1, 1)]
+                width = _prediction_interval(group, 1)
+                reach = [100 * (value.mean + side * width) for side in (-1, 1)]
                 axes.axvspan(*reach, color=colour, alpha=0.12, linewidth=0)
-    axes.set_yticks(range(len(every)), [label(group) for _, group in every])
+    axes.set_yticks(range(len(every)), [label(group) for group in every.values()])
     axes.set_ylim(-0.7, len(every) - 0.3)
-    said = ["test accuracy, %, transductive"]
-    if len({len(group) for _, group in every}) > 1:
-        said += ["95 % intervals: over several seeds, else over tasks"]
-        said += ["shaded: where 95 % of unchanged runs would lie"]
+    lines = ["test accuracy, %, transductive"]
+    if len({len(group) for group in every.values()}) > 1:
+        lines += ["95 % intervals: over several seeds, else over tasks"]
+        lines += ["shaded: 95 % prediction interval of one more run of the base"]
     else:
-        said += ["with 95 % intervals"]
-    axes.set_xlabel("\n".join(said))
+        lines += ["with 95 % intervals"]
+    axes.set_xlabel("\n".join(lines))
     axes.set_title(f"One change at a time from {STARTS[base]}")
     return figure
 
 
-def findings(rows: pd.DataFrame) -> list[str]:
-    found = [] if judged(rows).empty else [HOW]
-    for base in _bases(rows):
-        every = dict(groups(rows, base))
-        start = every.get(base)
-        if start is None:
-            continue
-        found.append(f"{_budget(rows, base)}: {STARTS[base]} reaches {shown(start)} %.")
-        gains = {c: difference(g, start) for c, g in every.items() if c != base}
-        better = {c: e for c, e in gains.items() if e.mean > e.interval}
-        worse = {c: e for c, e in gains.items() if e.mean < -e.interval}
-        for what, part in (("raise", better), ("lower", worse)):
-            if part:
-                order = sorted(part, key=lambda c: -abs(part[c].mean))
-                each = [f"{label(every[c])} ({_points(part[c])})" for c in order]
-                found.append(
-                    f"From {STARTS[base]}, changes that {what} it by more than chance does: "
-                    f"{', '.join(each)}."
-                )
-        within = len(gains) - len(better) - len(worse)
-        if within:
-            by_chance = f"{0.05 * len(gains):.1f}"
-            found.append(
-                f"From {STARTS[base]}, {within} of {len(gains)} changes stay within what chance "
-                f"does; had none an effect, {by_chance} would be beyond it, on average and at most."
-            )
-        if fell := falls({label(group): _curve(rows, c) for c, group in every.items()}):
-            found.append(
-                f"From {STARTS[base]}, validation fell again after the model that was chosen and "
-                f"judged: {fell}."
-            )
-        found += _modes(rows, base)
-        found.append(
-            f"From {STARTS[base]}: so much within {int(start.steps.iloc[0]):,} meta-steps, at "
-            f"{100 * start.accuracy.mean():.0f} %; what decides near the end of a long training "
-            "may be something else."
-        )
-    stopped = rows[rows.part == "stopped"]
-    if len(stopped):
-        names = ", ".join(str(change) for change in stopped.change.unique())
-        found.append(f"Stopped by a guard before the first validation: {names}.")
-    return found
+def facts(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return the facts of each base that was judged, and the changes that guards stopped."""
+    stopped = rows[rows.part == "stopped"].change.unique()
+    bases = [_facts(rows, base) for base in _bases(rows) if base in groups(rows, base)]
+    return {"bases": bases, "judged": not own_rows(rows).empty, "stopped": list(stopped)}
 
 
-def _points(gain: Estimate) -> str:
-    return f"{gain.mean:+.1f} ± {gain.interval:.1f} points"
-
-
-def _modes(rows: pd.DataFrame, base: str) -> list[str]:
-    pair = [judged(rows, mode) for mode in ("transductive", "inductive")]
-    transductive, inductive = (part[part.change == base] for part in pair)
-    if transductive.empty or inductive.empty:
-        return []
-    gain = 100 * float(transductive.accuracy.mean() - inductive.accuracy.mean())
-    return [
-        f"Of {STARTS[base]}, queries' own batch statistics at test are worth {gain:+.1f} points."
+def _facts(rows: pd.DataFrame, base: str) -> dict[str, Any]:
+    every = groups(rows, base)
+    start, inductive = every[base], groups(rows, base, "inductive").get(base)
+    gains: list[dict[str, Any]] = [
+        {"change": label(group), "gain": difference(group, start)}
+        for change, group in every.items()
+        if change != base
     ]
+    gains.sort(key=lambda row: -abs(row["gain"].mean))
+    raised = [row for row in gains if row["gain"].mean > row["gain"].interval]
+    lowered = [row for row in gains if row["gain"].mean < -row["gain"].interval]
+    level = 100 * float(start.accuracy.mean())
+    return {
+        "start": STARTS[base],
+        "budget": _budget(rows, base),
+        "accuracy": accuracy_cell(start).text,
+        "raised": raised,
+        "lowered": lowered,
+        "changes": len(gains),
+        "within": len(gains) - len(raised) - len(lowered),
+        "false_positives": 0.05 * len(gains),
+        "falls": falls({label(group): _curve(rows, c) for c, group in every.items()}),
+        "mode_gain": None if inductive is None else level - 100 * inductive.accuracy.mean(),
+        "steps": start.steps.iloc[0],
+        "level": level,
+    }

@@ -1,4 +1,4 @@
-"""Training runs that studies share: found again by their config, gone on with, judged once."""
+"""Training runs that studies share: found again by their config, resumed, judged once."""
 
 from __future__ import annotations
 
@@ -18,65 +18,50 @@ from metalearn import config
 from metalearn.config.canonical import canonicalise, select_changed
 from metalearn.errors import TrainingStopped, UsageError
 from metalearn.training import checkpoint
+from metalearn.training.evaluation_file import write
 from metalearn.training.loop import train
 from metalearn.training.metrics_file import MetricsFile
-from metalearn.training.protocol import Protocol, write
+from metalearn.training.protocol import Protocol
 
 NOT_ITS_OWN = (
     *("name", "steps", "device", "threads", "wandb", "test", "run_dir", "resume"),
     *("checkpoint_every", "keep_checkpoints", "keep_best"),
 )
-"""What a run may change in its life, or does not train by."""
+"""The options that a resumed run may change, or that do not affect its training."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Where a run ends.
+    """The end of a run.
 
     Args:
         steps: meta-steps.
-        minutes: of training, where it ends at the next validation too; 0: no limit.
+        minutes: minutes of training. The run ends at the next validation. 0: no limit.
     """
 
     steps: int
     minutes: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not self.minutes >= 0:
+        if self.steps < 1:
+            raise UsageError(f"steps={self.steps}: expected at least 1 meta-step. Ask for more.")
+        if not self.minutes >= 0:
             raise UsageError(
-                f"steps={self.steps}, train_minutes={self.minutes}; expected at least 1 meta-step, "
-                "and at least 0 minutes"
+                f"train_minutes={self.minutes}: expected at least 0 minutes. Give 0 for no limit."
             )
 
     def check(self, cfg: DictConfig) -> None:
-        """Raises UsageError where a run of this config cannot end by it."""
+        """Check that a run of this config can end by the budget.
+
+        Raises:
+            UsageError: minutes would cut a cosine schedule.
+        """
         if self.minutes and cfg.schedule == "cosine":
             raise UsageError(
-                f"train_minutes={self.minutes:g}, but {cfg.name} has schedule=cosine, whose rate "
-                "falls to 0 at steps=; leave train_minutes out, or give words=['schedule=constant']"
+                f"train_minutes={self.minutes:g}: expected 0. {cfg.name} has schedule=cosine, "
+                "whose rate falls to 0 at steps=. Leave train_minutes out, or give "
+                "words=['schedule=constant']."
             )
-
-
-def words_of_run(
-    experiment: str, seed: int, steps: int, validation_every: int, validation_tasks: int
-) -> list[str]:
-    """What `metalearn train` is given for a run of a study.
-
-    Raises:
-        UsageError: nothing could be validated so.
-    """
-    if validation_every < 1 or validation_tasks < 2:
-        raise UsageError(
-            f"validation_every={validation_every}, validation_tasks={validation_tasks}; expected "
-            "at least 1 and 2"
-        )
-    return [
-        f"experiment={experiment}",
-        f"seed={seed}",
-        f"steps={steps}",
-        f"validation.every={validation_every}",
-        f"validation.tasks={validation_tasks}",
-    ]
 
 
 @dataclass(frozen=True)
@@ -86,8 +71,8 @@ class StudyRun:
     Another study that asks for the same config resumes the run, also after options were added.
 
     Args:
-        config: of the run; its steps are the budget's.
-        folder: where it lies.
+        config: the run's config. Its steps are the budget's.
+        folder: the run's folder.
     """
 
     config: DictConfig
@@ -115,10 +100,12 @@ class StudyRun:
         return cls(cfg, folder)
 
     def train(self, budget: Budget) -> str:
-        """Trains until the budget is spent, from where the run stands; returns why it ended early,
-        or an empty text.
+        """Train until the budget is spent, from where the run stands.
 
-        What it says goes to the folder's train.log.
+        Messages go to the folder's train.log.
+
+        Returns:
+            the reason why a guard stopped the run, or an empty text.
 
         Raises:
             UsageError: the run is beyond the budget, another process trains it, or it cannot go on.
@@ -132,7 +119,8 @@ class StudyRun:
                 log = (self.folder / "train.log").open("a")
             except OSError as error:
                 raise UsageError(
-                    f"{self.folder} cannot be written ({error.strerror}); choose another runs="
+                    f"runs={self.folder.parent}: expected a folder that can be written "
+                    f"({error.strerror}). Choose another one."
                 ) from error
             with log, contextlib.redirect_stdout(log):  # the study has a bar of its own
                 try:
@@ -143,21 +131,22 @@ class StudyRun:
         return ""
 
     def summary(self) -> dict[str, Any]:
-        """Of the run as far as it got; empty where it never got to an end."""
+        """Return the run's newest summary, empty before the run has ended once."""
         path = self.folder / "summary.json"
         found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         return found
 
     def _target(self, budget: Budget) -> int | None:
-        """The meta-step to train to next, None at the end."""
+        """Return the meta-step to train to next, None at the end."""
         summary = self.summary()
         done = summary.get("steps", 0)
         if checkpoint.generations(self.folder):
             reached = checkpoint.newest(self.folder)[0]["step"]
             if max(done, reached) > budget.steps:
                 raise UsageError(
-                    f"{self.folder} has taken {max(done, reached)} meta-steps already; ask for "
-                    f"steps={max(done, reached)} or more, or for another folder by runs="
+                    f"steps={budget.steps}: {self.folder} has taken {max(done, reached)} "
+                    "meta-steps already, expected at least these. Give a larger steps= or another "
+                    "runs=."
                 )
         else:
             done = reached = 0
@@ -167,8 +156,8 @@ class StudyRun:
         before = [row["train_s"] for row in self.curve() if row["step"] < reached]
         if before and before[-1] >= 60 * budget.minutes:
             raise UsageError(
-                f"{self.folder} has trained for {before[-1] / 60:.3g} minutes and more; ask for "
-                "a larger train_minutes=, or for another folder by runs="
+                f"train_minutes={budget.minutes:g}: {self.folder} has trained for more than "
+                f"{before[-1] / 60:.3g} minutes. Give a larger train_minutes= or another runs=."
             )
         if ended or (done and done == reached and summary["train_s"] >= 60 * budget.minutes):
             return None
@@ -176,8 +165,11 @@ class StudyRun:
         return min(budget.steps, (reached // every + 1) * every)
 
     def curve(self) -> list[dict[str, Any]]:
-        """A row for each validation: meta-step, tasks and seconds of training so far, accuracy, and
-        the share of those tasks whose linear solve met negative curvature, None without solves."""
+        """Return a row for each validation.
+
+        Its values are the meta-step, the tasks and seconds of training so far, the accuracy, and
+        the share of those tasks whose linear solve met negative curvature, None without solves.
+        """
         rows: list[dict[str, Any]] = []
         train_s, negative, solves = 0.0, 0, False
         if not (self.folder / "metrics.jsonl").is_file():
@@ -201,7 +193,7 @@ class StudyRun:
         return rows
 
     def judged(self, protocol: Protocol, device: torch.device) -> list[dict[str, Any]]:
-        """The protocol's rows for the run's chosen meta-parameters (`kept`)."""
+        """Return the protocol's rows for the run's chosen meta-parameters (`kept`)."""
         return self.kept(
             "held_out", asdict(protocol), lambda best: protocol.rows(best, str(device))
         )
@@ -209,13 +201,14 @@ class StudyRun:
     def kept(
         self, name: str, asked: Mapping[str, Any], measure: Callable[[Path], list[dict[str, Any]]]
     ) -> list[dict[str, Any]]:
-        """Measure the run's chosen meta-parameters, or read what was measured before.
+        """Measure the run's chosen meta-parameters, or read the rows of an earlier measurement.
 
-        The rows are kept beside them in NAME-DIGEST.json, and measured anew only where the
-        meta-parameters or `asked` are others.
+        The rows are stored beside the checkpoint in NAME-DIGEST.json. Other meta-parameters or
+        another `asked` are measured anew.
 
         Args:
-            measure: from the path of the checkpoint to rows.
+            asked: the options of the measurement, of which the digest is made.
+            measure: a function from the path of the checkpoint to rows.
         """
         best = self.folder / "best.pt"
         content = best.read_bytes() + json.dumps(asked, default=list).encode()

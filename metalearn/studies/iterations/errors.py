@@ -92,7 +92,7 @@ def gradient_errors(experiment: Experiment, tasks: int) -> list[dict[str, Any]]:
 
 
 def compared(own: Sequence[Tensor], references: Sequence[Reference]) -> dict[str, Any]:
-    """The row of `gradient_errors` for single tasks' meta-gradients, (N,) each."""
+    """Return the row of `gradient_errors` for single tasks' meta-gradients, (N,) each."""
     pairs = [(g, r.grad) for g, r in zip(own, references, strict=True) if r.grad is not None]
     reasons = [r.reason for r in references]
     norms = torch.tensor([r.inner_grad_norm for r in references], dtype=torch.float64)
@@ -107,7 +107,7 @@ def compared(own: Sequence[Tensor], references: Sequence[Reference]) -> dict[str
 
 
 def _solved(problem: BilevelProblem, meta: Meta, task: TaskBatch, params: Params) -> InnerSolution:
-    """The inner problem solved from `params`, or as near as `SOLVERS` come."""
+    """Solve the inner problem from `params`, or come as near as `SOLVERS` do."""
 
     def objective(params: Params) -> Tensor:
         return problem.inner_objective(params, meta, task)

@@ -1,4 +1,4 @@
-"""The tables, figure and findings of the study of CG iterations at a trained level."""
+"""The tables, figure and facts of the study of CG iterations at a trained level."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from metalearn.studies.cg.report import CURVATURES
-from metalearn.studies.fewshot.report import setting_title, test_rows
+from metalearn.studies.fewshot.report import budget_title, own_rows
+from metalearn.studies.frame.findings import format_count
 from metalearn.studies.frame.plot import COLOURS, canvas, log_axis
+from metalearn.studies.frame.table import Format, Table, make_cell, make_table
 from metalearn.studies.frame.validation_curve import step_seconds
 from metalearn.studies.iterations.errors import LEFT_OUT, REFERENCES
 from metalearn.training.estimate import Estimate
@@ -26,12 +28,6 @@ NAMES = {NO_CURVATURE: "none (first-order)", **CURVATURES}
 LINES = dict(zip(REFERENCES, ("o-", "s--"), strict=True))
 
 
-def judged(rows: pd.DataFrame, mode: str = "transductive") -> pd.DataFrame:
-    """Select a row for each run: its test accuracy by the batch statistics that `mode` names."""
-    test = test_rows(rows)
-    return test[test["mode"] == mode]
-
-
 def series(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Iterate over (curvature, its rows and those without CG iterations)."""
     for curvature in CURVATURES:
@@ -39,10 +35,12 @@ def series(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
             yield curvature, rows[rows.curvature.isin([curvature, NO_CURVATURE])]
 
 
-def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    test = judged(rows)
+def tables(rows: pd.DataFrame) -> dict[str, Table]:
+    test = own_rows(rows, "transductive")
     if test.empty:
-        return {"Runs that a guard stopped": _stopped(rows)}
+        columns = ["curvature", "iterations", "seed", "why"]
+        stopped = rows[rows.part == "stopped"][columns]
+        return {"Runs that a guard stopped": make_table(columns, stopped.values.tolist())}
     return {
         f"{_setting(test)}; ± is the 95 % interval over seeds": _accuracy(rows),
         "Tasks behind the meta-gradient's errors, over all seeds": _references(rows),
@@ -57,45 +55,54 @@ def _groups(rows: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
             yield curvature, int(n), part[part.iterations == n]
 
 
-def _accuracy(rows: pd.DataFrame) -> pd.DataFrame:
+def _accuracy(rows: pd.DataFrame) -> Table:
+    columns: dict[str, Format | None] = {
+        **dict.fromkeys(["curvature", "CG iterations", "seeds"]),
+        **dict.fromkeys(["test accuracy, %", "least of the seeds, %", "inductive, %"], ".2f"),
+    }
+    for reference in REFERENCES:
+        columns |= {f"gradient error, {reference}": ".2g", f"angle, {reference}, degrees": ".2g"}
+    columns |= {"negative curvature, % of solves": ".1f", "s a meta-step": ".3g"}
     found = []
     for curvature, n, group in _groups(rows):
-        test, curve = judged(group), group[group.part == "curve"]
-        row: dict[str, Any] = {"curvature": NAMES[curvature], "CG iterations": n}
-        row["seeds"] = test.seed.nunique()
-        row["test accuracy, %"] = _percent(test.accuracy)
-        row["least of the seeds, %"] = f"{100 * test.accuracy.min():.2f}"
-        row["inductive, %"] = _percent(judged(group, "inductive").accuracy)
+        test, curve = own_rows(group, "transductive"), group[group.part == "curve"]
+        row: dict[str, Any] = {
+            **{"curvature": NAMES[curvature], "CG iterations": n, "seeds": test.seed.nunique()},
+            "test accuracy, %": _percent(test),
+            "least of the seeds, %": 100 * test.accuracy.min(),
+            "inductive, %": _percent(own_rows(group, "inductive")),
+            "ended early": len(group[group.part == "stopped"])
+            + int((test.why.notna() & (test.why != "")).sum()),
+        }
         for reference in REFERENCES:
             errors = _errors(group, reference)
-            row[f"gradient error, {reference}"] = _number(errors.error.mean())
-            row[f"angle, {reference}, degrees"] = _number(errors.angle.mean())
-        last = curve.groupby("seed").negative_curvature.last().astype(float)
-        share = "" if last.isna().all() else f"{100 * last.mean():.1f}"
-        row["negative curvature, % of solves"] = share
-        row["s a meta-step"] = "" if curve.empty else f"{step_seconds(curve):.3g}"
-        row["ended early"] = len(group[group.part == "stopped"]) + int(_given(test.why).sum())
+            row[f"gradient error, {reference}"] = errors.error.mean()
+            row[f"angle, {reference}, degrees"] = errors.angle.mean()
+        if len(curve):
+            last = curve.groupby("seed").negative_curvature.last().astype(float)
+            row["negative curvature, % of solves"] = 100 * last.mean()
+            row["s a meta-step"] = step_seconds(curve)
         found.append(row)
-    return pd.DataFrame(found)
+    return make_table({**columns, "ended early": None}, found)
 
 
-def _references(rows: pd.DataFrame) -> pd.DataFrame:
-    found = []
-    for curvature, n, group in _groups(rows):
-        for reference in REFERENCES:
-            errors = _errors(group, reference)
-            row: dict[str, Any] = {"curvature": NAMES[curvature], "CG iterations": n}
-            row |= {"reference": reference, "tasks": _tasks(errors)}
-            row["compared"] = int(errors.compared.sum())
-            row |= {f"left out: {reason}": int(errors[reason].sum()) for reason in LEFT_OUT}
-            row["inner gradient norm, median"] = _number(errors.inner_grad_norm.median())
-            row["single task's error, median"] = _number(errors.task_error.median())
-            found.append(row)
-    return pd.DataFrame(found)
-
-
-def _stopped(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[rows.part == "stopped"][["curvature", "iterations", "seed", "why"]]
+def _references(rows: pd.DataFrame) -> Table:
+    reasons = [f"left out: {reason}" for reason in LEFT_OUT]
+    columns: dict[str, Format | None] = {
+        **dict.fromkeys(["curvature", "CG iterations", "reference", "tasks", "compared", *reasons]),
+        **{"inner gradient norm, median": ".2g", "single task's error, median": ".2g"},
+    }
+    found = [
+        [
+            *(NAMES[curvature], n, reference, _tasks(errors), int(errors.compared.sum())),
+            *(int(errors[reason].sum()) for reason in LEFT_OUT),
+            *(errors.inner_grad_norm.median(), errors.task_error.median()),
+        ]
+        for curvature, n, group in _groups(rows)
+        for reference in REFERENCES
+        for errors in [_errors(group, reference)]
+    ]
+    return make_table(columns, found)
 
 
 def _errors(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -110,14 +117,14 @@ def _tasks(errors: pd.DataFrame) -> int:
 
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:
-    test = judged(rows)
+    test = own_rows(rows, "transductive")
     if test.empty:
         return {}
     numbers = sorted(int(n) for n in test.iterations.unique())
     figure, (accuracy, error, seconds) = canvas(3, width=3.4, height=2.9)
     for i, (curvature, part) in enumerate(series(rows)):
         draw = _Series(numbers, CURVATURES[curvature], COLOURS[i], shift=0.12 * i - 0.06)
-        own, curve = judged(part), part[part.part == "curve"]
+        own, curve = own_rows(part, "transductive"), part[part.part == "curve"]
         draw(accuracy, own.assign(value=100 * own.accuracy.astype(float)))
         for reference, style in LINES.items():
             errors = _errors(part, reference).dropna(subset="error")
@@ -159,112 +166,67 @@ class _Series:
 
 
 def _base(axes: Axes) -> int:
-    """The base of a logarithmic axis that leaves at least a few ticks."""
+    """Return the base of a logarithmic axis that leaves at least a few ticks."""
     drawn = [np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()]
     low, high = min(map(np.min, drawn), default=1.0), max(map(np.max, drawn), default=1.0)
     return 10 if high > 30 * low else 2
 
 
-def findings(rows: pd.DataFrame) -> list[str]:
-    test, found = judged(rows), []
-    if len(test):
-        found += [f"Setting: {_setting(test)}.", *_best(test), *_steps(test)]
-        found += [_least(test), *_error_range(rows), *_left_out(rows)]
-    stopped = rows[rows.part == "stopped"]
-    if len(stopped):
-        found.append(f"Runs that a guard stopped before their first validation: {len(stopped)}.")
-    return found
+def facts(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return what the findings tell of accuracies, of the meta-gradient's errors and of guards."""
+    test = own_rows(rows, "transductive")
+    found: dict[str, Any] = {"stopped": int((rows.part == "stopped").sum()), "runs": len(test)}
+    if test.empty:
+        return found
+    worst = test.sort_values("accuracy").iloc[0]
+    return found | {
+        "setting": _setting(test),
+        "best": [
+            {"curvature": CURVATURES[curvature], "iterations": n, "accuracy": best.text}
+            for curvature, part in series(test)
+            for n in [part.groupby("iterations").accuracy.mean().idxmax()]
+            for best in [make_cell(_percent(part[part.iterations == n]), ".2f")]
+        ],
+        "changes": _changes(test),
+        "worst": {**worst, "accuracy": 100 * worst.accuracy, "curvature": NAMES[worst.curvature]},
+        "errors": [
+            {"reference": reference, "curvature": CURVATURES[curvature], "by": means.to_dict()}
+            for reference in REFERENCES
+            for curvature, part in series(rows)
+            for means in [_errors(part, reference).groupby("iterations").error.mean().dropna()]
+            if len(means)
+        ],
+        "left_out": [
+            {
+                "reference": reference,
+                "tasks": _tasks(errors),
+                "reasons": {r: int(errors[r].sum()) for r in LEFT_OUT if errors[r].sum()},
+            }
+            for reference in REFERENCES
+            for errors in [_errors(rows, reference)]
+        ],
+    }
 
 
-def _setting(test: pd.DataFrame) -> str:
-    first, seeds = test.iloc[0], test.seed.nunique()
-    return (
-        f"{setting_title(test)}, {int(first.steps):,} meta-steps of {int(first.meta_batch)} tasks, "
-        f"{int(first.tasks):,} test tasks, {seeds} seed{'s' if seeds > 1 else ''}"
-    )
-
-
-def _best(test: pd.DataFrame) -> list[str]:
-    found = []
-    for curvature, part in series(test):
-        means = part.groupby("iterations").accuracy.mean()
-        n: Any = means.idxmax()
-        best = _percent(part[part.iterations == n].accuracy)
-        found.append(
-            f"Best number of CG iterations, {CURVATURES[curvature]}: {n} (test accuracy {best} %)."
-        )
-    return found
-
-
-def _steps(test: pd.DataFrame) -> list[str]:
-    """The change of accuracy from each number of iterations to the next, over paired seeds."""
+def _changes(test: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the gains from each number of iterations to the next, in points of paired seeds."""
     found = []
     for curvature, part in series(test):
         table = part.pivot(index="seed", columns="iterations", values="accuracy").astype(float)
-        for before, after in pairwise(sorted(int(n) for n in part.iterations.unique())):
+        for before, after in pairwise(sorted(part.iterations.astype(int).unique())):
             gain = 100 * (table[after] - table[before]).dropna()
-            if gain.empty:
-                continue
-            said = f"{gain.mean():+.2f} points, one seed"
-            if len(gain) > 1:
-                change = Estimate.of(gain)
-                where = "beyond" if abs(change.mean) > change.interval else "within"
-                said = f"{change.mean:+.2f} ± {change.interval:.2f} points, {where} the interval"
-            found.append(
-                f"Change of test accuracy, {CURVATURES[curvature]}, {before} to {after} "
-                f"CG iterations: {said}."
-            )
-    return found
-
-
-def _least(test: pd.DataFrame) -> str:
-    run: Any = test.sort_values("accuracy").iloc[0]
-    return (
-        f"Least test accuracy of all {len(test)} runs: {100 * run.accuracy:.2f} % (curvature "
-        f"{NAMES[run.curvature]}, {int(run.iterations)} CG iterations, seed {int(run.seed)})."
-    )
-
-
-def _error_range(rows: pd.DataFrame) -> list[str]:
-    found = []
-    for reference in REFERENCES:
-        for curvature, part in series(rows):
-            means = _errors(part, reference).groupby("iterations").error.mean().dropna()
-            each = ", ".join(f"{value:.2g} at {n}" for n, value in means.items())
-            if each:
+            if len(gain):
+                change = {"before": before, "after": after, "seeds": len(gain)}
                 found.append(
-                    f"Relative error of the meta-gradient, {reference}, {CURVATURES[curvature]}, "
-                    f"by CG iterations: {each}."
+                    {"curvature": CURVATURES[curvature], **change, "gain": Estimate.of(gain)}
                 )
     return found
 
 
-def _left_out(rows: pd.DataFrame) -> list[str]:
-    found = []
-    for reference in REFERENCES:
-        errors = _errors(rows, reference)
-        tasks, reasons = _tasks(errors), []
-        for reason in LEFT_OUT:
-            if errors[reason].sum():
-                reasons.append(f"{reason} {int(errors[reason].sum())}")
-        said = f"{tasks - int(errors.compared.sum())} of {tasks}"
-        if reasons:
-            said += f" ({', '.join(reasons)})"
-        found.append(f"Tasks left out of the reference, {reference}: {said}.")
-    return found
+def _setting(test: pd.DataFrame) -> str:
+    return f"{budget_title(test)}, {format_count(test.seed.nunique(), 'seed')}"
 
 
-def _percent(accuracy: pd.Series) -> str:
-    """The text "98.21 ± 0.12", with the 95 % interval over seeds; without it for one seed."""
-    if accuracy.empty:
-        return ""
-    found = Estimate.of(100 * accuracy)
-    return f"{found.mean:.2f}" + (f" ± {found.interval:.2f}" if len(accuracy) > 1 else "")
-
-
-def _number(value: Any) -> str:
-    return "" if pd.isna(value) else f"{value:.2g}"
-
-
-def _given(values: pd.Series) -> pd.Series:
-    return values.notna() & (values != "")
+def _percent(runs: pd.DataFrame) -> Estimate | None:
+    """Estimate the accuracy over seeds, in percent; None without runs."""
+    return Estimate.of(100 * runs.accuracy.astype(float)) if len(runs) else None

@@ -14,55 +14,39 @@ from matplotlib.figure import Figure
 from metalearn import config
 from metalearn.errors import UsageError, check_known
 from metalearn.studies.cg.report import CURVATURES
-from metalearn.studies.fewshot.runs import Budget, StudyRun, words_of_run
-from metalearn.studies.fewshot.study import measured
+from metalearn.studies.fewshot.runs import StudyRun
+from metalearn.studies.fewshot.trained import TrainedStudy, measure_run
 from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.table import Table
 from metalearn.studies.iterations import report as iterations_report
 from metalearn.studies.iterations.errors import EXACT, SOLVERS, gradient_errors
 from metalearn.studies.iterations.report import NO_CURVATURE
 from metalearn.training import checkpoint
 from metalearn.training.experiment import Experiment
-from metalearn.training.protocol import Protocol
 
 
 @dataclass(frozen=True)
-class IterationsStudy:
+class IterationsStudy(TrainedStudy):
     """Train iMAML with each number of CG iterations and each curvature.
 
     Args:
-        experiment: of `metalearn train`, whose meta-gradient is implicit and solves by CG.
+        experiment: an experiment whose meta-gradient is implicit and solves by CG.
         iterations: numbers of CG iterations; 0 is the first-order gradient, trained once for both
             curvatures.
-        curvatures: of the linear system, "hessian" and "gauss_newton".
-        seeds: of weights and training tasks.
-        steps: meta-steps of each run.
-        words: further words of `metalearn train`, for every run.
-        validation_every, validation_tasks: of the curve and the chosen model.
-        test_tasks: the number of tasks that judge the chosen model.
+        curvatures: curvatures of the linear system, "hessian" and "gauss_newton".
         error_tasks: the number of tasks whose meta-gradient is compared with the references.
-        runs: the folder of the runs.
     """
 
     title: ClassVar[str] = "CG iterations of trained iMAML: accuracy, meta-gradient error and time"
+    filled: ClassVar[Sequence[str]] = ("iterations", "curvatures")
 
     experiment: str
     iterations: Sequence[int]
     curvatures: Sequence[str]
-    seeds: Sequence[int]
-    steps: int
-    words: Sequence[str]
-    validation_every: int
-    validation_tasks: int
-    test_tasks: int
     error_tasks: int
-    runs: str
 
     def __post_init__(self) -> None:
-        Budget(self.steps)
-        Protocol(tasks=self.test_tasks)
-        for name in ("iterations", "curvatures", "seeds"):
-            if not getattr(self, name):
-                raise UsageError(f"{name}=[]: expected at least one. Name one.")
+        super().__post_init__()
         if min(self.iterations) < 0:
             raise UsageError(
                 f"iterations={list(self.iterations)}: expected whole numbers of at least 0. "
@@ -72,7 +56,7 @@ class IterationsStudy:
             raise UsageError(f"error_tasks={self.error_tasks}: expected at least 1. Ask for more.")
         check_known("curvatures", self.curvatures, CURVATURES)
         for cell in self.cells()[:2]:
-            composed = config.compose("train", self._words(cell))
+            composed = config.compose("train", self.run_words(cell))
             if composed.adapt != "all" or composed.get("problem") is not None:
                 raise UsageError(
                     f"words={list(self.words)}: expected adapt=all and problem=null. Leave the "
@@ -80,7 +64,7 @@ class IterationsStudy:
                 )
 
     def cells(self) -> list[Cell]:
-        """Seed by seed, so that all runs of the first seed come first."""
+        """Return the cells seed by seed, so that all runs of the first seed come first."""
         return [
             {"curvature": curvature, "iterations": n, "seed": seed}
             for seed in self.seeds
@@ -88,20 +72,17 @@ class IterationsStudy:
             for curvature in (self.curvatures if n else [NO_CURVATURE])
         ]
 
-    def _words(self, cell: Any) -> list[str]:
-        validated = (self.validation_every, self.validation_tasks)
-        own = words_of_run(self.experiment, cell["seed"], self.steps, *validated)
+    def run_words(self, cell: Any) -> list[str]:
+        own = [*self.base_words(self.experiment, cell["seed"]), *self.words]
         if not cell["iterations"]:
-            return [*own, *self.words, "metagrad.linear_solver=null"]
+            return [*own, "metagrad.linear_solver=null"]
         chosen = [f"metagrad.curvature={cell['curvature']}"]
-        chosen += [f"metagrad.linear_solver.max_iters={cell['iterations']}"]
-        return [*own, *self.words, *chosen]
+        return [*own, *chosen, f"metagrad.linear_solver.max_iters={cell['iterations']}"]
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
-        """A "curve" row for each validation, a "test" row for each mode, an "error" row for each
-        reference; or one "stopped" row, where a guard stopped the run before it validated."""
-        run = StudyRun.of(Path(self.runs), self._words(cell), device)
-        rows = measured(run, Budget(self.steps), self.test_tasks, [], device)
+        """Return the rows of `measure_run`, and an "error" row for each reference."""
+        run = self.run_of(cell, device)
+        rows = measure_run(run, self.budget, self.protocol, device)
         if rows[0]["part"] == "stopped":
             return rows
         asked = {"tasks": self.error_tasks, "reference": str(EXACT), "inner": str(SOLVERS)}
@@ -113,11 +94,11 @@ class IterationsStudy:
         experiment.load(checkpoint.select_meta(checkpoint.load(best)))
         return gradient_errors(experiment, self.error_tasks)
 
-    def tables(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    def tables(self, rows: pd.DataFrame) -> dict[str, Table]:
         return iterations_report.tables(rows)
 
     def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
         return iterations_report.figures(rows)
 
-    def findings(self, rows: pd.DataFrame) -> list[str]:
-        return iterations_report.findings(rows)
+    def facts(self, rows: pd.DataFrame) -> dict[str, Any]:
+        return iterations_report.facts(rows)

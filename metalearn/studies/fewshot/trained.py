@@ -1,0 +1,128 @@
+"""The options and measurements that studies of training runs share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from metalearn.errors import UsageError
+from metalearn.studies.fewshot.runs import Budget, StudyRun
+from metalearn.studies.frame import Cell, Row
+from metalearn.training.protocol import Protocol
+
+
+@dataclass(frozen=True)
+class TrainedStudy:
+    """A study whose cells are runs of `metalearn train`.
+
+    Args:
+        seeds: the seeds of weights and training tasks.
+        steps: the meta-steps of each run. A larger number resumes the runs.
+        words: further overrides of `metalearn train`, for every run.
+        validation_every, validation_tasks: the validations by which the model is chosen.
+        test_tasks: the number of tasks by which the chosen model is judged.
+        runs: the folder of the runs.
+    """
+
+    filled: ClassVar[Sequence[str]] = ()
+    """The further options that are lists with at least one value."""
+
+    seeds: Sequence[int]
+    steps: int
+    words: Sequence[str]
+    validation_every: int
+    validation_tasks: int
+    test_tasks: int
+    runs: str
+
+    def __post_init__(self) -> None:
+        assert self.budget and self.protocol  # they check their options
+        names = [*self.filled, "seeds"]
+        for name in names:
+            if not getattr(self, name):
+                raise UsageError(
+                    f"{name}=[]: expected at least one of each of {', '.join(names)}. Name one."
+                )
+        if self.validation_every < 1 or self.validation_tasks < 2:
+            raise UsageError(
+                f"validation_every={self.validation_every}, "
+                f"validation_tasks={self.validation_tasks}: expected at least 1 and 2. Give larger "
+                "numbers."
+            )
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.steps)
+
+    @property
+    def protocol(self) -> Protocol:
+        return Protocol(tasks=self.test_tasks)
+
+    def run_words(self, cell: Any) -> list[str]:
+        """Return the overrides of `metalearn train` for a cell's run."""
+        raise NotImplementedError
+
+    def base_words(self, experiment: str, seed: int) -> list[str]:
+        """Return the overrides that the study's common options decide, without `words`."""
+        return [
+            f"experiment={experiment}",
+            f"seed={seed}",
+            f"steps={self.steps}",
+            f"validation.every={self.validation_every}",
+            f"validation.tasks={self.validation_tasks}",
+        ]
+
+    def run_of(self, cell: Cell, device: torch.device) -> StudyRun:
+        return StudyRun.of(Path(self.runs), self.run_words(cell), device)
+
+    def measure(self, cell: Cell, device: torch.device) -> list[Row]:
+        return measure_run(self.run_of(cell, device), self.budget, self.protocol, device)
+
+
+def measure_run(
+    run: StudyRun, budget: Budget, protocol: Protocol, device: torch.device
+) -> list[Row]:
+    """Train a run and judge its chosen model.
+
+    Args:
+        protocol: the run's own number of inner steps is added to those that it names.
+
+    Returns:
+        a "curve" row for each validation, and a "test" row for each mode and number of inner
+        steps; or one "stopped" row, where a guard stopped the run before its first validation.
+    """
+    stopped = run.train(budget)
+    curve = run.curve()
+    if not curve or not (run.folder / "best.pt").is_file():
+        return [{"part": "stopped", "why": stopped}]
+    own = int(run.config.metagrad.inner.steps)
+    protocol = replace(protocol, inner_steps=sorted({*protocol.inner_steps, own}))
+    began = time.perf_counter()
+    judged = run.judged(protocol, device)
+    seconds = time.perf_counter() - began
+    tasks, summary = run.config.tasks, run.summary()
+    about = {
+        "dataset": tasks.dataset._target_.rpartition(".")[2],
+        "ways": tasks.ways,
+        "shots": tasks.shots,
+        "steps": curve[-1]["step"],
+        "meta_batch": run.config.meta_batch,
+        "train_s": curve[-1]["train_s"],
+        "test_s": seconds,
+        "threads": summary.get("threads"),
+        "machine": summary.get("machine"),
+        "commit": summary.get("commit"),
+        "run": run.folder.name,
+        "why": stopped,
+    }
+    left_out = ("name", "seed", "benchmark", "split")
+    rows: list[Row] = [{"part": "curve", **row} for row in curve]
+    for row in judged:
+        figures = {key: value for key, value in row.items() if key not in left_out}
+        rows.append({"part": "test", **figures, **about})
+    return rows

@@ -1,0 +1,104 @@
+"""The table, figure and facts of the study of iMAML's stability."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from metalearn.studies.frame.plot import COLOURS, canvas
+from metalearn.studies.frame.table import Format, Table, make_table
+from metalearn.studies.frame.validation_curve import best_and_last
+from metalearn.training.estimate import Estimate
+
+COLLAPSE = 0.1
+"""The loss of validation accuracy, from the best to the last, that counts as a collapse."""
+COLUMNS: dict[str, Format | None] = {
+    **{"inner solver": None, "seed": None, "best validation, %": ".1f", "at meta-step": None},
+    **{"last validation, %": ".1f", "collapsed": None, "largest curvature at the end": ".1f"},
+    "inner gradient at the end": ".2g",
+    **{"test, transductive, %": ".2f", "test, inductive, %": ".2f"},
+}
+PANELS = (
+    ("validation", "accuracy", 100.0, "Validation accuracy, %"),
+    ("stretch", "curvature", 1.0, "Largest curvature, mean over tasks"),
+    ("stretch", "inner_grad_norm", 1.0, "Inner gradient norm after the inner loop"),
+)
+
+
+def trainings(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a row of the table (`COLUMNS`) for each training."""
+    return [
+        {"inner solver": solver, "seed": seed, **_training(run)}
+        for solver in rows.solver.unique()
+        for seed, run in rows[rows.solver == solver].groupby("seed")
+    ]
+
+
+def _training(run: pd.DataFrame) -> dict[str, Any]:
+    """Return a training's validations, the means over its last tenth, and its tests."""
+    best, last = (end.iloc[0] for end in best_and_last(run[run.part == "validation"]))
+    curve = run[run.part == "stretch"]
+    end = curve[-max(1, len(curve) // 10) :]
+    return {
+        "best validation, %": 100 * best.accuracy,
+        "at meta-step": int(best.step),
+        "last validation, %": 100 * last.accuracy,
+        "collapsed": bool(best.accuracy - last.accuracy > COLLAPSE),
+        "largest curvature at the end": end.curvature.mean(),
+        "inner gradient at the end": end.inner_grad_norm.mean(),
+        **{
+            f"test, {test['mode']}, %": Estimate(100 * test.accuracy, 100 * test.accuracy_interval)
+            for _, test in run[run.part == "test"].iterrows()
+        },
+    }
+
+
+def tables(rows: pd.DataFrame) -> dict[str, Table]:
+    steps = int(rows[rows.part == "validation"].step.max())
+    return {f"Each training of {steps:,} meta-steps": make_table(COLUMNS, trainings(rows))}
+
+
+def figures(rows: pd.DataFrame) -> dict[str, Figure]:
+    figure, panels = canvas(3, width=4.2, height=3.4)
+    for axes, (part, column, scale, title) in zip(panels, PANELS, strict=True):
+        for colour, solver in zip(COLOURS, rows.solver.unique(), strict=False):
+            runs = rows[(rows.solver == solver) & (rows.part == part)]
+            for i, (_, run) in enumerate(runs.groupby("seed")):
+                label = solver if i == 0 else None
+                axes.plot(run.step, scale * run[column], color=colour, lw=1.0, label=label)
+        axes.set(title=title, xlabel="meta-step")
+    edge = float(rows[rows.part == "test"].edge.iloc[0])
+    panels[1].axhline(edge, color="black", lw=0.8, ls="--")
+    panels[1].annotate(
+        f"edge of the fixed rate, 2 / rate = {edge:g}",
+        (0.98, edge),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+    )
+    for axes in panels[1:]:
+        axes.set_yscale("log")
+    panels[0].legend(loc="lower right")
+    return {"stability": figure}
+
+
+def facts(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return each inner solver's collapses, and the range of its best and last validations."""
+    runs = pd.DataFrame(trainings(rows))
+    return {
+        "collapse": 100 * COLLAPSE,
+        "solvers": [
+            {
+                "name": solver,
+                "collapsed": int(part.collapsed.sum()),
+                "trainings": len(part),
+                "best": part["best validation, %"],
+                "last": part["last validation, %"],
+            }
+            for solver, part in runs.groupby("inner solver", sort=False)
+        ],
+    }
