@@ -48,7 +48,13 @@ def find_code(source: Path, package: Path = PACKAGE) -> dict[Path, ast.Module]:
         if path not in found:
             found[path] = _parse(path)
             left += [file for name in _names(found[path]) for file in _files(name, package)]
+            if path == package / "config" / "build.py":  # configs name these functions
+                left += [f for f in sorted(package.rglob("*.py")) if _is_buildable(f)]
     return found
+
+
+def _is_buildable(path: Path) -> bool:
+    return any(line.startswith("BUILDABLE = ") for line in path.read_text().splitlines())
 
 
 def _parse(path: Path) -> ast.Module:
