@@ -25,6 +25,7 @@ from tiny_run import run
 
 from metalearn import config
 from metalearn.commands.main import main
+from metalearn.config.types import flatten
 from metalearn.studies.frame import options
 from metalearn.training.run_folder import RunFolder
 
@@ -98,7 +99,7 @@ def value(key: str, default: object) -> SearchStrategy[str]:
 def defaults(*choices: str) -> dict[str, object]:
     """The options of training with these choices."""
     composed = config.compose("train", list(choices))
-    return {k: v for k, v in config._flatten(composed).items() if "source" not in k}
+    return {k: v for k, v in flatten(composed).items() if "source" not in k}
 
 
 def some(draw: DrawFn, options: dict[str, object], most: int = 2) -> list[str]:
@@ -136,7 +137,7 @@ def study_words(draw: DrawFn) -> list[str]:
     own = OmegaConf.merge(
         OmegaConf.load(folder / verb / f"{name}.yaml"), OmegaConf.load(folder / "study.yaml")
     )
-    found = config._flatten(own).items()
+    found = flatten(own).items()
     own_options = {k: v for k, v in found if not k.startswith(("presets", "source"))}
     return [verb, name, *some(draw, own_options)]
 
@@ -154,8 +155,8 @@ def other_words(draw: DrawFn) -> list[str]:
         names = st.sampled_from(["omniglot", "mini_imagenet", "fc100"]) | st.text(max_size=6)
         return ["data", "prepare", draw(names), f"source={draw(VALUES)}"]
     if verb == "report":
-        return [verb, *some(draw, config._flatten(config.plain("report", [])))]
-    found = config._flatten(config.plain("evaluate", []))
+        return [verb, *some(draw, flatten(config.plain("report", [])))]
+    found = flatten(config.plain("evaluate", []))
     return [verb, "checkpoint=CHECKPOINT", *some(draw, found)]
 
 
