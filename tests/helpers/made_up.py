@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import torch
 
 from metalearn.studies.frame.plot import canvas, label_lines
 from metalearn.studies.frame.run import Publication, run_study
+from metalearn.studies.frame.table import Cell, make_table
 
-SIZES = ("900 kB", "1.2 MB", "35.0 MB", "1.1 GB")
+SIZES = {"900 kB": 9e5, "1.2 MB": 1.2e6, "35.0 MB": 3.5e7, "1.1 GB": 1.1e9}
 SUMMARY = {
     "name": "omniglot_5w1s_imaml",
     "test_loss": 1.18,
@@ -47,14 +49,15 @@ class Growth:
         return [{"method": "None" if cell["n"] % 2 else "implicit", "cube": cell["n"] ** 3 + 0.5}]
 
     def tables(self, rows):
-        order = (2, 0, 3, 1)
+        sizes = [Cell(text, size) for text, size in SIZES.items()]
+        some = zip(rows.to_dict("records"), (2, 0, 3, 1), (math.inf, 1e-8, 2.5, None), strict=False)
+        shown = [
+            {**row, "size": sizes[i], "steps": f"unrolled, {10**i} steps", "bound": bound}
+            for row, i, bound in some
+        ]
         return {
-            "Sizes": rows.iloc[:4].assign(
-                size=[SIZES[i] for i in order],
-                steps=[f"unrolled, {10**i} steps" for i in order],
-                bound=[float("inf"), 1e-8, 2.5, None],
-            ),
-            "Growth by n": rows,
+            "Sizes": make_table(list(shown[0]), shown),
+            "Growth by n": make_table(list(rows.columns), rows.to_dict("records")),
         }
 
     def figures(self, rows):
@@ -63,8 +66,8 @@ class Growth:
         label_lines(axes)
         return {"growth": figure, "twice": figure}
 
-    def findings(self, rows):
-        return [self.finding]
+    def facts(self, rows):
+        return {"finding": self.finding}
 
 
 def publish(results: Path, name: str, scratch: Path, study: Growth) -> Path:

@@ -13,6 +13,7 @@ from metalearn.errors import UsageError
 from metalearn.studies.frame.index import write_index
 from metalearn.studies.frame.plot import canvas, label_lines
 from metalearn.studies.frame.run import Publication, run_study
+from metalearn.studies.frame.table import make_table
 
 CPU = torch.device("cpu")
 
@@ -36,7 +37,7 @@ class Squares:
         return [{"power": p, "value": float(cell["n"] ** p)} for p in (2, 3)]
 
     def tables(self, rows):
-        return {"All": rows}
+        return {"All": make_table(list(rows.columns), rows.to_dict("records"))}
 
     def figures(self, rows):
         figure, (axes,) = canvas()
@@ -45,8 +46,8 @@ class Squares:
         label_lines(axes)
         return {"growth": figure}
 
-    def findings(self, rows):
-        return [f"The largest is {rows.value.max():g}."]
+    def facts(self, rows):
+        return {"largest": rows.value.max()}
 
 
 def publication(tmp_path, **options):
@@ -64,7 +65,8 @@ def test_a_study_publishes_rows_table_figure_findings_and_provenance(tmp_path, c
     assert "| 3   | 3       | 27      |" in (folder / "table.md").read_text()
     tables = json.loads((folder / "tables.json").read_text())
     assert tables["All"]["columns"] == ["n", "power", "value"]
-    assert tables["All"]["rows"] == rows.values.tolist()
+    assert tables["All"]["keys"] == rows.values.tolist()
+    assert tables["All"]["rows"] == [[f"{x:g}" for x in row] for row in rows.values.tolist()]
     assert json.loads((folder / "findings.json").read_text()) == ["The largest is 27."]
     assert "power 3" in (folder / "growth.svg").read_text()
     origin = json.loads((folder / "provenance.json").read_text())
@@ -79,14 +81,17 @@ def test_a_study_publishes_rows_table_figure_findings_and_provenance(tmp_path, c
 
 def test_tables_say_in_json_what_is_missing_and_what_is_infinite(tmp_path, monkeypatch):
     def tables(self, rows):
-        values = {"a": [1.5, float("nan"), float("inf")], "b": [None, "x", True], "c": [1, 2, 3]}
-        return {"Odd": pd.DataFrame(values)}
+        infinite = float("inf")
+        return {
+            "Odd": make_table("abc", [[1.5, None, 1], [float("nan"), "x", 2], [infinite, True, 3]])
+        }
 
     monkeypatch.setattr(Squares, "tables", tables)
     folder = run_study(Squares(1, seen=([],)), publication(tmp_path), CPU)
     text = (folder / "tables.json").read_text()
-    rows = json.loads(text, parse_constant=pytest.fail)["Odd"]["rows"]
-    assert rows == [[1.5, None, 1], [None, "x", 2], ["inf", True, 3]]
+    odd = json.loads(text, parse_constant=pytest.fail)["Odd"]
+    assert odd["rows"] == [["1.5", "", "1"], ["", "x", "2"], ["inf", "yes", "3"]]
+    assert odd["keys"] == [[1.5, None, 1], [None, None, 2], ["inf", None, 3]]
 
 
 def test_an_interrupted_study_goes_on_from_its_rows(tmp_path):

@@ -24,7 +24,6 @@ from metalearn.studies.frame.index import write_index
 from metalearn.studies.frame.plot import save
 from metalearn.studies.frame.protocol import Study
 from metalearn.studies.frame.rows import RowFile
-from metalearn.studies.frame.table import Table, make_table
 from metalearn.system.files import replace_text
 from metalearn.system.provenance import provenance
 from metalearn.training.progress import RunProgress
@@ -111,7 +110,7 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
         written = _publish(study, table, folder, origin)
         write_index(publication.results)
         _track(publication, study, table, scratch, progress.say)
-        for finding in _findings(study, table):
+        for finding in render_findings(study, table):
             progress.say(f"- {finding}")
         progress.say(f"wrote {folder}/: {', '.join(written)}")
     file.path.unlink()
@@ -156,19 +155,17 @@ def _key(study: Study, options: dict[str, Any], origin: dict[str, Any]) -> str:
 
 
 def _publish(study: Study, rows: pd.DataFrame, folder: Path, origin: dict[str, Any]) -> list[str]:
-    """All that is made of the rows is made before the first file is written."""
-    figures, findings, tables = study.figures(rows), _findings(study, rows), _tables(study, rows)
+    """Make everything from the rows, then write it; return the names of the files."""
+    figures, tables = study.figures(rows), study.tables(rows)
+    findings = render_findings(study, rows)
     text = [f"# {study.title}", "", *(f"- {f}" for f in findings), ""]
     for caption, table in tables.items():
         text += [f"**{caption}**", "", table.to_markdown(), ""]
     text += [f"![{name}]({name}.svg)" for name in figures]
     replace_text(folder / "rows.csv", rows.convert_dtypes().to_csv(index=False))
     replace_text(folder / "table.md", "\n".join(text).rstrip() + "\n")
-    replace_text(
-        folder / "tables.json",
-        json.dumps({caption: table.to_json() for caption, table in tables.items()}, indent=1)
-        + "\n",
-    )
+    lines = [f"{json.dumps(caption)}: {json.dumps(t.to_json())}" for caption, t in tables.items()]
+    replace_text(folder / "tables.json", "{\n" + ",\n".join(lines) + "\n}\n")
     replace_text(folder / "findings.json", json.dumps(findings, indent=1) + "\n")
     for name, figure in figures.items():
         save(figure, folder / f"{name}.svg")
@@ -177,20 +174,6 @@ def _publish(study: Study, rows: pd.DataFrame, folder: Path, origin: dict[str, A
             old.unlink()
     replace_text(folder / "provenance.json", json.dumps(origin, indent=1) + "\n")
     return sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
-
-
-def _findings(study: Study, rows: pd.DataFrame) -> list[str]:
-    old: Any = study
-    return render_findings(study, rows) if hasattr(study, "facts") else old.findings(rows)
-
-
-def _tables(study: Study, rows: pd.DataFrame) -> dict[str, Table]:
-    return {
-        caption: t
-        if isinstance(t, Table)
-        else make_table(list(t.columns), t.astype(object).where(t.notna(), None).values.tolist())
-        for caption, t in study.tables(rows).items()
-    }
 
 
 def _track(
@@ -205,6 +188,6 @@ def _track(
     )
     values = rows.astype(object).where(rows.notna(), None).values.tolist()
     tracker.table("rows", [str(c) for c in rows.columns], values)
-    for name, table in _tables(study, rows).items():
+    for name, table in study.tables(rows).items():
         tracker.table(name, table.columns, [[cell.text for cell in row] for row in table.rows])
     tracker.finish({})
