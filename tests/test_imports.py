@@ -26,7 +26,15 @@ def test_the_package_itself_loads_nothing():
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["--help"], ["--version"], ["train", "--help"], ["bench"], ["bench", "speed", "-h"]],
+    [
+        [],
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["bench"],
+        ["bench", "speed", "-h"],
+        ["data"],
+    ],
 )
 def test_help_loads_nothing_heavy(words):
     assert not HEAVY & loaded(

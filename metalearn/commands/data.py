@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from hydra.utils import get_method
 from omegaconf import OmegaConf
@@ -12,8 +13,9 @@ from omegaconf import OmegaConf
 from metalearn.config import config_folder
 from metalearn.errors import UsageError, nearest
 from metalearn.system.files import with_home
-from metalearn.tasks.archive import SUFFIXES, is_archive, keep, unpacked
-from metalearn.tasks.cache import Splits, cache_folder
+
+if TYPE_CHECKING:
+    from metalearn.tasks.cache import Splits
 
 
 def read_datasets() -> dict[str, str]:
@@ -82,6 +84,10 @@ def prepare(
     Raises:
         UsageError: the source is absent, damaged or not this dataset; nothing is kept of it.
     """
+    # Slow: help and mistakes in the words need none of it.
+    from metalearn.tasks.archive import SUFFIXES, is_archive, keep, unpacked
+    from metalearn.tasks.cache import cache_folder
+
     cached = getattr(sys.modules[load.__module__], "CACHED", False)
     path = with_home(source) if source is not None else None
     if path is None or (source and path.is_dir()):

@@ -13,13 +13,7 @@ from omegaconf import OmegaConf
 
 from metalearn import config
 from metalearn.errors import UsageError
-from metalearn.system.machine import find_device
-from metalearn.system.provenance import provenance
-from metalearn.training import checkpoint
 from metalearn.training.estimate import Estimate
-from metalearn.training.evaluation_file import check_out, default_out, write
-from metalearn.training.opened import MODES
-from metalearn.training.protocol import Protocol, label
 
 
 def run(words: list[str]) -> int:
@@ -39,6 +33,14 @@ def run(words: list[str]) -> int:
             "evaluate needs checkpoint=PATH, the best.pt or last.pt of a run, or [PATH,PATH], or "
             "the name of an initialisation in results/"
         )
+
+    # Slow, and a mistake in the words is said at once.
+    from metalearn.system.machine import find_device
+    from metalearn.system.provenance import provenance
+    from metalearn.training import checkpoint
+    from metalearn.training.evaluation_file import check_out, default_out, write
+    from metalearn.training.opened import MODES
+    from metalearn.training.protocol import Protocol, label
 
     modes = [m for m, own in MODES.items() if cfg.transductive in (None, own)]
     protocol = Protocol(
