@@ -34,11 +34,12 @@ MOST_WORDS = 30
 
 def check_docstrings(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            words = (ast.get_docstring(node) or "").split()
+        # A text that stands alone documents the module, class, function or name before it.
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            words = node.value.value.split() if isinstance(node.value.value, str) else []
             if words and words[0].strip(",.:") in OPENERS:
-                line = node.body[0].lineno
-                yield f"{path}:{line}: a docstring begins with {words[0]!r}; begin with a verb"
+                where = f"{path}:{node.lineno}"
+                yield f"{where}: a docstring begins with {words[0]!r}; begin with a verb or a noun"
 
 
 def check_sentences(path: Path) -> Iterator[str]:

@@ -12,7 +12,7 @@ from metalearn.tree import leaves_of
 
 ROUNDS = 3
 GAIN = 0.97
-"""Of the time in fewer parts: what is not clearly faster is noise, and fewer parts it stays."""
+"""The share of the time in fewer parts that more parts must stay below, to be more than noise."""
 
 
 def fastest_parts(metagrad: MetaGradient, problem: BilevelProblem, meta: Meta, task: Any) -> int:

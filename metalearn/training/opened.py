@@ -19,7 +19,7 @@ from metalearn.training.evaluation import Member
 from metalearn.training.experiment import Experiment, few_shot_problem
 
 MODES = {"transductive": True, "inductive": False}
-"""Whose statistics batch norm takes for the queries: their own, or the support set's."""
+"""The modes: True where batch norm takes the queries' own statistics, not the support set's."""
 
 
 @dataclass(frozen=True)
