@@ -119,8 +119,9 @@ def _meta_step(config: DictConfig, state: TrainingState, session: Session) -> di
         row |= figures(result)
         row["grad_norm"] = state.take(result)
         for warn in (solve_warning, stability_warning):
-            if warning := warn(result):
-                session.warn_once(warn, f"meta-step {step}: {warning}")
+            if warn not in session.warned and (warning := warn(result)):
+                session.say(f"meta-step {step}: {warning}")
+                session.warned.add(warn)
     except (*REFUSALS, OutOfMemory) as error:
         policy = "stop" if isinstance(error, OutOfMemory) else state.guards.refuse(error)
         if policy == "stop":

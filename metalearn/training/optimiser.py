@@ -37,7 +37,7 @@ class OuterOptimiser:
         self._schedule, self._steps, self._clip_norm = schedule, steps, clip_norm
         self._initial_rates = [group["lr"] for group in optimiser.param_groups]
         self.halvings = 0
-        """How often the guards have halved the rate."""
+        """The number of times that the guards have halved the rate."""
 
     def rate(self, step: int) -> float:
         """Return the rate after `step` meta-steps."""
@@ -49,12 +49,12 @@ class OuterOptimiser:
             factor *= (1 + math.cos(math.pi * step / self._steps)) / 2
         return factor
 
-    def step(self, grads: Meta, norm: torch.Tensor, step: int) -> None:
+    def step(self, grads: Meta, norm: torch.Tensor | None, step: int) -> None:
         """Move the meta-parameters along a gradient.
 
         Args:
             grads: a pytree like the meta-parameters.
-            norm: the norm of `grads`, 0-d.
+            norm: the norm of `grads`, 0-d; clipping alone needs it.
             step: the meta-steps that were taken before, which say the rate.
 
         Raises:
@@ -62,7 +62,7 @@ class OuterOptimiser:
         """
         for p, grad in zip(self._leaves, leaves_of(grads), strict=True):
             p.grad = grad
-        if self._clip_norm is not None:
+        if self._clip_norm is not None and norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._leaves, self._clip_norm, norm)
         for group, rate in zip(self._optimiser.param_groups, self._initial_rates, strict=True):
             group["lr"] = rate * self._factor(step)
@@ -111,5 +111,5 @@ def descend(
     for step in range(1, steps + 1):
         result = metagrad(problem, meta, task(), **carry)
         carry = result.carry
-        optimiser.step(result.grads, torch.nn.utils.get_total_norm(leaves_of(result.grads)), step)
+        optimiser.step(result.grads, None, step - 1)
         after(step, like_tree(meta, [x.detach().clone() for x in leaves_of(meta)]), result)

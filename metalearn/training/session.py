@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn
 
 from omegaconf import DictConfig
@@ -35,7 +34,7 @@ class Session:
         self._folder = RunFolder(run_dir, config, resume, ranks)
         self._interruption = Interruption()
         self._stack = ExitStack()
-        self._warned: set[Any] = set()
+        self.warned: set[Any] = set()  # the warnings that were given, each once a session
         self._row: dict[str, Any] = {}
 
     def __enter__(self) -> Session:
@@ -45,13 +44,8 @@ class Session:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def begin(self, state: TrainingState) -> None:
         """Put the saved state back, or save the first one.
@@ -131,12 +125,6 @@ class Session:
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self._progress.say(text)
-
-    def warn_once(self, kind: Any, text: str) -> None:
-        """Print a warning, each kind once a session."""
-        if kind not in self._warned:
-            self._warned.add(kind)
-            self.say(text)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a meta-step's row to metrics.jsonl and to W&B."""
