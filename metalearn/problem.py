@@ -6,9 +6,10 @@ where               params*(meta) minimises inner(params, meta), or is K steps f
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ Params = dict[str, Tensor]
 
 Meta = Any
 """The meta-parameters: a pytree of tensors without a task axis."""
+
+T = TypeVar("T")
 
 
 class BilevelProblem(Protocol):
@@ -124,7 +127,62 @@ class RatedProblem(BilevelProblem, Protocol):
         ...
 
 
-class FewShot:
+@runtime_checkable
+class TrainableProblem(BilevelProblem, Protocol):
+    """A problem that `metalearn train` can train. A problem of your own derives from this class.
+
+    It writes `begin` and the three methods of `BilevelProblem`; all else has a default.
+
+    Attributes:
+        mode: the name of the mode in which the problem is trained, a key of `modes`.
+        couples_tasks: True if a task's loss depends on the other tasks of its meta-batch, which
+            then cannot be split.
+        any_ways: True if a task may have another number of classes than the training tasks.
+    """
+
+    mode: str = "default"
+    couples_tasks: bool = False
+    any_ways: bool = True
+
+    def begin(self) -> Meta:
+        """Return the meta-parameters at the start of training, leaves of autograd."""
+        ...
+
+    def check(self, meta: Meta, task: Any) -> None:
+        """Try the problem on a task, without gradients.
+
+        Raises:
+            UsageError: the problem cannot take the task.
+        """
+        name = type(self).__name__
+        try:
+            loss, _ = self.outer_objective(self.init(meta, task), meta, task)
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(
+                f"problem={name}: expected tasks that it takes ({reason}). Choose tasks= or model= "
+                "for it."
+            ) from error
+        if loss.shape != (len(task),):
+            raise UsageError(
+                f"problem={name}: expected an outer loss for each task, of shape "
+                f"({len(task)},), not {tuple(loss.shape)}. Mend outer_objective."
+            )
+
+    def modes(self) -> dict[str, BilevelProblem]:
+        """Return the problems by which the meta-parameters are judged, by the mode's name."""
+        return {self.mode: self}
+
+    def settled(self, meta: Meta, images: Callable[[], Tensor]) -> BilevelProblem:
+        """Return the problem as evaluation uses it.
+
+        Args:
+            images: returns a fixed sample of training images, (n, ...).
+        """
+        return self
+
+
+class FewShot(TrainableProblem):
     """The few-shot problem: meta is the initialisation theta of the task's parameters phi.
 
     inner(phi, theta) = support loss(phi) + prox / 2 |phi - theta|^2, and outer = query loss(phi).
@@ -146,9 +204,9 @@ class FewShot:
             lambda may differ between parameters. A strong one keeps the body's curvature small,
             while a weak one leaves the head free.
 
-    `meta` is `dict(model.named_parameters())`. `adapted` holds the names of phi's tensors. The
-    class vectors of a `SymmetricHead` are always adapted; they are (T, ways, features), where each
-    task defines its ways.
+    `meta` is `dict(model.named_parameters())`, as `begin` returns it. `adapted` holds the names of
+    phi's tensors. The class vectors of a `SymmetricHead` are always adapted; they are (T, ways,
+    features), where each task defines its ways.
     """
 
     def __init__(
@@ -165,7 +223,7 @@ class FewShot:
                     f"{name}={value}; the proximal strength must be at least 0, and up to "
                     f"{MAX_FLOAT32:.1e}"
                 )
-        self.model = TaskBatched(model)
+        self.model, self._start = TaskBatched(model), model
         self.prox, self.prox_head = prox, prox if prox_head is None else prox_head
         self.transductive = transductive
         self._head = _ClassVectors.of(model)
@@ -183,6 +241,54 @@ class FewShot:
         self.last_layer = [n for n in own + vectors if n.rpartition(".")[0] == layer]
         self.adapted = _adapted(own + vectors, self.last_layer, adapt)
         self.adapted += [name for name in vectors if name not in self.adapted]
+
+    def begin(self) -> Params:
+        """Return the model's own parameters by name."""
+        return dict(self._start.named_parameters())
+
+    @property
+    def mode(self) -> str:  # type: ignore[override]
+        """The statistics that batch norm takes for the queries: "transductive" or "inductive"."""
+        return "transductive" if self.transductive else "inductive"
+
+    @property
+    def any_ways(self) -> bool:  # type: ignore[override]
+        """True if the head has no learned vector for each class."""
+        return self._head is not None
+
+    def modes(self) -> dict[str, BilevelProblem]:
+        """Return this problem by the queries' own batch statistics, and by the support set's."""
+        return {p.mode: p for p in map(self._in_mode, (True, False))}
+
+    def _in_mode(self, transductive: bool) -> FewShot:
+        problem = copy.copy(self)
+        problem.transductive = transductive
+        return problem
+
+    def adapted_shapes(self) -> dict[str, torch.Size]:
+        """Return the shape of each adapted tensor; a symmetric head's class vectors share one."""
+        shapes = dict(self._start.named_buffers()) | self.begin()
+        return {name: shapes[name].shape for name in self.adapted}
+
+    def check(self, meta: Params, task: TaskBatch) -> None:
+        y = task.support_y
+        outputs = try_inputs(
+            lambda: self.query_predictions(self.init(meta, task), meta, task), task
+        )
+        shape = tuple(outputs.shape[2:])
+        if y.is_floating_point():
+            if shape != tuple(y.shape[2:]):
+                raise UsageError(
+                    f"the model's outputs are of shape {shape}, the targets of shape "
+                    f"{tuple(y.shape[2:])}; choose model= for them, such as model=mlp_sinusoid"
+                )
+            return
+        classes = int(y.max()) + 1
+        if len(shape) != 1 or shape[0] < classes:
+            raise UsageError(
+                f"the model has outputs of shape {shape} and the tasks have {classes} classes; "
+                f"give it an output a class (model.ways={classes}, or sizes that end in {classes})"
+            )
 
     def init(self, meta: Params, task: TaskBatch) -> Params:
         per_task = self._head.names if self._head is not None and self._head.per_task else ()
@@ -324,6 +430,23 @@ class _ClassVectors:
         if self._body is None:
             return task.support_x
         return self._body({name: meta[name][None] for name in self._body.names}, task.support_x)
+
+
+def try_inputs(run: Callable[[], T], task: TaskBatch) -> T:
+    """Return the result of `run`.
+
+    Raises:
+        UsageError: the model cannot take the task's inputs.
+    """
+    try:
+        return run()
+    except (RuntimeError, ValueError) as error:
+        x = task.support_x
+        values = x[0, 0].numel()
+        raise UsageError(
+            f"the model cannot take the tasks' inputs, {values} values of shape "
+            f"{tuple(x.shape[2:])}; choose model= for them, or sizes that begin with {values}"
+        ) from error
 
 
 def _adapted(names: list[str], last_layer: list[str], adapt: str | Sequence[str]) -> list[str]:

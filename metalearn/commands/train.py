@@ -12,13 +12,23 @@ from omegaconf import DictConfig
 
 from metalearn import config
 from metalearn.config.canonical import canonicalise
+from metalearn.config.old_names import rename_overrides
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
 from metalearn.parallel.ranks import ALONE, Ranks, job, joined, may_restart, restarted
 from metalearn.training import checkpoint
 from metalearn.training.run_folder import check_unused
 
 WITH_RESUME = (
-    *("resume", "steps", "device", "threads", "wandb", "checkpoint_every", "keep_checkpoints"),
+    *(
+        "resume",
+        "import",
+        "steps",
+        "device",
+        "threads",
+        "wandb",
+        "checkpoint_every",
+        "keep_checkpoints",
+    ),
     *("on_nonfinite", "on_failed_solve", "on_explosion", "explosion_factor", "keep_best"),
 )
 """The options that `resume=` allows beside it: length, device, tracking, guards."""
@@ -33,7 +43,7 @@ def run(words: list[str], complain: Complain) -> int:
         UsageError: the words are none that can be trained by.
     """
     asks_for_sweep = [w for w in words if w in ("-m", "--multirun")]
-    overrides = [w for w in words if w not in asks_for_sweep]
+    overrides = rename_overrides([w for w in words if w not in asks_for_sweep])
     resumed = "resume" in config.keys(overrides)
     if not asks_for_sweep and (own := [w for w in overrides if w.startswith("hydra/")]):
         raise UsageError(f"{own[0]} is a sweep's; add -m")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +26,8 @@ PACKAGES = (
     *("metalearn.problems", "metalearn.tasks", "metalearn.studies", "torch.nn", "torch.optim"),
 )
 """The packages of the classes and functions that a config may name."""
+_IMPORTED: set[str] = set()
+"""The modules that the command line names by import=, whose classes a config may name too."""
 _PLAIN = (bool, int, float, str, list, tuple, type(None))
 
 # What takes an object of one package only, by its name.
@@ -77,6 +81,45 @@ def build(config: Any, kind: type | None = None) -> Any:
     return made
 
 
+def import_named(modules: Any) -> None:
+    """Import the module or modules that `import=` names; their classes may be a `_target_` then.
+
+    A module in the current folder is found too. Only a command line calls this function, never a
+    saved config.
+
+    Raises:
+        UsageError: a name is no module's, or the module cannot be imported.
+    """
+    for name in [modules] if isinstance(modules, str) else modules:
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
+            raise UsageError(
+                f"import={name}: expected a module's name, such as my_module for my_module.py in "
+                "this folder. Leave the ending and the folder out."
+            )
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever the code of a user's module raises
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UsageError(
+                f"import={name}: expected a module in this folder or an installed one, and its "
+                f"import fails ({reason}). Mend or install it."
+            ) from error
+        _IMPORTED.add(name)
+
+
+def read_arguments(target: Any) -> set[str] | None:
+    """Return the names of the arguments that a config's `_target_` takes; None: any.
+
+    Raises:
+        UsageError: `target` is none that a config may name.
+    """
+    parameters = inspect.signature(_found(target, PACKAGES)).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return None if takes_any else set(parameters)
+
+
 def read_argument_defaults(target: Any) -> dict[str, Any]:
     """Read the plain defaults in the signature of a config's `_target_`, by argument.
 
@@ -111,6 +154,7 @@ def _nodes(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _found(target: Any, packages: Sequence[str]) -> Any:
     """Return the class or function of that name, if a config may name it."""
+    packages = [*packages, *_IMPORTED]
     inside = re.compile(rf"({'|'.join(map(re.escape, packages))})(\.[A-Za-z]\w*)+")
     if isinstance(target, str) and inside.fullmatch(target):
         try:
@@ -118,18 +162,21 @@ def _found(target: Any, packages: Sequence[str]) -> Any:
         except Exception:  # whatever a module that is not there, or no module, leads to
             found = None
         module = str(getattr(found, "__module__", ""))
-        if module.startswith(tuple(f"{package}." for package in packages)) and (
+        if f"{module}.".startswith(tuple(f"{package}." for package in packages)) and (
             inspect.isclass(found)
             or (inspect.isfunction(found) and _is_buildable(sys.modules[module], found.__name__))
         ):
             return found
     raise UsageError(
-        f"_target_={target} is not built from a config; expected a class of {', '.join(packages)}"
+        f"_target_={target} is not built from a config; expected a class of {', '.join(packages)}, "
+        "or of a module of yours that import= names"
     )
 
 
 def _is_buildable(module: ModuleType, name: str) -> bool:
-    return module.__name__.startswith("metalearn.") and name in getattr(module, "BUILDABLE", ())
+    if module.__name__.startswith("metalearn."):
+        return name in getattr(module, "BUILDABLE", ())
+    return any(f"{module.__name__}.".startswith(f"{own}.") for own in _IMPORTED)
 
 
 def _check_arguments(path: str, node: dict[str, Any], called: Any) -> None:

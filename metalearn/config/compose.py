@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
+from metalearn.config.build import import_named, read_arguments
 from metalearn.config.interpolation import resolved, resolver_call
+from metalearn.config.old_names import rename_overrides, rename_saved
 from metalearn.config.overrides import (
     HYDRAS,
     check_choice,
@@ -36,7 +39,10 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
         UsageError: an unknown key or choice (with the nearest valid one), a value of another type,
             or words that are no key=value.
     """
-    parsed = parse(overrides)
+    parsed = parse(rename_overrides(overrides))
+    for override in parsed:
+        if override.key_or_group == "import" and override.value() is not None:
+            import_named(override.value())
     groups = [o for o in parsed if is_group(o)]
     for override in groups:
         check_choice(override)
@@ -49,6 +55,7 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
         check_value(override, base)
     config = _composed(verb, [hydra_word(o) for o in parsed])
     _check_references(own, base, config)
+    _fit_targets(config, [o.key_or_group for o in own])
     choices = config.hydra.runtime.choices
     with open_dict(config):
         config.name = run_name(config, choices)
@@ -56,11 +63,33 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
     return config
 
 
+def _fit_targets(config: DictConfig, given: Collection[str]) -> None:
+    """Leave out what an overridden `_target_` does not take, of its group's other options.
+
+    Args:
+        given: the names of the overridden options, which stay in any case.
+    """
+    for name in given:
+        group, _, last = name.rpartition(".")
+        if last != "_target_":
+            continue
+        node = OmegaConf.select(config, group)
+        taken = read_arguments(node["_target_"])
+        for key in list(node):
+            plain = not str(key).startswith("_") and f"{group}.{key}" not in given
+            if taken is not None and plain and key not in taken:
+                with open_dict(node):
+                    del node[key]
+
+
 def plain(verb: str, overrides: list[str]) -> DictConfig:
     """Return the config of a verb without groups; raise as `compose` does."""
     config = OmegaConf.load(config_folder() / f"{verb}.yaml")
     assert isinstance(config, DictConfig)
-    return overridden(config, overrides, verb)
+    config = overridden(config, overrides, verb)
+    if config.get("import") is not None:
+        import_named(config["import"])
+    return config
 
 
 def overridden(
@@ -123,6 +152,8 @@ def checked(config: Any, where: str, verb: str) -> DictConfig:
         raise UsageError(f"{where} holds no options; {mend}")
     try:
         config = OmegaConf.create(config) if isinstance(config, dict) else config.copy()
+        if verb == "train":
+            config = rename_saved(config)
         call = resolver_call(OmegaConf.to_container(config))
         if call is None:
             resolved(config)
@@ -157,7 +188,7 @@ def read_defaults(verb: str) -> dict[str, Any]:
 
 
 def _check_references(given: list[Override], base: DictConfig, config: DictConfig) -> None:
-    """Raise UsageError if a reference such as ${prox} has a value of another type."""
+    """Raise UsageError if a reference such as ${problem.prox} has a value of another type."""
     flat = flatten(base)
     for override in given:
         key = override.key_or_group

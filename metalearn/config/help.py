@@ -25,7 +25,7 @@ def verb_page(verb: str, purpose: str) -> str:
             lines.append(f"  {group:11}{names}")
         lines += [
             "",
-            "Each choice brings options of its own: tasks.ways=20 tasks.shots=5 prox=0.5",
+            "Each choice brings options of its own: tasks.ways=20 tasks.shots=5 problem.prox=0.5",
             "metagrad.inner.steps=10 metagrad.linear_solver.max_iters=3 optimiser.lr=1e-4 ...",
             "A sweep: metalearn train -m seed=0,1,2 metagrad=maml,imaml",
             "",

@@ -1,4 +1,4 @@
-"""References between the options of a config: `${prox}` names another option, nothing else.
+"""References between the options of a config: `${problem.prox}` names another option, nothing else.
 
 OmegaConf also calls functions from texts, `${oc.env:HOME}`, whose very name may be put together
 from other options, `${oc.${x}:HOME}`. One could bring a secret of the environment into logs,

@@ -39,7 +39,8 @@ def parse(overrides: list[str]) -> list[Override]:
         # which a word may hold as $\{ and \:.
         if call := resolver_call([word, override.value()]):
             raise UsageError(
-                f"{word!r} calls a resolver, {call}; a value refers to options only: ${{prox}}"
+                f"{word!r} calls a resolver, {call}; a value refers to options only, such as "
+                "${problem.prox}"
             )
         if override.key_or_group.startswith(HYDRAS) and (
             not override.key_or_group[len("hydra.") :].startswith(_OF_HYDRA) or "_target_" in word

@@ -80,7 +80,7 @@ class MetaGradient:
         self, problem: BilevelProblem, meta: Meta, task: Any, **carry: Any
     ) -> MetaGradientResult:
         differentiate: Callable[..., MetaGradientResult] = self.differentiate
-        if self.one_by_one and getattr(problem, "statistics", "task") != "task":
+        if self.one_by_one and getattr(problem, "couples_tasks", False):
             raise UsageError(
                 f"statistics=population: expected a method that takes all tasks together, not "
                 f"{self}. Choose backend=batched, or linearisation=kept."

@@ -83,8 +83,8 @@ class SplitGradient:
         say: receives a message whenever the number grows.
 
     Raises:
-        OutOfMemory: a single task does not fit into memory, or the problem has
-            statistics="population" and the whole batch does not.
+        OutOfMemory: a single task does not fit into memory, or the whole batch does not and the
+            problem couples its tasks.
     """
 
     metagrad: MetaGradient
@@ -97,15 +97,15 @@ class SplitGradient:
         def work(part: Any) -> MetaGradientResult:
             return self.metagrad(problem, meta, part, **carry)
 
-        if getattr(problem, "statistics", "task") != "task" and self.parts == 1:
+        if getattr(problem, "couples_tasks", False) and self.parts == 1:
             try:
                 return work(task)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             raise OutOfMemory(
-                "memory does not hold the meta-batch, and statistics=population cannot take it in "
-                "parts: lower meta_batch, or tasks.queries"
+                "memory does not hold the meta-batch, and the problem cannot take it in parts "
+                "(statistics=population): lower meta_batch, or tasks.queries"
             )
         result, self.parts = in_parts(work, joined, task, self.parts, self.say)
         return result

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metalearn.errors import UsageError
-from metalearn.problem import Params, prediction_loss
+from metalearn.problem import Params, TrainableProblem, prediction_loss
 from metalearn.tasks.batch import TaskBatch
 from metalearn.tree import task_half_square
 
 
-class ConvexHead:
+class ConvexHead(TrainableProblem):
     """A regularised linear classifier of features; the tasks' inputs are (T, n, features).
 
     inner(W) = mean over the support set of loss(W f, y) + penalty / 2 |W|^2. The outer objective is
@@ -54,10 +54,16 @@ class ConvexHead:
                 raise UsageError(f"{name}={value}: expected a number above 0. Give one.")
         self.loss, self.penalty, self.scale = loss, penalty, scale
 
-    def meta(self) -> dict[str, Tensor]:
-        """Return the meta-parameters at the start of training, leaves of autograd."""
+    def begin(self) -> dict[str, Tensor]:
         starts = {"log_penalty": self.penalty, "log_scale": self.scale}
         return {n: torch.tensor(math.log(v), requires_grad=True) for n, v in starts.items()}
+
+    def check(self, meta: Params, task: TaskBatch) -> None:
+        if task.support_y.is_floating_point():
+            raise UsageError(
+                "problem=: expected tasks of classes, and these are a regression's. Choose other "
+                "tasks=, or problem=few_shot."
+            )
 
     def init(self, meta: Params, task: TaskBatch) -> Params:
         f, ways = task.support_x, task.ways

@@ -10,11 +10,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from metalearn.nn.body import Body, Statistics
-from metalearn.problem import CompositeProblem, Params, query_predictions
+from metalearn.problem import (
+    BilevelProblem,
+    CompositeProblem,
+    FewShot,
+    Params,
+    TrainableProblem,
+    query_predictions,
+    try_inputs,
+)
+from metalearn.problems.convex_head import ConvexHead
 from metalearn.tasks.batch import TaskBatch
 
 
-class WithBody:
+class WithBody(TrainableProblem):
     """The `head`, a problem whose inputs are features, under a body that runs once for all images.
 
     meta is one dict: the body's parameters by name, and the entries of the head's own meta, a dict
@@ -37,11 +46,11 @@ class WithBody:
     def __init__(
         self,
         body: nn.Module,
-        head: CompositeProblem,
+        head: FewShot | ConvexHead,
         transductive: bool = True,
         statistics: Statistics = "task",
     ) -> None:
-        self.head, self.transductive = head, transductive
+        self.head, self.transductive, self._start = head, transductive, body
         self.statistics = statistics
         self._body, self._names = Body(body, statistics), [n for n, _ in body.named_parameters()]
         self.on_features = OnFeatures(head)
@@ -50,6 +59,42 @@ class WithBody:
     def prox(self) -> float:
         """The proximal strength of the head's problem; 0 if it has none."""
         return float(getattr(self.head, "prox", 0.0))
+
+    def begin(self) -> Params:
+        """Return the body's own parameters, and the head's start on the body's device."""
+        own = dict(self._start.named_parameters())
+        like = next(iter(own.values())).detach()
+        return own | {
+            name: p if p.device == like.device else p.detach().to(like).requires_grad_()
+            for name, p in self.head.begin().items()
+        }
+
+    @property
+    def mode(self) -> str:  # type: ignore[override]
+        """The statistics that batch norm takes for the queries, as in `FewShot`."""
+        return "transductive" if self.transductive else "inductive"
+
+    @property
+    def couples_tasks(self) -> bool:  # type: ignore[override]
+        """True with "population" statistics, which batch norm takes over the whole meta-batch."""
+        return self.statistics != "task"
+
+    @property
+    def any_ways(self) -> bool:  # type: ignore[override]
+        return self.head.any_ways
+
+    def modes(self) -> dict[str, BilevelProblem]:
+        """Return this problem by the queries' own batch statistics, and by the support set's."""
+        return {p.mode: p for p in map(self._in_mode, (True, False))}
+
+    def _in_mode(self, transductive: bool) -> WithBody:
+        problem = copy.copy(self)
+        problem.transductive = transductive
+        return problem
+
+    def check(self, meta: Params, task: TaskBatch) -> None:
+        at = try_inputs(lambda: self._at_features(meta, task), task)
+        self.head.check(at["rest"], _with_features(at, task))
 
     @property
     def adapts_by_mode(self) -> bool:

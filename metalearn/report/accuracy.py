@@ -83,7 +83,8 @@ def tables(runs: Sequence[Run]) -> dict[str, Table]:
 
 
 def _row(run: Run) -> dict[str, Any]:
-    mode = "transductive" if run.summary.get("transductive", True) else "inductive"
+    old = "transductive" if run.summary.get("transductive", True) else "inductive"
+    mode = run.summary.get("mode", old)
     return {
         "method": run.method,
         setting_title(run.ways, run.shots): _percent(run),

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cached_property, partial
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
 from metalearn.config.build import build
 from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.metagrad import MetaGradient
-from metalearn.nn.body import body_and_head, can_split
-from metalearn.problem import BilevelProblem, FewShot, Meta
-from metalearn.problems import ConvexHead, WithBody
-from metalearn.problems.learned import LearnedProx, LearnedRates
+from metalearn.problem import BilevelProblem, Meta, TrainableProblem
 from metalearn.system.machine import find_device, use_threads
 from metalearn.system.memory import keep_freed_memory
 from metalearn.tasks import ImageTasks, TaskBatch, Tasks
 from metalearn.training import checkpoint
-from metalearn.tree import fixed, live, named_leaves
+from metalearn.tree import fixed, leaves_of, like_tree, named_leaves
 
-T = TypeVar("T")
 STATISTICS_IMAGES = 1000
 STATISTICS_SEED = 4000
 """The training images that a body's "population" statistics are measured on."""
@@ -41,7 +37,7 @@ class Experiment:
     """
 
     model: nn.Module
-    problem: BilevelProblem
+    problem: TrainableProblem
     meta: Meta
     metagrad: MetaGradient
     tasks: Tasks
@@ -68,7 +64,8 @@ class Experiment:
                 "for one that has, such as model=mlp"
             )
         metagrad = build(config.metagrad, MetaGradient)
-        problem, meta = few_shot_problem(model, config)
+        problem = build_problem(config.problem, model)
+        meta = _as_leaves(problem.begin(), device)
         tasks = build(config.tasks, Tasks)
         return cls(model, problem, meta, metagrad, tasks, device)
 
@@ -115,17 +112,18 @@ class Experiment:
                 own.copy_(given[name])
 
     def settled(self, problem: BilevelProblem, meta: Meta) -> BilevelProblem:
-        """The problem as evaluation uses it: a body's "population" statistics are those of
-        `STATISTICS_IMAGES` training images, the same ones whenever they are asked for.
+        """Return a mode of the problem as evaluation uses it.
+
+        `STATISTICS_IMAGES` training images, always the same ones, are there to measure by.
 
         Raises:
-            UsageError: the tasks are not of images in memory.
+            UsageError: the problem needs images, and the tasks are not of images in memory.
         """
-        if not isinstance(problem, WithBody):
+        if not isinstance(problem, TrainableProblem):
             return problem
         return problem.settled(meta, lambda: self._statistics_images)
 
-    @functools.cached_property
+    @cached_property
     def _statistics_images(self) -> Tensor:
         if not isinstance(self.tasks, ImageTasks):
             raise UsageError(
@@ -137,133 +135,53 @@ class Experiment:
         chosen = torch.randperm(len(images), generator=g)[:STATISTICS_IMAGES]
         return images[chosen].to(self.device).float() / 255
 
-    @staticmethod
-    def _try(task: TaskBatch, run: Callable[[], T]) -> T:
-        """Return the result of `run`; raise UsageError if the model refuses the inputs."""
-        x = task.support_x
-        try:
-            return run()
-        except (RuntimeError, ValueError) as error:
-            values = x[0, 0].numel()
-            raise UsageError(
-                f"the model cannot take the tasks' inputs, {values} values of shape "
-                f"{tuple(x.shape[2:])}; choose model= for them, or sizes that begin with {values}"
-            ) from error
-
     @torch.no_grad()
     def check(self, task: TaskBatch) -> None:
         """Try the problem on a task.
 
         Raises:
-            UsageError: it cannot take the inputs, or its outputs are none for the targets.
+            UsageError: it cannot take the inputs, or its outputs do not fit the targets.
         """
-        y = task.support_y
-        if isinstance(self.problem, WithBody) and isinstance(self.problem.head, ConvexHead):
-            if y.is_floating_point():
-                raise UsageError(
-                    "problem=: expected tasks of classes, and these are a regression's. Choose "
-                    "other tasks=, or leave problem= out."
-                )
-            self._try(task, lambda: self.problem.init(fixed(self.meta), task))
-            return
-        # Only shapes matter here; a solved head needs some proximal strength.
-        plain, meta = FewShot(self.model, prox=1.0), fixed(dict(self.model.named_parameters()))
-        outputs = self._try(
-            task, lambda: plain.query_predictions(plain.init(meta, task), meta, task)
-        )
-        shape = tuple(outputs.shape[2:])
-        if y.is_floating_point():
-            if shape != tuple(y.shape[2:]):
-                raise UsageError(
-                    f"the model's outputs are of shape {shape}, the targets of shape "
-                    f"{tuple(y.shape[2:])}; choose model= for them, such as model=mlp_sinusoid"
-                )
-            return
-        classes = int(y.max()) + 1
-        if len(shape) != 1 or shape[0] < classes:
-            raise UsageError(
-                f"the model has outputs of shape {shape} and the tasks have {classes} classes; "
-                f"give it an output a class (model.ways={classes}, or sizes that end in {classes})"
-            )
+        self.problem.check(fixed(self.meta), task)
 
 
-def few_shot_problem(model: nn.Module, config: DictConfig) -> tuple[BilevelProblem, Meta]:
-    """Return the problem that a config describes, and the start of its meta-parameters."""
-    if not isinstance(config.get("prox"), int | float):
-        raise UsageError(f"prox={config.get('prox')}; expected a number of at least 0")
-    learned = config.get("learn_prox", False)
-    if learned and not 0 < config.prox <= MAX_FLOAT32:
+def build_problem(config: DictConfig, model: nn.Module) -> TrainableProblem:
+    """Build the problem that a config describes, around a model if its constructor takes one.
+
+    Raises:
+        UsageError: it refuses its options, or is no `TrainableProblem`.
+    """
+    options = config.copy()
+    with open_dict(options):
+        options["_partial_"] = True
+    make = build(options, partial)
+    around = {"model": model} if "model" in inspect.signature(make.func).parameters else {}
+    try:
+        problem = make(**around)
+    except TypeError as error:
         raise UsageError(
-            f"prox={config.prox}; learn_prox=true starts from it, so that it must be above 0, up "
-            f"to {MAX_FLOAT32:.1e}"
-        )
-    if learned and config.get("prox_head") is not None:
+            f"problem._target_={config._target_}: {error}. Give what it takes."
+        ) from error
+    if not isinstance(problem, TrainableProblem):
         raise UsageError(
-            f"prox_head={config.prox_head}: expected null beside learn_prox=true, which learns one "
-            "strength for all parameters. Leave prox_head out."
+            f"problem._target_={config._target_}: expected a problem that derives from "
+            "metalearn.problem.TrainableProblem. Derive it from that class."
         )
-    problem: BilevelProblem
-    adapt, rates = config.get("adapt", "all"), config.get("learn_rates", False)
-    statistics = config.get("statistics", "task")
-    head_alone = adapt == "head" and can_split(model) and not (learned or rates)
-    shares_body = config.get("problem") is not None or head_alone
-    if statistics != "task" and not shares_body:
-        raise UsageError(
-            f"statistics={statistics}: expected a body that all tasks share and nothing else that "
-            "is learned. Set adapt=head or problem=ridge, without learn_prox and learn_rates."
-        )
-    if config.get("problem") is not None:
-        if learned or rates or adapt != "all" or config.get("prox_head") is not None:
-            raise UsageError(
-                f"problem={config.problem._target_}: expected none of adapt, prox_head, learn_prox "
-                "and learn_rates, which it does not have. Leave them out."
-            )
-        if config.prox:
-            raise UsageError(
-                f"prox={config.prox}: expected 0 with problem=, which learns its own penalty. "
-                "Choose metagrad=implicit_closed_form (ridge) or implicit_newton, or prox=0."
-            )
-        body, _ = body_and_head(model)
-        convex = build(config.problem, ConvexHead)
-        problem = WithBody(body, convex, config.transductive, statistics)
-        start = {name: p.to(next(body.parameters())).detach() for name, p in convex.meta().items()}
-        return problem, {**dict(body.named_parameters()), **live(start)}
-    prox, prox_head = (0.0, None) if learned else (config.prox, config.get("prox_head"))
-    theta = dict(model.named_parameters())
-    if shares_body:
-        body, head = body_and_head(model)
-        few_shot = FewShot(head, prox, prox_head=prox_head)
-        return WithBody(body, few_shot, config.transductive, statistics), theta
-    few_shot = FewShot(model, prox, config.transductive, adapt, prox_head)
-    problem = few_shot
-    meta: Meta = theta
-    like = next(model.parameters()).detach()
-    if learned:
-        problem = LearnedProx(few_shot)
-        log_prox = like.new_tensor(math.log(config.prox)).requires_grad_()
-        meta = {"theta": meta, "log_prox": log_prox}
-    if not isinstance(rates, bool) and rates != "layers":
-        raise UsageError(
-            f"learn_rates={rates}: expected true or false, or layers. "
-            "Choose layers for a rate for each tensor and inner step."
-        )
-    if rates:
-        by_step = rates == "layers"
-        problem = LearnedRates(problem, by_step)
-        steps = max(config.metagrad.inner.steps, 1)
-        # A symmetric head's class vectors share their rates, as they share their start.
-        shapes = theta | dict(model.named_buffers())
-        log_rates = {
-            name: like.new_zeros(steps if by_step else shapes[name].shape)
-            for name in few_shot.adapted
-        }
-        meta = {"theta": meta, "log_rates": live(log_rates)}
-    return problem, meta
+    return problem
+
+
+def _as_leaves(meta: Meta, device: torch.device) -> Meta:
+    """Return the meta-parameters as leaves of autograd on a device; such leaves stay themselves."""
+    leaves = [
+        x if x.is_leaf and x.requires_grad and x.device == device else x.detach().to(device)
+        for x in leaves_of(meta)
+    ]
+    return like_tree(meta, [x.requires_grad_() for x in leaves])
 
 
 def build_optimiser(config: Any, params: Any) -> torch.optim.Optimizer:
     """Return the optimiser of `config` for `params`; raise as `build` does."""
-    make = build(config, functools.partial)
+    make = build(config, partial)
     for name, value in config.items():
         if isinstance(value, int | float) and not abs(value) <= MAX_FLOAT32:
             raise UsageError(f"optimiser.{name}={value}; expected a number up to {MAX_FLOAT32:.1e}")

@@ -198,7 +198,7 @@ def summarise(config: DictConfig, state: TrainingState, session: Session) -> dic
         "name": config.name,
         **named("test", scores),
         "test_tasks": config.test.tasks,
-        "transductive": config.transductive,
+        "mode": experiment.problem.mode,
         "chosen_step": chosen.step,
         "validation_best": chosen.score,
         "steps": config.steps,

@@ -103,13 +103,12 @@ def validation_line(step: int, scores: dict[str, Estimate]) -> str:
 
 
 def closing(summary: dict[str, Any], folder: str, written: list[str]) -> list[str]:
-    mode = "transductive" if summary["transductive"] else "inductive"
     lines = []
     if "test_accuracy" in summary:
         accuracy = Estimate(summary["test_accuracy"], summary["test_accuracy_interval"])
         lines.append(
-            f"test accuracy {accuracy.percent()} over {summary['test_tasks']} tasks ({mode}), "
-            f"by the checkpoint of meta-step {summary['chosen_step']}"
+            f"test accuracy {accuracy.percent()} over {summary['test_tasks']} tasks "
+            f"({summary['mode']}), by the checkpoint of meta-step {summary['chosen_step']}"
         )
     else:
         lines.append(f"test loss {summary['test_loss']:.4f} ± {summary['test_loss_interval']:.4f}")

@@ -16,7 +16,7 @@ from metalearn.metagrad import MetaGradient
 from metalearn.problem import BilevelProblem
 from metalearn.training import checkpoint
 from metalearn.training.evaluation import Member
-from metalearn.training.experiment import Experiment, few_shot_problem
+from metalearn.training.experiment import Experiment
 
 MODES = {"transductive": True, "inductive": False}
 """The modes: True where batch norm takes the queries' own statistics, not the support set's."""
@@ -76,7 +76,7 @@ def open_checkpoint(
     """Open a checkpoint for the tasks that are asked for.
 
     Args:
-        modes: of `MODES`.
+        modes: some of the problem's modes; a problem with none of them is judged in all its own.
         queries, ways, shots: of a task; None: the run's own.
 
     Raises:
@@ -84,7 +84,7 @@ def open_checkpoint(
     """
     state = checkpoint.load(path)
     run = config.checked(state["config"], str(path), "train")
-    run.device, run.threads, run.transductive = device, threads, True
+    run.device, run.threads = device, threads
     if queries is not None:
         run.tasks.test_queries = queries
     trained_ways = run.tasks.get("ways")
@@ -96,19 +96,18 @@ def open_checkpoint(
             )
         if value is not None:
             run.tasks[name] = value
-    free = run.get("problem") is None and run.model.get("head", "free") == "free"
-    if ways is not None and free and ways != trained_ways:
+    experiment = Experiment.of(run)
+    if ways is not None and ways != trained_ways and not experiment.problem.any_ways:
         raise UsageError(
             f"ways={ways}: expected {trained_ways}, for the head of {path} has a vector "
             "for each class it was trained on. Leave ways= out."
         )
-    experiment = Experiment.of(run)
     experiment.load(checkpoint.select_meta(state))
-    problems: dict[str, BilevelProblem] = {}
-    for mode in modes:
-        run.transductive = MODES[mode]
-        problem, _ = few_shot_problem(experiment.model, run)
-        problems[mode] = experiment.settled(problem, experiment.meta)
+    own = experiment.problem.modes()
+    problems = {
+        mode: experiment.settled(own[mode], experiment.meta)
+        for mode in [mode for mode in modes if mode in own] or own
+    }
     return OpenedCheckpoint(
         path, state["step"], run, experiment, problems, run.metagrad.inner.steps
     )

@@ -36,7 +36,7 @@ class TrainingState:
     """
 
     def __init__(self, config: DictConfig, experiment: Experiment, ranks: Ranks) -> None:
-        _check(config, ranks)
+        _check(config, experiment, ranks)
         self._config, self.experiment, self.ranks = config, experiment, ranks
         self.sampler = experiment.tasks.sampler("train", config.seed, experiment.device)
         self.optimiser = OuterOptimiser(
@@ -192,21 +192,14 @@ class TrainingState:
         self.rewind(state)
 
 
-def _check(config: DictConfig, ranks: Ranks) -> None:
+def _check(config: DictConfig, experiment: Experiment, ranks: Ranks) -> None:
     if config.meta_batch < ranks.size:
         raise UsageError(
             f"meta_batch={config.meta_batch} has too few tasks for {ranks.size} processes; "
             "give each of them one at least"
         )
-    if config.get("statistics", "task") == "task":
-        return
-    if ranks.size > 1 or config.parts not in (None, 1):
+    if experiment.problem.couples_tasks and (ranks.size > 1 or config.parts not in (None, 1)):
         raise UsageError(
-            f"statistics={config.statistics}: expected one process and parts=null, for its "
-            "batch norms take all images of a meta-batch together. Set parts=null."
-        )
-    if config.transductive:
-        raise UsageError(
-            f"statistics={config.statistics}: expected transductive=false, by which the "
-            "model is then chosen. Set transductive=false."
+            f"problem={type(experiment.problem).__name__}: expected one process and parts=null, "
+            "for a task's loss depends on the whole meta-batch. Set parts=null."
         )

@@ -153,7 +153,7 @@ ALTERED = [
     ("metagrad.curvature", "${dollar}{oc.env:SECRET}", "in a roundabout way"),
     ("metagrad", 3, "lacks metagrad"),
     ("tasks.ways", "${nothing}", "cannot be read as a config"),
-    ("prox", "large", "prox=large"),
+    ("problem.prox", "large", "problem.prox=large"),
     ("metagrad.inner.steps", "many", "metagrad.inner.steps=many; expected a whole number"),
     ("tasks.dataset.drawings", 1.5, "tasks.dataset.drawings=1.5; expected a whole number"),
     (

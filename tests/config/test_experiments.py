@@ -72,7 +72,7 @@ def test_each_cell_of_the_published_tables_has_its_experiment(dataset, ways, sho
     assert cfg.tasks.dataset._target_.endswith(f".{dataset}")
     assert cfg.tasks.rotations == (dataset == "omniglot")
     assert cfg.metagrad._target_.endswith(METHODS[method].__name__)
-    assert (cfg.prox > 0) == (METHODS[method] is Implicit)
+    assert (cfg.problem.prox > 0) == (METHODS[method] is Implicit)
     assert cfg.model.ways == ways and cfg.model.strided == (dataset == "omniglot")
 
 
@@ -91,7 +91,7 @@ def test_the_papers_hyper_parameters(shots):
         for cfg in (five, twenty):
             assert cfg.metagrad.linear_solver.max_iters == 5
             assert cfg.tasks.queries == cfg.tasks.test_queries == shots
-            assert (cfg.metagrad.prox if method.endswith("code") else cfg.prox) == 2.0
+            assert (cfg.metagrad.prox if method.endswith("code") else cfg.problem.prox) == 2.0
             assert cfg.optimiser.eps == (1e-3 if method.endswith("code") else 1e-8)
         if method != "imaml_hf":
             assert (five.metagrad.inner.steps, twenty.metagrad.inner.steps) == (16, 25)

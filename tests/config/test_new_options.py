@@ -15,6 +15,7 @@ from tiny_run import TINY, rows, timeless
 from metalearn import config
 from metalearn.commands.main import main
 from metalearn.config.canonical import canonicalise, select_changed
+from metalearn.config.old_names import rename_saved
 from metalearn.studies.fewshot.runs import Budget, StudyRun
 from metalearn.training import checkpoint
 from metalearn.training.loop import train
@@ -91,7 +92,7 @@ def test_a_run_is_resumed_with_the_options_it_lacks_and_equals_one_in_one_go(
     assert all(torch.equal(one["meta"][name], x) for name, x in other["meta"].items())
     completed = OmegaConf.load(folder / "config.yaml")
     assert completed.added == 3 and completed.added_group == {"depth": 2, "kind": "none"}
-    before = OmegaConf.load(earlier / "config.yaml")
+    before = rename_saved(OmegaConf.load(earlier / "config.yaml"))
     assert {key: completed[key] for key in before if key != "steps"} == {
         key: before[key] for key in before if key != "steps"
     }

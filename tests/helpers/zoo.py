@@ -165,7 +165,7 @@ def shared_body(head: Any) -> tuple[WithBody, Meta, TaskBatch]:
     """A head on a body that all tasks share; the head's meta-parameters beside the body's."""
     torch.manual_seed(0)
     body = nn.Sequential(nn.Linear(4, 5), nn.Tanh()).double()
-    own = head.meta() if isinstance(head, ConvexHead) else {}
+    own = head.begin() if isinstance(head, ConvexHead) else {}
     own = {name: p.detach().double() for name, p in own.items()}
     return WithBody(body, head), {**dict(body.named_parameters()), **own}, images()
 

@@ -35,7 +35,7 @@ def tasks(n: int = 6, size: int = 8, dtype: torch.dtype = torch.float64) -> Task
 
 
 def meta_of(head: ConvexHead, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
-    return {name: p.detach().to(dtype) for name, p in head.meta().items()}
+    return {name: p.detach().to(dtype) for name, p in head.begin().items()}
 
 
 @pytest.mark.parametrize(("n", "size"), [(6, 20), (6, 6), (30, 4)])

@@ -37,7 +37,7 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
         UsageError: an option is unknown or has an invalid value.
     """
     # These imports are slow, and a list of the studies does not need them.
-    from metalearn.config.build import build
+    from metalearn.config.build import build, import_named
     from metalearn.studies.frame.run import Publication
 
     if sweeps := {"-m", "--multirun"}.intersection(words):
@@ -57,6 +57,8 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
     assert isinstance(whole, DictConfig) and isinstance(merged, DictConfig)
     # A preset may empty a list. The study's own default then gives the type of its items.
     options = config.overridden(merged, words, f"{verb} {name}", like=whole)
+    if options["import"] is not None:
+        import_named(options["import"])
 
     common = OmegaConf.masked_copy(options, list(common))
     plain: Any = OmegaConf.to_container(options, resolve=True)

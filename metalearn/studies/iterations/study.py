@@ -57,10 +57,9 @@ class IterationsStudy(TrainedStudy):
         check_known("curvatures", self.curvatures, CURVATURES)
         for cell in self.cells()[:2]:
             composed = config.compose("train", self.run_words(cell))
-            if composed.adapt != "all" or composed.get("problem") is not None:
+            if composed.problem.get("adapt") != "all":
                 raise UsageError(
-                    f"words={list(self.words)}: expected adapt=all and problem=null. Leave the "
-                    "others out."
+                    f"words={list(self.words)}: expected problem.adapt=all. Leave the others out."
                 )
 
     def cells(self) -> list[Cell]:
