@@ -33,7 +33,7 @@ from metalearn.training.experiment import Experiment
 from metalearn.tree import task_norm
 
 PROX = 2.0
-CONFIG = ["metagrad=imaml_gn", "model.channels=16", "model.activation=silu", f"prox={PROX}"]
+CONFIG = ["metagrad=imaml_gn", "model.channels=16", "model.activation=silu", f"problem.prox={PROX}"]
 
 
 def main(tasks: int, meta_steps: int) -> None:

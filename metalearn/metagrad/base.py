@@ -82,8 +82,8 @@ class MetaGradient:
         differentiate: Callable[..., MetaGradientResult] = self.differentiate
         if self.one_by_one and getattr(problem, "couples_tasks", False):
             raise UsageError(
-                f"statistics=population: expected a method that takes all tasks together, not "
-                f"{self}. Choose backend=batched, or linearisation=kept."
+                "problem.statistics=population: expected a method that takes all tasks together, "
+                f"not {self}. Choose backend=batched, or linearisation=kept."
             )
         if self.one_by_one or not hasattr(problem, "on_features"):
             return differentiate(problem, meta, task, **carry)
@@ -141,7 +141,7 @@ def at_learned_rates(inner: InnerSolver, problem: BilevelProblem, meta: Meta) ->
     if not isinstance(inner, GradientMethod):
         raise UsageError(
             f"inner={type(inner).__name__}: expected a solver whose steps have a rate to learn. "
-            "Choose GradientDescent or Adam, or learn_rates=false."
+            "Choose GradientDescent or Adam, or problem.learn_rates=false."
         )
     return AtRates(inner, rates)
 
@@ -155,7 +155,8 @@ def refuse_learned_rates(problem: BilevelProblem) -> None:
     if isinstance(problem, RatedProblem):
         raise UsageError(
             "learn_rates: expected a meta-gradient that goes back through the inner steps. "
-            "Choose metagrad=maml_batched, meta_sgd or maml_plus_plus, or learn_rates=false."
+            "Choose metagrad=maml_batched, meta_sgd or maml_plus_plus, or problem.learn_rates="
+            "false."
         )
 
 

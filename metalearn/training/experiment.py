@@ -127,8 +127,8 @@ class Experiment:
     def _statistics_images(self) -> Tensor:
         if not isinstance(self.tasks, ImageTasks):
             raise UsageError(
-                "statistics=population: expected tasks of images, not "
-                f"{type(self.tasks).__name__}. Set statistics=task."
+                "problem.statistics=population: expected tasks of images, not "
+                f"{type(self.tasks).__name__}. Set problem.statistics=task."
             )
         images = self.tasks.split("train").images
         g = torch.Generator().manual_seed(STATISTICS_SEED)

@@ -147,7 +147,7 @@ class CGStudy:
             f"metagrad.iterations={iterations}",
             f"metagrad.inner.steps={self.inner_steps}",
             f"metagrad.inner.lr={self.inner_lr}",
-            f"prox={prox}",
+            f"problem.prox={prox}",
             f"seed={seed}",
             f"model.channels={self.channels}",
             f"steps={self.steps}",

@@ -80,7 +80,7 @@ CHANGES: tuple[Change, ...] = (
         Change("authors", "queries a class", f"{n}", (f"tasks.queries={n}", "tasks.test_queries=1"))
         for n in (5, 15)
     ),
-    Change("authors", "batch statistics in training", "inductive", ("transductive=false",)),
+    Change("authors", "batch statistics in training", "inductive", ("problem.transductive=false",)),
     *_network("authors")[:2],
     Change("paper", "", ""),
     *_changes("paper", "inner steps", "metagrad.inner.steps", 5, 32),
@@ -97,7 +97,7 @@ CHANGES: tuple[Change, ...] = (
         "paper",
         "curvature",
         "Gauss-Newton, lambda 0.1",
-        ("metagrad.curvature=gauss_newton", "prox=0.1"),
+        ("metagrad.curvature=gauss_newton", "problem.prox=0.1"),
     ),
     Change("paper", "negative curvature", "goes on", (_UNCHECKED,)),
     Change("paper", "negative curvature", "GMRES", ("metagrad=imaml_gmres",)),

@@ -70,7 +70,7 @@ def gradient_errors(experiment: Experiment, tasks: int) -> list[dict[str, Any]]:
     """
     problem, meta = experiment.problem, experiment.meta
     if hasattr(problem, "on_features"):
-        raise UsageError("adapt=head: expected adapt=all. Compare other gradients.")
+        raise UsageError("problem.adapt=head: expected problem.adapt=all. Compare other gradients.")
     batch = experiment.tasks.sampler("train", SEED, experiment.device).sample(tasks)
     own: list[Tensor] = []
     found: dict[str, list[Reference]] = {name: [] for name in REFERENCES}
