@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
 
 import pandas as pd
 import torch
+from annotated_types import Ge
 from matplotlib.figure import Figure
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from metalearn.config.options import (
+    STRICT,
+    Count,
+    NonNegative,
+    Positive,
+    Seed,
+    Some,
+    one_sentence,
+)
 from metalearn.errors import UsageError
 from metalearn.fixed_point import Anderson, Broyden, FixedPointSolver, NewtonGMRES, Picard
 from metalearn.implicit import InexactDerivative
@@ -59,7 +69,8 @@ BACKWARD: dict[str, LinearSolver] = {
 }
 
 
-@dataclass(frozen=True)
+@one_sentence
+@dataclass(frozen=True, config=STRICT)
 class DEQStudy:
     """The comparison of deep equilibrium models with the same cells unrolled.
 
@@ -80,38 +91,27 @@ class DEQStudy:
 
     title: ClassVar[str] = "Deep equilibrium models beside their unrolled twins"
 
-    seeds: Sequence[int]
-    width: int
-    depth: int
-    epochs: int
-    lr: float
-    batch: int
-    pairs: str
-    depths: Sequence[int]
-    jacobian_weights: Sequence[float]
-    long_epochs: int
-    length: int
-    sequence_width: int
-    sequence_epochs: int
-    sequence_depths: Sequence[int]
+    seeds: Some[Seed]
+    width: Count
+    depth: Count
+    epochs: Count
+    lr: Positive
+    batch: Count
+    pairs: Literal["all", "each"]
+    depths: Some[Count]
+    jacobian_weights: Some[NonNegative]
+    long_epochs: Count
+    length: Annotated[int, Ge(2)]
+    sequence_width: Count
+    sequence_epochs: Count
+    sequence_depths: Some[Count]
 
     def __post_init__(self) -> None:
-        counts = ("width", "depth", "epochs", "batch", "long_epochs", "sequence_width")
-        for name in (*counts, "sequence_epochs"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)}; expected at least 1")
-        if self.length < 2 or not self.lr > 0 or self.pairs not in ("all", "each"):
-            raise UsageError(
-                f"length={self.length}, lr={self.lr}, pairs={self.pairs}; expected length of at "
-                "least 2, lr above 0, pairs 'all' or 'each'"
-            )
-        for name in ("seeds", "depths", "jacobian_weights", "sequence_depths"):
-            values = getattr(self, name)
-            least = 1 if "depths" in name else 0
-            if not values or min(values) < least:
-                raise UsageError(f"{name}={list(values)}; expected numbers of at least {least}")
         if self.batch > (most := len(digits().train_x)):
-            raise UsageError(f"batch={self.batch}; the digits' training set has {most} images")
+            raise UsageError(
+                f"batch={self.batch}: expected at most the {most} training images of the digits. "
+                "Give a smaller number."
+            )
 
     def cells(self) -> list[Cell]:
         found: list[Cell] = []

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from metalearn.errors import UsageError, check_known
+from metalearn.config.options import (
+    STRICT,
+    Count,
+    Positive,
+    Seed,
+    Some,
+    one_sentence,
+)
+from metalearn.errors import check_known
 from metalearn.inner import GradientDescent
 from metalearn.linear_solve import CG, Neumann
 from metalearn.metagrad import Implicit, MetaGradient, Unrolled
@@ -29,7 +37,8 @@ TRANSFERRED = 5
 """The number of first random draws that train other models too."""
 
 
-@dataclass(frozen=True)
+@one_sentence
+@dataclass(frozen=True, config=STRICT)
 class DistillStudy:
     """The distillation of a training set into ten images.
 
@@ -52,41 +61,29 @@ class DistillStudy:
 
     title: ClassVar[str] = "Data distillation: ten images for a training set"
 
-    seeds: Sequence[int]
+    seeds: Some[Seed]
     dataset: str
     source: str | None
     test: float
     validation: float
     train: int
-    width: int
-    decay: float
-    methods: Sequence[str]
-    unrolled_steps: int
-    implicit_steps: int
-    inner_lr: float
-    solver_iters: int
-    steps: int
-    lr: float
-    starts: int
-    batch: int
-    every: int
-    draws: int
-    judge_decays: Sequence[float]
-    judge_starts: int
+    width: Count
+    decay: Positive
+    methods: Some[str]
+    unrolled_steps: Count
+    implicit_steps: Count
+    inner_lr: Positive
+    solver_iters: Count
+    steps: Count
+    lr: Positive
+    starts: Count
+    batch: Count
+    every: Count
+    draws: Count
+    judge_decays: Some[Positive]
+    judge_starts: Count
 
     def __post_init__(self) -> None:
-        counts = ("width", "unrolled_steps", "implicit_steps", "solver_iters", "steps", "starts")
-        for name in (*counts, "batch", "every", "draws", "judge_starts"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)}; expected at least 1")
-        for name in ("decay", "inner_lr", "lr"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name}={getattr(self, name)}; expected a number above 0")
-        for name in ("seeds", "methods", "judge_decays"):
-            if not getattr(self, name):
-                raise UsageError(f"{name}=[]; expected at least one")
-        if min(self.judge_decays) <= 0:
-            raise UsageError(f"judge_decays={list(self.judge_decays)}; expected numbers above 0")
         check_known("methods", self.methods, self._meta_gradients())
         self._data(self.seeds[0])  # raises for an unfit dataset, before anything is measured
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pandas as pd
 import torch
+from annotated_types import MaxLen, MinLen
 from matplotlib.figure import Figure
+from pydantic.dataclasses import dataclass
 
-from metalearn.errors import UsageError, check_known
+from metalearn.config.options import (
+    STRICT,
+    Count,
+    NonNegative,
+    Positive,
+    Seed,
+    Some,
+    one_of,
+    one_sentence,
+)
+from metalearn.errors import UsageError
 from metalearn.inner import LBFGS, GradientDescent
 from metalearn.linear_solve import CG, Neumann
 from metalearn.metagrad import Implicit, MetaGradient, Unrolled
@@ -54,7 +65,8 @@ METHODS = tuple(hpo_report.METHODS)
 """The methods of a search: cg_cold has no warm starts, cg_tight has one tolerance throughout."""
 
 
-@dataclass(frozen=True)
+@one_sentence
+@dataclass(frozen=True, config=STRICT)
 class HPOStudy:
     """The comparison of searches for hyper-parameters.
 
@@ -80,55 +92,36 @@ class HPOStudy:
 
     title: ClassVar[str] = "Hyper-parameters by implicit gradients, unrolling and grid search"
 
-    problems: Sequence[str]
-    methods: Sequence[str]
-    splits: Sequence[int]
-    grid: int
-    bounds: Sequence[float]
-    start: float
-    spread: float
-    hypergradients: int
-    iterations: int
-    unrolled_steps: int
-    tols: Sequence[float]
-    directions: int
-    seeds: Sequence[int]
-    hidden: int
+    problems: Some[Annotated[str, one_of((*PENALTIES, *NETWORKS))]]
+    methods: Some[Annotated[str, one_of(METHODS)]]
+    splits: Some[Seed]
+    grid: Count
+    bounds: Annotated[Sequence[Positive], MinLen(2), MaxLen(2)]
+    start: Positive
+    spread: Positive
+    hypergradients: Count
+    iterations: Count
+    unrolled_steps: Count
+    tols: Annotated[Sequence[Positive], MinLen(2), MaxLen(2)]
+    directions: Count
+    seeds: Some[Seed]
+    hidden: Count
     images: int
     validation: int
     few: int
-    network_hypergradients: int
-    inner_steps: int
-    damping: float
-    lr: float
+    network_hypergradients: Count
+    inner_steps: Count
+    damping: NonNegative
+    lr: Positive
 
     def __post_init__(self) -> None:
-        counts = ("grid", "hypergradients", "iterations", "unrolled_steps", "directions", "hidden")
-        for name in (*counts, "network_hypergradients", "inner_steps"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)}; expected at least 1")
-        for name in ("start", "spread", "lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"{name}={getattr(self, name)}; expected a number above 0")
-        if not 0 <= self.damping < math.inf:
-            raise UsageError(f"damping={self.damping}; expected a number of at least 0")
-        for name, known in (("problems", (*PENALTIES, *NETWORKS)), ("methods", METHODS)):
-            if not getattr(self, name):
-                raise UsageError(f"{name}=[]; expected some of {', '.join(known)}")
-            check_known(name, getattr(self, name), known)
-        for name in ("splits", "seeds"):
-            seeds = list(getattr(self, name))
-            if not seeds or not 0 <= min(seeds) <= max(seeds) < 2**32:
-                raise UsageError(f"{name}={seeds}; expected seeds from 0 to {2**32 - 1}")
-        for name, order in (("bounds", "the lower first"), ("tols", "the larger first")):
-            pair = list(getattr(self, name))
-            rising = pair == sorted(pair)
-            fit = len(pair) == 2 and all(0 < x < math.inf for x in pair)
-            if not fit or (pair[0] != pair[1] and rising != (name == "bounds")):
-                raise UsageError(f"{name}={pair}; expected two numbers above 0, {order}")
-        self._case(
-            "weights", self.seeds[0], torch.device("cpu")
-        )  # raises for unfit numbers of images
+        for name, (low, high) in (("bounds", self.bounds), ("tols", reversed(self.tols))):
+            if low > high:
+                order = "the lower" if name == "bounds" else "the larger"
+                raise UsageError(
+                    f"{name}={list(getattr(self, name))}: expected {order} number first. Swap them."
+                )
+        self._case("weights", self.seeds[0], torch.device("cpu"))  # raises for unfit numbers
         self._case("overfit", self.seeds[0], torch.device("cpu"))
 
     def cells(self) -> list[Cell]:

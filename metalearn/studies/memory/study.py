@@ -5,13 +5,23 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pandas as pd
 import torch
+from annotated_types import Ge
 from matplotlib.figure import Figure
+from pydantic.dataclasses import dataclass
 
+from metalearn.config.options import (
+    STRICT,
+    Count,
+    Distinct,
+    NonNegative,
+    Positive,
+    one_of,
+    one_sentence,
+)
 from metalearn.errors import UsageError
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.table import Table
@@ -31,7 +41,8 @@ from metalearn.tree import leaves_of
 PARTS = ("steps", "long", "second", "batch")
 
 
-@dataclass(frozen=True)
+@one_sentence
+@dataclass(frozen=True, config=STRICT)
 class MemoryStudy:
     """
     Args:
@@ -50,47 +61,32 @@ class MemoryStudy:
 
     title: ClassVar[str] = "Memory and time of a meta-gradient against inner steps"
 
-    parts: Sequence[str]
-    network: str
-    steps: Sequence[int]
-    long_steps: Sequence[int]
-    second: str
-    second_steps: Sequence[int]
-    batch: int
-    batch_steps: Sequence[int]
-    repeats: int
-    timing_s: float
-    limit_gb: float
+    parts: Distinct[Annotated[str, one_of(PARTS)]]
+    network: Annotated[str, one_of(NETWORKS)]
+    steps: Distinct[Count]
+    long_steps: Distinct[Count]
+    second: Annotated[str, one_of(NETWORKS)]
+    second_steps: Distinct[Count]
+    batch: Annotated[int, Ge(2)]
+    batch_steps: Distinct[Count]
+    repeats: Count
+    timing_s: NonNegative
+    limit_gb: Positive
 
     def __post_init__(self) -> None:
-        if "steps" not in self.parts or not set(self.parts) <= set(PARTS):
+        if "steps" not in self.parts:
             raise UsageError(
-                f"parts={list(self.parts)}; expected steps, and any of {', '.join(PARTS[1:])}"
+                f"parts={list(self.parts)}: expected steps, and any of {', '.join(PARTS[1:])}. "
+                "Add steps."
             )
-        for name in ("network", "second"):
-            if getattr(self, name) not in NETWORKS:
-                raise UsageError(
-                    f"{name}={getattr(self, name)}; expected one of {', '.join(NETWORKS)}"
-                )
         if self.network == self.second:
-            raise UsageError(f"second={self.second}, as network; expected another")
-        for name in ("steps", "long_steps", "second_steps", "batch_steps"):
-            values = getattr(self, name)
-            if not values or min(values) < 1 or len(set(values)) < len(values):
-                raise UsageError(f"{name}={list(values)}; expected different numbers of at least 1")
+            raise UsageError(
+                f"second={self.second}: expected another network than network=. Choose one."
+            )
         if len(self.steps) < 2 or set(self.steps).intersection(self.long_steps):
             raise UsageError(
-                f"steps={list(self.steps)}, long_steps={list(self.long_steps)}; expected at least "
-                "two of the first, and none of them among the second"
-            )
-        if self.batch < 2 or self.repeats < 1:
-            raise UsageError(
-                f"batch={self.batch}, repeats={self.repeats}; expected at least 2 and 1"
-            )
-        if not (self.timing_s >= 0 and self.limit_gb > 0):
-            raise UsageError(
-                f"timing_s={self.timing_s}, limit_gb={self.limit_gb}; expected at least 0 and "
-                "above 0"
+                f"steps={list(self.steps)}, long_steps={list(self.long_steps)}: expected at least "
+                "two of the first, and none of them among the second. Give other numbers."
             )
 
     def cells(self) -> list[Cell]:

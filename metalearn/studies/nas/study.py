@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from pydantic.dataclasses import dataclass
 
+from metalearn.config.options import (
+    STRICT,
+    Count,
+    Natural,
+    NonNegative,
+    Positive,
+    Seed,
+    Some,
+    one_sentence,
+)
 from metalearn.errors import UsageError, check_known
 from metalearn.inner import Adam, GradientDescent
 from metalearn.linear_solve import CG, Neumann
@@ -25,7 +35,8 @@ from metalearn.tasks.image_splits import CLASSES, Splits, image_splits
 MOMENTUM = 0.9
 
 
-@dataclass(frozen=True)
+@one_sentence
+@dataclass(frozen=True, config=STRICT)
 class NASStudy:
     """The comparison of architecture search by gradients with random architectures.
 
@@ -47,48 +58,34 @@ class NASStudy:
 
     title: ClassVar[str] = "Architecture search by gradients, beside architectures chosen at random"
 
-    seeds: Sequence[int]
+    seeds: Some[Seed]
     dataset: str
     source: str | None
     test: float
     validation: float
     train: int
-    nodes: int
-    channels: int
-    decay: float
-    methods: Sequence[str]
-    warmup: int
-    weight_steps: int
-    weight_lr: float
-    solver_iters: int
-    damping: float
-    steps: int
-    lr: float
-    random: int
-    retrain_steps: int
-    retrain_lr: float
-    retrain_starts: int
+    nodes: Count
+    channels: Count
+    decay: Positive
+    methods: Some[str]
+    warmup: Natural
+    weight_steps: Count
+    weight_lr: Positive
+    solver_iters: Count
+    damping: NonNegative
+    steps: Count
+    lr: Positive
+    random: Count
+    retrain_steps: Count
+    retrain_lr: Positive
+    retrain_starts: Count
 
     def __post_init__(self) -> None:
-        counts = ("nodes", "channels", "weight_steps", "solver_iters", "steps", "random")
-        for name in (*counts, "retrain_steps", "retrain_starts"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)}; expected at least 1")
-        if self.warmup < 0:
-            raise UsageError(f"warmup={self.warmup}; expected at least 0")
-        for name in ("decay", "weight_lr", "lr", "retrain_lr"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name}={getattr(self, name)}; expected a number above 0")
-        if not self.damping >= 0:
-            raise UsageError(f"damping={self.damping}; expected a number of at least 0")
-        for name in ("seeds", "methods"):
-            if not getattr(self, name):
-                raise UsageError(f"{name}=[]; expected at least one")
         check_known("methods", self.methods, self._meta_gradients())
         if self.random > (most := len(OPERATIONS) ** len(edges(self.nodes))):
             raise UsageError(
-                f"random={self.random}; a cell of nodes={self.nodes} has no more than {most} "
-                "architectures"
+                f"random={self.random}: expected at most the {most} architectures of a cell of "
+                f"nodes={self.nodes}. Give a smaller number."
             )
         self._data(self.seeds[0])  # raises for an unfit dataset, before anything is measured
 

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pandas as pd
 import torch
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from matplotlib.figure import Figure
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from metalearn.config.options import (
+    STRICT,
+    Count,
+    Distinct,
+    Seed,
+    Some,
+    one_of,
+    one_sentence,
+)
 from metalearn.errors import UsageError
 from metalearn.inner import GradientDescent, value_and_grad
 from metalearn.linear_solve import CG
@@ -39,7 +49,12 @@ STUDIES = ("memory", "cg", "gradient")
 """The studies whose findings are further evidence, if they lie beside this study."""
 
 
-@dataclass(frozen=True)
+Condition = Annotated[float, Gt(1), Le(1e5)]
+"""A condition number."""
+
+
+@one_sentence
+@dataclass(frozen=True, config=STRICT)
 class PropertiesStudy:
     """The measurement of each property that the textbook compares.
 
@@ -59,42 +74,24 @@ class PropertiesStudy:
 
     title: ClassVar[str] = "Unrolled and implicit differentiation, property by property"
 
-    network: str
-    memory_steps: Sequence[int]
-    seeds: Sequence[int]
-    size: int
-    conditions: Sequence[float]
-    condition: float
-    steps: Sequence[int]
+    network: Annotated[str, one_of(NETWORKS)]
+    memory_steps: Annotated[Distinct[Count], MinLen(3)]
+    seeds: Some[Seed]
+    size: Annotated[int, Ge(2)]
+    conditions: Some[Condition]
+    condition: Condition
+    steps: Annotated[Distinct[Count], MinLen(3)]
     forward_steps: int
-    compute_steps: int
-    rtol: float
+    compute_steps: Count
+    rtol: Annotated[float, Gt(0), Lt(1)]
     results: str
 
     def __post_init__(self) -> None:
-        if self.network not in NETWORKS:
-            raise UsageError(f"network={self.network}: expected one of {', '.join(NETWORKS)}")
-        for name in ("memory_steps", "steps"):
-            values = getattr(self, name)
-            if len(set(values)) < 3 or len(set(values)) < len(values) or min(values) < 1:
-                raise UsageError(
-                    f"{name}={list(values)}: expected three or more different numbers of at least 1"
-                )
-        if not self.seeds or min(self.seeds) < 0:
-            raise UsageError(f"seeds={list(self.seeds)}: expected numbers of at least 0")
-        if self.size < 2 or self.compute_steps < 1 or self.forward_steps < min(self.steps):
+        if self.forward_steps < min(self.steps):
             raise UsageError(
-                f"size={self.size}, compute_steps={self.compute_steps}, "
-                f"forward_steps={self.forward_steps}: expected at least 2, 1 and {min(self.steps)}"
+                f"forward_steps={self.forward_steps}: expected at least {min(self.steps)}, the "
+                "least of steps=. Give a larger number."
             )
-        kappas = [*self.conditions, self.condition]
-        if not self.conditions or not all(1 < kappa <= 1e5 for kappa in kappas):
-            raise UsageError(
-                f"conditions={list(self.conditions)}, condition={self.condition}: expected "
-                "condition numbers above 1 and up to 100000"
-            )
-        if not 0 < self.rtol < 1:
-            raise UsageError(f"rtol={self.rtol}: expected a number above 0 and below 1")
 
     def cells(self) -> list[Cell]:
         found: list[Cell] = []

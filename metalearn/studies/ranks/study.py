@@ -7,17 +7,24 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
+from annotated_types import Ge, Gt
 from matplotlib.figure import Figure
+from pydantic.dataclasses import dataclass
 
+from metalearn.config.options import (
+    STRICT,
+    Count,
+    Distinct,
+    Some,
+    one_sentence,
+)
 from metalearn.errors import UsageError
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.table import Table
@@ -30,7 +37,8 @@ WARMING = 3
 """The number of meta-steps at the start of a run that are not timed."""
 
 
-@dataclass(frozen=True)
+@one_sentence
+@dataclass(frozen=True, config=STRICT)
 class RanksStudy:
     """The time of a meta-step of `torchrun --nproc-per-node N -m metalearn train`.
 
@@ -51,22 +59,17 @@ class RanksStudy:
 
     title: ClassVar[str] = "Training shared out over processes"
 
-    ranks: Sequence[int]
-    methods: Sequence[str]
-    meta_batch: int
-    steps: int
-    rounds: int
+    ranks: Distinct[Count]
+    methods: Some[str]
+    meta_batch: Count
+    steps: Annotated[int, Gt(2 * WARMING)]
+    rounds: Annotated[int, Ge(2)]
 
     def __post_init__(self) -> None:
-        if not {1} < set(self.ranks) or min(self.ranks) < 1 or max(self.ranks) > self.meta_batch:
+        if not {1} < set(self.ranks) or max(self.ranks) > self.meta_batch:
             raise UsageError(
                 f"ranks={list(self.ranks)}: expected 1 and larger numbers, up to "
-                f"meta_batch={self.meta_batch}"
-            )
-        if not self.methods or self.steps <= 2 * WARMING or self.rounds < 2:
-            raise UsageError(
-                f"methods={list(self.methods)}, steps={self.steps}, rounds={self.rounds}: expected "
-                f"a method, more than {2 * WARMING} steps and at least 2 rounds"
+                f"meta_batch={self.meta_batch}. Give other numbers."
             )
 
     def cells(self) -> list[Cell]:

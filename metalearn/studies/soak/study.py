@@ -9,14 +9,22 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import pandas as pd
+from annotated_types import Ge
 from matplotlib.figure import Figure
+from pydantic.dataclasses import dataclass
 
+from metalearn.config.options import (
+    STRICT,
+    Count,
+    Some,
+    one_of,
+    one_sentence,
+)
 from metalearn.errors import UsageError
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.table import Table
@@ -38,7 +46,8 @@ RUNS: Mapping[str, Sequence[str]] = {
 """The overrides of `metalearn train` for each run, but for the number of steps."""
 
 
-@dataclass(frozen=True)
+@one_sentence
+@dataclass(frozen=True, config=STRICT)
 class SoakStudy:
     """The memory and the file handles of a training, from its beginning to its end.
 
@@ -58,19 +67,15 @@ class SoakStudy:
 
     title: ClassVar[str] = "Soak: memory and file handles of a long training"
 
-    runs: Sequence[str]
+    runs: Some[Annotated[str, one_of(RUNS)]]
     steps: int
-    meta_batch: int
-    points: int
+    meta_batch: Count
+    points: Annotated[int, Ge(8)]
 
     def __post_init__(self) -> None:
-        if not self.runs or (odd := sorted(set(self.runs) - RUNS.keys())):
-            named = odd[0] if self.runs else "[]"
-            raise UsageError(f"runs={named}: expected names among {', '.join(RUNS)}")
-        if not 8 <= self.points <= self.steps or self.meta_batch < 1:
+        if self.points > self.steps:
             raise UsageError(
-                f"steps={self.steps}, points={self.points}, meta_batch={self.meta_batch}: expected "
-                "at least 8 points, as many steps and a task"
+                f"points={self.points}: expected at most steps={self.steps}. Give more steps."
             )
         if not Path("/proc/self/statm").exists():
             raise UsageError(
