@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,9 @@ torch.set_num_threads(1)  # the tests' tensors are small; pytest-xdist brings th
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Datasets are built once a worker, and nothing is left in the user's own cache."""
+    """Build datasets once, for all workers, and leave nothing in the user's own cache."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("METALEARN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("METALEARN_CACHE", str(folder))
         yield

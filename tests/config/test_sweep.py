@@ -24,11 +24,14 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "launcher",
     [
-        ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+        pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], id="joblib"),
         # Slurm's jobs are these, started by another executor.
-        ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"],
+        pytest.param(
+            ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"],
+            id="submitit",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["joblib", "submitit"],
 )
 def test_jobs_run_in_processes_of_their_own(launcher, tmp_path):
     assert main(["train", "-m", *launcher, *WORDS, "seed=0,1"]) == 0

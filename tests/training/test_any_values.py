@@ -191,7 +191,7 @@ def check(words: list[str], checkpoint: Path) -> None:
 COMMANDS = train_words() | study_words() | other_words()
 
 
-@pytest.mark.parametrize("number", [80, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [40, pytest.param(2000, marks=pytest.mark.slow)])
 def test_no_traceback(tried: Path, number: int) -> None:
     @settings(
         max_examples=number,
