@@ -58,11 +58,11 @@ def test_facts_tell_what_grows(growth, flat):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"runs": ["sinus"]}, "runs=sinus: expected"),
-        ({"runs": []}, "expected names"),
-        ({"steps": 7}, "at least 8 points"),
-        ({"points": 7}, "at least 8 points"),
-        ({"meta_batch": 0}, "and a task"),
+        ({"runs": ["sinus"]}, r"runs\[0\]=sinus: expected"),
+        ({"runs": []}, r"runs=\[\]: expected"),
+        ({"steps": 7}, "at most steps=7"),
+        ({"points": 7}, "points=7: expected at least 8"),
+        ({"meta_batch": 0}, "meta_batch=0: expected at least 1"),
     ],
 )
 def test_options_that_are_none(options, sentence):
