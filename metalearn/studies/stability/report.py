@@ -15,7 +15,8 @@ from metalearn.training.estimate import Estimate
 COLLAPSE = 0.1
 """The loss of validation accuracy, from the best to the last, that counts as a collapse."""
 COLUMNS: dict[str, Format | None] = {
-    **{"inner solver": None, "seed": None, "best validation, %": ".1f", "at meta-step": None},
+    **{"inner solver": None, "seed": None, "meta-steps": ",d"},
+    **{"best validation, %": ".1f", "at meta-step": ",d"},
     **{"last validation, %": ".1f", "collapsed": None, "largest curvature at the end": ".1f"},
     "inner gradient at the end": ".2g",
     **{"test, transductive, %": ".2f", "test, inductive, %": ".2f"},
@@ -42,6 +43,7 @@ def _training(run: pd.DataFrame) -> dict[str, Any]:
     curve = run[run.part == "stretch"]
     end = curve[-max(1, len(curve) // 10) :]
     return {
+        "meta-steps": int(last.step),
         "best validation, %": 100 * best.accuracy,
         "at meta-step": int(best.step),
         "last validation, %": 100 * last.accuracy,
@@ -56,8 +58,7 @@ def _training(run: pd.DataFrame) -> dict[str, Any]:
 
 
 def tables(rows: pd.DataFrame) -> dict[str, Table]:
-    steps = int(rows[rows.part == "validation"].step.max())
-    return {f"Each training of {steps:,} meta-steps": make_table(COLUMNS, trainings(rows))}
+    return {"Each training, by its inner solver": make_table(COLUMNS, trainings(rows))}
 
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:

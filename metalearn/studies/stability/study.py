@@ -13,15 +13,17 @@ import torch
 from matplotlib.figure import Figure
 
 from metalearn import config
-from metalearn.errors import check_known
+from metalearn.errors import UsageError, check_known
+from metalearn.studies.fewshot.runs import Budget
 from metalearn.studies.fewshot.trained import TrainedStudy
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.table import Table
 from metalearn.studies.stability import report as stability_report
 from metalearn.training.metrics_file import MetricsFile
 
+FIXED = "fixed rate"
 SOLVERS = {
-    "fixed rate": "metagrad=imaml",
+    FIXED: "metagrad=imaml",
     "rate found by each task": "metagrad=imaml_stable",
 }
 """The inner solvers that are compared, each with its override of `metalearn train`."""
@@ -36,6 +38,8 @@ class StabilityStudy(TrainedStudy):
     Args:
         experiment: an experiment whose inner solver is gradient descent.
         solvers: names of `SOLVERS`.
+        fixed_rate_steps: the meta-steps of a run with a fixed rate, which collapses long before the
+            end of the others.
     """
 
     title: ClassVar[str] = "iMAML's collapse: the inner loop's edge of stability"
@@ -43,10 +47,16 @@ class StabilityStudy(TrainedStudy):
 
     experiment: str
     solvers: Sequence[str]
+    fixed_rate_steps: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_known("solvers", self.solvers, SOLVERS)
+        if not 1 <= self.fixed_rate_steps <= self.steps:
+            raise UsageError(
+                f"fixed_rate_steps={self.fixed_rate_steps}: expected a number from 1 to "
+                f"steps={self.steps}. Give one."
+            )
         config.compose("train", self.run_words(self.cells()[0]))
 
     def cells(self) -> list[Cell]:
@@ -55,14 +65,19 @@ class StabilityStudy(TrainedStudy):
 
     def run_words(self, cell: Any) -> list[str]:
         own = self.base_words(self.experiment, cell["seed"])
+        own.append(f"steps={self._steps(cell)}")
         return [*own, SOLVERS[cell["solver"]], *self.words]
+
+    def _steps(self, cell: Any) -> int:
+        return self.fixed_rate_steps if cell["solver"] == FIXED else self.steps
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
         """Return "stretch" rows (`stretches`), "validation" rows and a "test" row for each mode."""
         run = self.run_of(cell, device)
-        stopped = run.train(self.budget)
+        steps = self._steps(cell)
+        stopped = run.train(Budget(steps))
         edge = 2 / float(run.config.metagrad.inner.lr)
-        rows = stretches(run.folder / "metrics.jsonl", self.steps)
+        rows = stretches(run.folder / "metrics.jsonl", steps)
         judged = run.judged(self.protocol, device)
         about = {"edge": edge, "stopped": stopped, "threads": run.summary().get("threads")}
         about["commit"] = run.summary().get("commit")
