@@ -88,6 +88,11 @@ class Raveler:
                 f"a pytree with leaves of shapes {[tuple(s or ()) for s in shapes]} came where one "
                 f"with {[tuple(s) for s in self.shapes]} and the same structure was expected"
             )
+        if any(leaf.is_complex() for leaf in leaves):
+            raise ValueError(
+                f"a pytree with leaves of types {[leaf.dtype for leaf in leaves]} came where real "
+                "tensors were expected. Write a complex system by its real and imaginary parts"
+            )
         rows = [
             leaf.permute(order).reshape(self.tasks, -1).to(self.dtype)
             for leaf, order in zip(leaves, self.orders, strict=True)
