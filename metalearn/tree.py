@@ -166,6 +166,15 @@ def live(tree: Tree) -> Tree:
     return like_tree(tree, [x.detach().requires_grad_() for x in leaves_of(tree)])
 
 
+def relative_error(found: Tree, exact: Tree) -> float:
+    """Return |found - exact| / |exact| over all leaves, in float64."""
+    a, b = (
+        torch.cat([x.detach().flatten().double() for x in leaves_of(tree)])
+        for tree in (found, exact)
+    )
+    return float((a - b).norm() / b.norm())
+
+
 def task_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     """Return dot products of two lists of (T, ...) tensors over all axes but the first: (T,)."""
     return sum(
