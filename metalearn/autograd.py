@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
+from torch._C import _autograd, _functorch
 from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.autograd import forward_ad
+
+from metalearn.errors import UsageError
 
 R = TypeVar("R")
 
@@ -21,6 +27,51 @@ def transformed() -> bool:
     tensor that it does not map.
     """
     return bool(retrieve_all_functorch_interpreters())
+
+
+def concrete() -> bool:
+    """Return True if Python may read the numbers in tensors: no `vmap`, and no compiler, is on."""
+    kinds = {i.key() for i in retrieve_all_functorch_interpreters()}
+    readable = kinds <= {TransformType.Grad, TransformType.Jvp}
+    return readable and not torch.compiler.is_compiling()
+
+
+def carries_gradient(x: Tensor) -> bool:
+    """Return True if x has a graph, or a tangent of forward mode, under any transform."""
+    while _functorch.is_batchedtensor(x):  # torch has no rule for a tangent under vmap
+        x = _functorch.get_unwrapped(x)
+    return x.requires_grad or forward_ad.unpack_dual(x).tangent is not None
+
+
+@contextmanager
+def without_saved_tensor_hooks() -> Iterator[None]:
+    """Suspend the hooks on saved tensors, which the transforms of `torch.func` refuse.
+
+    `torch.utils.checkpoint` and `save_on_cpu` set such hooks. What is saved inside the block stays
+    where it is.
+    """
+    hooks = []
+    while (top := _autograd._top_saved_tensors_default_hooks(False)) is not None:
+        hooks.append(top)
+        _autograd._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pack, unpack in reversed(hooks):
+            _autograd._push_saved_tensors_default_hooks(pack, unpack)
+
+
+def refuse_batched_gradients(tensors: Sequence[Tensor | None]) -> None:
+    """Refuse tensors of the old vmap, which reaches no custom function's rule.
+
+    Raises:
+        UsageError: a tensor comes from `is_grads_batched=True` or `vectorize=True`.
+    """
+    if any(x is not None and _functorch.is_legacy_batchedtensor(x) for x in tensors):
+        raise UsageError(
+            "is_grads_batched=True or vectorize=True: expected one gradient at a time, or the "
+            "transforms of torch.func. Use torch.func.jacrev, jacfwd or hessian."
+        )
 
 
 class _AsGiven(inspect.Signature):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn import implicit
+from metalearn.autograd import concrete
 from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.inner import NewtonCG
 from metalearn.linear_solve import CG
@@ -188,7 +189,7 @@ class FewShot(TrainableProblem):
     inner(phi, theta) = support loss(phi) + prox / 2 |phi - theta|^2, and outer = query loss(phi).
     With prox = 0 it is MAML's problem (Finn et al. 2017, eq. 1). With prox > 0 it is iMAML's
     (Rajeswaran et al. 2019, eq. 3 and 4). The loss is the mean cross-entropy for integer labels,
-    and the mean squared error for floating-point labels.
+    and the mean squared error for floating-point targets of the outputs' shape.
 
     Args:
         model: a module that `TaskBatched` takes; only its structure is used.
@@ -203,6 +204,8 @@ class FewShot(TrainableProblem):
         prox_head: the proximal strength of the last layer's parameters; None: `prox`. The paper's
             lambda may differ between parameters. A strong one keeps the body's curvature small,
             while a weak one leaves the head free.
+        loss: "squared_error" also for targets that are all 0.0 or 1.0. None refuses them, since
+            they may be classes, one-hot or binary, that were meant for the cross-entropy.
 
     `meta` is `dict(model.named_parameters())`, as `begin` returns it. `adapted` holds the names of
     phi's tensors. The class vectors of a `SymmetricHead` are always adapted; they are (T, ways,
@@ -216,7 +219,10 @@ class FewShot(TrainableProblem):
         transductive: bool = True,
         adapt: Literal["all", "head"] | Sequence[str] = "all",
         prox_head: float | None = None,
+        loss: Literal["squared_error"] | None = None,
     ) -> None:
+        if loss not in (None, "squared_error"):
+            raise UsageError(f"loss={loss!r}: expected 'squared_error' or None. Choose one.")
         for name, value in (("prox", prox), ("prox_head", prox_head)):
             if value is not None and not 0 <= value <= MAX_FLOAT32:
                 raise UsageError(
@@ -225,7 +231,7 @@ class FewShot(TrainableProblem):
                 )
         self.model, self._start = TaskBatched(model), model
         self.prox, self.prox_head = prox, prox if prox_head is None else prox_head
-        self.transductive = transductive
+        self.transductive, self.loss = transductive, loss
         self._head = _ClassVectors.of(model)
         own = [name for name, _ in model.named_parameters()]
         vectors: list[str] = []
@@ -291,6 +297,9 @@ class FewShot(TrainableProblem):
             )
 
     def init(self, meta: Params, task: TaskBatch) -> Params:
+        if self.loss is None:
+            _refuse_float_classes(task.support_y)
+            _refuse_float_classes(task.query_y)
         per_task = self._head.names if self._head is not None and self._head.per_task else ()
         start = {
             name: p if name in per_task else p.expand(len(task), *p.shape)
@@ -465,9 +474,34 @@ def _adapted(names: list[str], last_layer: list[str], adapt: str | Sequence[str]
 
 
 def prediction_loss(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Return each task's mean loss, (T,): cross-entropy for integer targets, else squared error."""
-    tasks = len(targets)
-    if targets.is_floating_point():
+    """Return each task's mean loss, (T,): cross-entropy for integer targets, else squared error.
+
+    Raises:
+        UsageError: the targets have another shape than the outputs, or, for labels, than the
+            outputs without their last axis.
+    """
+    tasks, regression = len(targets), targets.is_floating_point()
+    shape = predictions.shape if regression else predictions.shape[:2]
+    if targets.shape != shape:
+        raise UsageError(
+            f"targets of shape {tuple(targets.shape)} and type {targets.dtype}: expected "
+            f"{tuple(shape)} beside outputs {tuple(predictions.shape)}. Reshape them, or give "
+            "class labels as integers (T, n)."
+        )
+    if regression:
         return F.mse_loss(predictions, targets, reduction="none").reshape(tasks, -1).mean(dim=1)
     losses = F.cross_entropy(predictions.flatten(0, 1), targets.flatten(), reduction="none")
     return losses.view(tasks, -1).mean(dim=1)
+
+
+def _refuse_float_classes(targets: Tensor) -> None:
+    """Raise UsageError if floating-point targets are both 0.0 and 1.0, and nothing else."""
+    if not targets.is_floating_point() or not concrete():
+        return
+    zero, one = targets == 0, targets == 1
+    if zero.any() and one.any() and (zero | one).all():
+        raise UsageError(
+            "targets are all 0.0 or 1.0: expected integer class labels (T, n), for the "
+            "cross-entropy. Give y.long(), or y.argmax(-1) of one-hot rows; or set "
+            "FewShot(loss='squared_error')."
+        )

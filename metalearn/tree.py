@@ -88,6 +88,11 @@ class Raveler:
                 f"a pytree with leaves of shapes {[tuple(s or ()) for s in shapes]} came where one "
                 f"with {[tuple(s) for s in self.shapes]} and the same structure was expected"
             )
+        if any(leaf.is_complex() for leaf in leaves):
+            raise ValueError(
+                f"a pytree with leaves of types {[leaf.dtype for leaf in leaves]} came where real "
+                "tensors were expected. Write a complex system by its real and imaginary parts"
+            )
         rows = [
             leaf.permute(order).reshape(self.tasks, -1).to(self.dtype)
             for leaf, order in zip(leaves, self.orders, strict=True)
@@ -159,6 +164,15 @@ def fixed(tree: Tree) -> Tree:
 def live(tree: Tree) -> Tree:
     """Return the tree with every tensor replaced by a detached leaf that requires grad."""
     return like_tree(tree, [x.detach().requires_grad_() for x in leaves_of(tree)])
+
+
+def relative_error(found: Tree, exact: Tree) -> float:
+    """Return |found - exact| / |exact| over all leaves, in float64."""
+    a, b = (
+        torch.cat([x.detach().flatten().double() for x in leaves_of(tree)])
+        for tree in (found, exact)
+    )
+    return float((a - b).norm() / b.norm())
 
 
 def task_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:

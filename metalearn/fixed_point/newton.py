@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.autograd import without_saved_tensor_hooks
 from metalearn.fixed_point.search import Function, Search, check_options
 from metalearn.linear_solve import GMRES, Solution, Status
 from metalearn.linear_solve.system import norms
@@ -102,7 +103,7 @@ def _jacobian(function: Callable[[Tensor], Tensor], z: Tensor) -> Callable[[Tens
     The pull-back w -> J' w is linear, and J transposes it. Forward mode would need a rule from
     every layer, and would evaluate the function at every product.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), without_saved_tensor_hooks():
         linearised: Any = torch.func.vjp(function, z)
         image, pull = linearised
         transposed: Any = torch.func.vjp(lambda w: pull(w)[0], torch.zeros_like(image))

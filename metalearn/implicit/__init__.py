@@ -27,11 +27,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from metalearn.implicit.attach import attach
+from metalearn.implicit.check import Check, InexactSolution
 from metalearn.implicit.equation import InexactDerivative, NoDerivative, Report
 from metalearn.linear_solve import CG, GMRES, LinearSolver
 from metalearn.tree import Tree
 
-__all__ = ["InexactDerivative", "NoDerivative", "argmin", "fixed_point", "root"]
+__all__ = ["InexactDerivative", "InexactSolution", "NoDerivative", "argmin", "fixed_point", "root"]
 
 
 def root(
@@ -41,6 +42,7 @@ def root(
     linear_solver: LinearSolver = GMRES(),  # noqa: B008  (a frozen dataclass)
     batched: bool = False,
     report: Report | None = None,
+    check: Check = "warn",
 ) -> Tree:
     """Return `solution`, differentiable in the tensors of `args` by residual(x, *args) = 0.
 
@@ -58,19 +60,28 @@ def root(
             T problems one by one. Each problem is solved as its own system, which stops on its own.
         report: called with the `Solution` of every linear solve. Without it, a solve that ends
             before its tolerance is a warning, and a solve that fails is an error.
+        check: what follows if `solution` leaves a residual F: "warn", "raise" a UsageError, or
+            "silent". |F|^2 / |A'F| is, to first order, at most the distance to a solution. It is
+            held to 1e-3 of the solution's norm, for each problem if `batched`. A function is called
+            with the relative distance, () or (T,), in place of a warning. The check takes one
+            evaluation of the residual and one product with A'. It is left out where no derivative
+            can follow, and inside `torch.func.vmap`, where no number can be read.
 
     Raises:
-        ValueError: `solution` has no floating tensors, the residual differs from it in structure or
-            shapes, or the residual closes over a tensor that carries a gradient.
+        ValueError: `solution` has no floating tensors, or the residual differs from it in structure
+            or shapes, is complex, draws random numbers, closes over a tensor that carries a
+            gradient, or mixes the problems of a batch. The last is seen in the backward pass.
+        UsageError: `is_grads_batched=True` or `vectorize=True` of `torch.autograd` was used.
         NoDerivative: in the backward (or forward-mode) pass, if A is singular or not finite, or if
             the solver broke down with a residual left.
 
     Warns:
+        InexactSolution: the solution leaves a residual, see `check`.
         InexactDerivative: the solver stopped at a relative residual above its tolerance; the
             warning gives the residual. To first order the derivative's error is at most the
             residual times A's condition number.
     """
-    return attach(residual, solution, args, linear_solver, batched, report, symmetric=False)
+    return attach(residual, solution, args, linear_solver, batched, report, check, symmetric=False)
 
 
 def argmin(
@@ -80,6 +91,7 @@ def argmin(
     linear_solver: LinearSolver = CG(),  # noqa: B008
     batched: bool = False,
     report: Report | None = None,
+    check: Check = "warn",
 ) -> Tree:
     """Return `solution`, differentiable in `args` as a minimum of objective(x, *args).
 
@@ -93,13 +105,14 @@ def argmin(
 
     def scalar(x: Tree, *args: Tree) -> Tensor:
         value = objective(x, *args)
-        if not isinstance(value, Tensor) or value.dim() != int(batched):
+        shape = tree_flatten(x)[0][0].shape[: int(batched)]
+        if not isinstance(value, Tensor) or value.shape != shape:
             what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             expected = "a value for each problem, (T,)" if batched else "a tensor without axes"
             raise ValueError(f"the objective gives {what}; expected {expected}")
         return value.sum()
 
-    return attach(gradient, solution, args, linear_solver, batched, report, symmetric=True)
+    return attach(gradient, solution, args, linear_solver, batched, report, check, symmetric=True)
 
 
 def fixed_point(
@@ -109,6 +122,7 @@ def fixed_point(
     linear_solver: LinearSolver = GMRES(),  # noqa: B008
     batched: bool = False,
     report: Report | None = None,
+    check: Check = "warn",
 ) -> Tree:
     """Return `solution`, differentiable in `args` as a fixed point: function(x, *args) = x.
 
@@ -124,6 +138,9 @@ def fixed_point(
                 f"the function gives a pytree of structure {image_spec}; expected {spec}, the "
                 "solution's"
             )
+        shapes = [tuple(getattr(v, "shape", ())) for v in image]
+        if shapes != (expected := [tuple(v.shape) for v in leaves]):
+            raise ValueError(f"the function gives leaves of shapes {shapes}; expected {expected}")
         return tree_unflatten([a - b for a, b in zip(leaves, image, strict=True)], spec)
 
-    return attach(residual, solution, args, linear_solver, batched, report, symmetric=False)
+    return attach(residual, solution, args, linear_solver, batched, report, check, symmetric=False)

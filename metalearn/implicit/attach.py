@@ -7,12 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from metalearn.autograd import first_order
-from metalearn.implicit.equation import Equation, Leaves, Report, pull, push
+from metalearn.autograd import (
+    carries_gradient,
+    concrete,
+    first_order,
+    refuse_batched_gradients,
+    transformed,
+    without_saved_tensor_hooks,
+)
+from metalearn.errors import UsageError
+from metalearn.implicit.check import Check, is_check, judge
+from metalearn.implicit.equation import Equation, Leaves, Report, linearise, pull, push
 from metalearn.linear_solve import LinearSolver
+from metalearn.system.random_state import drawn_since, torch_states
 from metalearn.tree import Tree
 
 
@@ -23,9 +32,14 @@ def attach(
     solver: LinearSolver,
     batched: bool,
     report: Report | None,
+    check: Check,
     symmetric: bool,
 ) -> Tree:
     """Return `solution` with the derivative that residual(x, *args) = 0 gives it; see `root`."""
+    if not is_check(check):
+        raise UsageError(
+            f"check={check!r}: expected 'warn', 'raise', 'silent' or a function. Choose one."
+        )
     x, x_spec = tree_flatten(solution)
     if not x or not all(isinstance(v, Tensor) and v.is_floating_point() for v in x):
         raise ValueError("the solution is no pytree of floating-point tensors, of at least one")
@@ -46,6 +60,11 @@ def attach(
                 f"the residual has leaves of shapes {shapes}; expected {expected}, with the "
                 "structure of the solution"
             )
+        if any(v.is_complex() for v in found):
+            raise ValueError(
+                f"the residual has leaves of types {[v.dtype for v in found]}: expected real "
+                "tensors. Write a complex equation by its real and imaginary parts."
+            )
         return tuple(found)
 
     x = [v.detach() for v in x]
@@ -57,19 +76,44 @@ def attach(
                 "begins with the same axis of problems, of length at least 1"
             )
     c = tuple(leaves[i] for i in places)
-    _refuse_hidden_gradients(on_leaves(tuple(x), tuple(v.detach() for v in c)))
-    equation = Equation(on_leaves, solver, report, symmetric, depth=int(batched))
+    _check(on_leaves, tuple(x), c, batched, check)
+    equation = Equation(on_leaves, solver, report, symmetric, batched, depth=int(batched))
     attached = _Attached.apply(equation, len(x), *x, *c)
     return tree_unflatten(list(attached), x_spec)
 
 
-def _refuse_hidden_gradients(residual: Leaves) -> None:
-    if any(v.requires_grad or forward_ad.unpack_dual(v).tangent is not None for v in residual):
+def _check(
+    residual: Callable[[Leaves, Leaves], Leaves], x: Leaves, c: Leaves, batched: bool, check: Check
+) -> None:
+    """Evaluate the residual once, and judge the function and the solution by it.
+
+    Raises:
+        ValueError: the function closes over a tensor that carries a gradient, or it draws random
+            numbers; or as in `judge`.
+    """
+    differentiable = torch.is_grad_enabled() or transformed()
+    judged = check != "silent" and concrete() and differentiable and any(map(carries_gradient, c))
+    still = tuple(v.detach() for v in c)
+    states = torch_states()
+    transposed: Callable[[Leaves], Leaves] | None = None
+    if judged:
+        found, transposed = linearise(lambda *x: residual(x, still), x)
+    else:
+        with without_saved_tensor_hooks():
+            found = residual(x, still)
+    if any(map(carries_gradient, found)):
         raise ValueError(
             "the function closes over a tensor that carries a gradient, which would be lost; hand "
             "it in as an argument (a module's parameters by torch.func.functional_call), or detach "
             "it"
         )
+    if drawn_since(states):
+        raise UsageError(
+            "the function draws random numbers: expected the same equation at every call. Turn "
+            "dropout off (eval()), or hand in its mask as an argument."
+        )
+    if transposed is not None:
+        judge(check, found, transposed, x, batched)
 
 
 class _Attached(torch.autograd.Function):
@@ -87,6 +131,7 @@ class _Attached(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *by_x: Tensor) -> Any:
+        refuse_batched_gradients(by_x)
         n, equation = ctx.n, ctx.equation
         saved = ctx.saved_tensors  # read once: a hook may unpack it only once
         x, c = saved[:n], saved[n:]
@@ -98,6 +143,7 @@ class _Attached(torch.autograd.Function):
     @staticmethod
     @first_order
     def jvp(ctx: Any, *tangents: Any) -> Leaves:
+        refuse_batched_gradients(tangents)
         n, equation = ctx.n, ctx.equation
         saved = ctx.saved_tensors  # read once: a hook may unpack it only once
         x, c = saved[:n], saved[n:]
@@ -135,6 +181,7 @@ class _Solved(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *by_u: Tensor) -> Any:
+        refuse_batched_gradients(by_u)
         n = ctx.n
         saved = ctx.saved_tensors
         u, at = saved[:n], saved[n:]
@@ -148,6 +195,7 @@ class _Solved(torch.autograd.Function):
     @staticmethod
     @first_order
     def jvp(ctx: Any, *tangents: Any) -> Leaves:
+        refuse_batched_gradients(tangents)
         n = ctx.n
         saved = ctx.saved_tensors
         u, at = saved[:n], saved[n:]

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.autograd import without_saved_tensor_hooks
+from metalearn.errors import UsageError
 from metalearn.linear_solve import LinearSolver, Solution, Status
+from metalearn.linear_solve.system import seeded
 
 Leaves = tuple[Tensor, ...]
 Report = Callable[[Solution], None]
@@ -63,6 +66,7 @@ class Equation:
     solver: LinearSolver
     report: Report | None
     symmetric: bool
+    batched: bool
     depth: int = 0
 
     def operator(self, transposed: bool, x: Leaves, c: Leaves) -> Callable[[Leaves], Leaves]:
@@ -80,7 +84,13 @@ class Equation:
         def unfold(leaves: Sequence[Tensor]) -> Leaves:
             return tuple(v.reshape(*lead, *v.shape[1:]) if depth else v for v in leaves)
 
-        solution = self.solver(lambda v: fold(apply(unfold(v))), fold(b), batched=depth > 0)
+        def matvec(v: Sequence[Tensor]) -> list[Tensor]:
+            return fold(apply(unfold(v)))
+
+        right = fold(b)
+        solution = self.solver(matvec, right, batched=depth > 0)
+        if self.batched and not solution.converged.all():
+            _refuse_coupled(matvec, right)
         self._judge(solution)
         return unfold(solution.value)
 
@@ -105,17 +115,46 @@ class Equation:
         return replace(self, residual=residual, depth=self.depth + 1)
 
 
+def _refuse_coupled(matvec: Callable[[Sequence[Tensor]], list[Tensor]], b: list[Tensor]) -> None:
+    """Refuse a batch whose problems meet: then A (w v) differs from w (A v), w a number a problem.
+
+    Raises:
+        UsageError: they meet.
+    """
+    tasks = len(b[0])
+    numbers = torch.linspace(1, 2, tasks, dtype=torch.float64, device=b[0].device)
+
+    def weighted(leaves: Sequence[Tensor]) -> list[Tensor]:
+        return [v * numbers.to(v).view(-1, *[1] * (v.dim() - 1)) for v in leaves]
+
+    v = [seeded(tuple(x.shape), i, x) for i, x in enumerate(b)]
+    inside, outside = matvec(weighted(v)), weighted(matvec(v))
+    gap = sum((x - y).double().square().sum() for x, y in zip(inside, outside, strict=True))
+    size = sum(x.double().square().sum() for x in outside)
+    eps = max(torch.finfo(x.dtype).eps for x in b)
+    if gap > 100 * eps * size:
+        raise UsageError(
+            "batched=True: expected a function that treats every problem alone, not one that mixes "
+            "them. Use batched=False, one system for all."
+        )
+
+
+def linearise(
+    function: Callable[..., Leaves], at: Leaves
+) -> tuple[Leaves, Callable[[Leaves], Leaves]]:
+    """Return the function's value, and the map w -> J' w, where J is its Jacobian."""
+    with without_saved_tensor_hooks():
+        linearised: Any = torch.func.vjp(function, *at)
+    value, transposed = linearised
+    return value, lambda w: transposed(tuple(w))
+
+
 def pull(function: Callable[..., Leaves], at: Leaves) -> Callable[[Leaves], Leaves]:
     """Return the map w -> J' w, where J is the function's Jacobian."""
-    linearised: Any = torch.func.vjp(function, *at)
-    _, transposed = linearised
-    return lambda w: transposed(tuple(w))
+    return linearise(function, at)[1]
 
 
 def push(function: Callable[..., Leaves], at: Leaves) -> Callable[[Leaves], Leaves]:
     """Return the map v -> J v, as the transpose of w -> J' w: reverse mode alone."""
-    linearised: Any = torch.func.vjp(function, *at)
-    out, transposed = linearised
-    twice: Any = torch.func.vjp(lambda *w: transposed(w), *(torch.zeros_like(v) for v in out))
-    _, forward = twice
-    return lambda v: forward(tuple(v))
+    out, transposed = linearise(function, at)
+    return linearise(lambda *w: transposed(w), tuple(torch.zeros_like(v) for v in out))[1]

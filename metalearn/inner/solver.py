@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import UsageError
-from metalearn.tree import task_norm
+from metalearn.tree import partials, task_norm
 
 Params = dict[str, Tensor]
 Objective = Callable[[Params], Tensor]
@@ -61,10 +61,11 @@ def value_and_grad(
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the objective, (T,), and its gradient in params, a list in their order.
 
-    Without `create_graph`, params are detached first.
+    Without `create_graph`, params are detached first. The gradient is zero in params that the
+    objective does not depend on.
 
     Raises:
-        ValueError: the objective is not a (T,) tensor, or does not depend on one of the params.
+        ValueError: the objective is not a (T,) tensor, or depends on none of the params.
     """
     if not create_graph:
         params = {name: p.detach().requires_grad_() for name, p in params.items()}
@@ -76,16 +77,14 @@ def value_and_grad(
                 f"the inner objective has shape {tuple(value.shape)}; expected ({tasks},), a value "
                 "for each task"
             )
-        grads = torch.autograd.grad(
-            value.sum(), list(params.values()), create_graph=create_graph, allow_unused=True
+        leaves = list(params.values())
+        grads = partials(value.sum(), leaves, create_graph=create_graph)
+    if all(g is None for g in grads):
+        raise UsageError(
+            f"params={list(params)}: expected tensors that the inner objective depends on, and it "
+            "depends on none. Compute it from its params, not from a module's own tensors."
         )
-    found = []
-    for name, grad in zip(params, grads, strict=True):
-        if grad is None:
-            raise ValueError(
-                f"the inner objective does not depend on params[{name!r}]; leave it out of params"
-            )
-        found.append(grad)
+    found = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)]
     return value, found
 
 

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 import torch
 
 from metalearn.linear_solve.solution import MatVec, Solution, Status
-from metalearn.linear_solve.system import System, divide, dot, require, rows, seeded
+from metalearn.linear_solve.system import (
+    DRIFT,
+    TOLERATED,
+    System,
+    divide,
+    dot,
+    require,
+    rows,
+    seeded,
+)
 from metalearn.tree import Tree
 
 
@@ -17,6 +26,10 @@ class BiCGStab:
 
     It solves systems whose matrices are not symmetric. Unlike GMRES's, its memory does not grow
     with the iterations. The residual is not monotone; the iterate of least residual is returned.
+    Where rounding may have parted the recurrence's residual from b - A x, the latter is recomputed,
+    once for each factor of 4 that the former falls. A system whose residuals have parted restarts
+    from the best iterate's own residual. The returned residual is thus within about a factor of 4
+    of the least, and never above the start's.
 
     A system stops:
 
@@ -55,10 +68,12 @@ class BiCGStab:
         verified = torch.full_like(r_norm, torch.inf)
         scale = torch.zeros_like(r_norm)
         best, best_norm = x, r_norm
+        safe, safe_norm = x, r_norm  # the best of those whose residual was recomputed
         at_restart = verified  # the least residual at the system's last restart
         running = (status == Status.MAX_ITERS) & (self.max_iters > 0)
         while running.any():
             shadow, p, rho = r, r, dot(r, r)
+            largest, checked = r_norm, torch.full_like(r_norm, torch.inf)
             while running.any():
                 iterations += running
                 v = rows(running, apply(p), 0.0)
@@ -82,6 +97,17 @@ class BiCGStab:
                 defective = running & ~(r_norm + v_norm + tt).isfinite()
                 x = rows(running & ~defective, trial, x)
                 better = running & (r_norm <= best_norm)
+                largest = largest.maximum((r_norm + scale * x.norm(dim=1)).nan_to_num(0.0, 0.0))
+                drift = (iterations + 1) * DRIFT * eps * largest
+                doubted = better & (drift > TOLERATED * r_norm) & (4 * r_norm < checked)
+                parted = torch.zeros_like(doubted)
+                if doubted.any():
+                    true = system.residual(x).norm(dim=1)
+                    checked = torch.where(doubted, r_norm, checked)
+                    parted = doubted & ~(true <= 2 * r_norm)
+                    safer = doubted & (true < safe_norm)
+                    safe, safe_norm = rows(~safer, safe, x), torch.where(safer, true, safe_norm)
+                    better = better & ~parted
                 best, best_norm = rows(better, x, best), torch.where(better, r_norm, best_norm)
 
                 rho_next = dot(shadow, r)
@@ -89,7 +115,8 @@ class BiCGStab:
                 fresh = broken & (best_norm < at_restart)
                 for condition, why in (
                     (defective, Status.NON_FINITE),
-                    (r_norm <= system.tolerance, Status.CONVERGED),
+                    # A system whose residuals have parted is verified as if it had converged.
+                    ((r_norm <= system.tolerance) | parted, Status.CONVERGED),
                     (null, Status.SINGULAR),
                     (broken & ~fresh, Status.BREAKDOWN),
                 ):
@@ -109,9 +136,13 @@ class BiCGStab:
                 r, p = rows(running, r, 0.0), rows(running, p, 0.0)
                 rho = rho_next
 
-            r, r_norm, status, running = system.verify(
-                best, status, verified, iterations < self.max_iters
-            )
+            claimed, left = status, iterations < self.max_iters
+            r, r_norm, status, running = system.verify(best, claimed, verified, left)
+            worse = ~(r_norm <= safe_norm)
+            if worse.any():
+                best = rows(~worse, best, safe)
+                r, r_norm, status, running = system.verify(best, claimed, verified, left)
             x, verified, best_norm = best, r_norm, r_norm
+            safe, safe_norm = best, r_norm
             r = rows(running, r, 0.0) if running.any() else r
         return system.finish(x, r, iterations, status)

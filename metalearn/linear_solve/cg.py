@@ -8,18 +8,8 @@ import torch
 from torch import Tensor
 
 from metalearn.linear_solve.solution import MatVec, Preconditioner, Solution, Status
-from metalearn.linear_solve.system import System, any_runs, dot, require, rows
+from metalearn.linear_solve.system import DRIFT, TOLERATED, System, any_runs, dot, require, rows
 from metalearn.tree import Tree
-
-DRIFT = 10
-"""The factor in the assumed drift of the recurrence's residual from b - A x.
-
-In k iterations the drift is at most DRIFT eps (k + 1) (max |r| + |A| |x|). Greenbaum 1997, theorem
-2.2, has such a bound with constants of A's product in place of DRIFT.
-"""
-
-TOLERATED = 1e-2
-"""The largest drift, as a fraction of the residual, that needs no recomputed residual."""
 
 
 @dataclass(frozen=True)

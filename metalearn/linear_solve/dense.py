@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from metalearn.errors import UsageError
 from metalearn.linear_solve.solution import MatVec, Solution, Status
-from metalearn.linear_solve.system import System, rows
+from metalearn.linear_solve.system import System, divide, power_of_two, rows, rows_finite
 from metalearn.tree import Tree
 
 
@@ -21,7 +22,10 @@ class Dense:
     status `SINGULAR`. The eigenvalue bounds are exact; they are given if A is symmetric in every
     system. x0 is not used.
 
-    The solve takes memory of T N^2 and N applications of A.
+    The solve takes memory of T N^2, N applications of A, and one more for the residual.
+
+    Raises:
+        UsageError: A x is not what A's columns give: the matvec is not linear, or mixes systems.
     """
 
     @torch.no_grad()
@@ -34,17 +38,18 @@ class Dense:
         if size == 0:
             return system.finish(system.x, system.r, iterations, system.status)
         matrix = self._form(system)
+        scale = power_of_two(matrix.flatten(1))
+        matrix = matrix / scale[:, None, None]
 
-        finite = matrix.flatten(1).norm(dim=1).isfinite() & system.finite
+        finite = rows_finite(matrix.flatten(1)) & system.finite
         target = rows(finite, system.b, 0.0)
         identity = torch.eye(size, dtype=target.dtype, device=target.device)
         matrix = torch.where(finite[:, None, None], matrix, identity)
 
         singular_values = torch.linalg.svdvals(matrix)
         singular = singular_values[:, -1] <= size * eps * singular_values[:, 0]
-        largest = matrix.abs().amax(dim=(1, 2))
         asymmetry = (matrix - matrix.mT).abs().amax(dim=(1, 2))
-        symmetric = asymmetry <= 1e3 * eps * largest
+        symmetric = asymmetry <= 1e3 * eps * matrix.abs().amax(dim=(1, 2))
         factor, failed = torch.linalg.cholesky_ex(matrix)
         definite = symmetric & (failed == 0) & ~singular
 
@@ -56,18 +61,28 @@ class Dense:
         if general.any():
             x[general] = torch.linalg.solve(matrix[general], column[general])
         if singular.any():
-            x[singular] = torch.linalg.pinv(matrix[singular]) @ column[singular]
+            x[singular] = _least_squares(matrix[singular], column[singular])
 
-        residual = (column - matrix @ x).squeeze(2)
+        expected = target - (matrix @ x).squeeze(2)
+        length = matrix.flatten(1).norm(dim=1) * x.flatten(1).norm(dim=1)
+        x = x.squeeze(2) / scale[:, None]
+        residual = rows(finite, system.residual(x), expected)
+        if ((residual - expected).norm(dim=1) > 10 * eps**0.5 * length).any():
+            raise UsageError(
+                "Dense: A x is not the sum of A's columns times x: expected a linear matvec that, "
+                "with batched=True, treats every system alone. Use batched=False for systems that "
+                "meet."
+            )
         residual = rows(finite, residual, torch.inf)
         status = torch.where(singular, Status.SINGULAR, Status.CONVERGED)
         status = torch.where(finite, status, Status.NON_FINITE)
         bounds = None
         if symmetric.all():
-            eigenvalues = torch.linalg.eigvalsh(matrix)
+            eigenvalues = torch.linalg.eigvalsh(matrix) * scale[:, None]
             low = torch.where(finite, eigenvalues[:, 0], torch.inf)
             bounds = (low, torch.where(finite, eigenvalues[:, -1], -torch.inf))
-        return system.finish(x.squeeze(2), residual, iterations, status, bounds)
+        solution = system.finish(x, residual, iterations, status, bounds)
+        return replace(solution, exact_bounds=bounds is not None)
 
     @staticmethod
     def _form(system: System) -> Tensor:
@@ -79,3 +94,15 @@ class Dense:
             matrix[:, :, i] = system.apply(unit)
             unit[:, i] = 0.0
         return matrix
+
+
+def _least_squares(matrix: Tensor, column: Tensor) -> Tensor:
+    """Return the least-squares solution of least norm, by the singular value decomposition.
+
+    The pseudo-inverse as a matrix would lose the digits of its condition number.
+    """
+    u, singular_values, vh = torch.linalg.svd(matrix)
+    cutoff = len(vh[0]) * torch.finfo(matrix.dtype).eps * singular_values[:, :1]
+    along = divide((u.mT @ column).squeeze(2), singular_values)
+    along = torch.where(singular_values > cutoff, along, 0.0)
+    return vh.mT @ along[:, :, None]

@@ -58,6 +58,7 @@ class GMRES:
         scale = torch.zeros_like(tolerance)
         eps = torch.finfo(r.dtype).eps
         running = (status == Status.MAX_ITERS) & (self.max_iters > 0)
+        stale = ~running
         while running.any():
             cycle = _Cycle(rows(running, r, 0.0), scale)
             extending = running
@@ -77,10 +78,11 @@ class GMRES:
 
             # The residual can grow only by rounding; the start was then the best.
             trial = x + cycle.step()
-            trial_r = system.b - system.apply(trial)
+            trial_r = system.residual(trial)
             before, after = r.norm(dim=1), trial_r.norm(dim=1)
             lower = running & (after <= before)
             x, r = rows(lower, trial, x), rows(lower, trial_r, r)
+            stale = stale | ~lower
             status = torch.where(lower & (after <= tolerance), Status.CONVERGED, status)
 
             running = running & (status == Status.MAX_ITERS) & (iterations < self.max_iters)
@@ -91,6 +93,7 @@ class GMRES:
             why = torch.where(null, Status.SINGULAR, Status.BREAKDOWN)
             status = torch.where(stuck, why, status)
             running = running & ~stuck
+        r, status = system.recheck(x, r, status, stale & (iterations.max() > 0))
         return system.finish(x, r, iterations, status)
 
 

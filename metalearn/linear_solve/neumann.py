@@ -72,7 +72,7 @@ class Neumann:
         while running.any():
             iterations += running
             x = torch.addcmul(x, torch.where(running, step, 0.0)[:, None], r)
-            r = rows(running, system.b - system.apply(x), 0.0)
+            r = rows(running, system.residual(x), 0.0)
             r_norm = torch.where(running, r.norm(dim=1), r_norm)
             better = running & (r_norm <= best_norm)
             best, best_r = rows(better, x, best), rows(better, r, best_r)
@@ -89,6 +89,8 @@ class Neumann:
         rounding = system.b.shape[1] ** 0.5 * torch.finfo(r.dtype).eps * magnitude
         grown = (status == Status.MAX_ITERS) & (r_norm > best_norm + rounding)
         status = torch.where(grown, Status.DIVERGED, status)
+        stale = (iterations < iterations.max()) | (best_norm < r_norm)
+        best_r, status = system.recheck(best, best_r, status, stale)
         return system.finish(best, best_r, iterations, status)
 
     def _step(self, system: System) -> Tensor:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from metalearn.linear_solve.solution import MatVec, Solution, Status
-from metalearn.linear_solve.system import System, divide, dot, require, rows
+from metalearn.linear_solve.system import System, divide, dot, power_of_two, require, rows
 from metalearn.tree import Raveler, Tree, gradients, leaves_of, like_tree, live
 
 
@@ -53,9 +53,16 @@ class NormalCG:
         verified = torch.full_like(system.tolerance, torch.inf)
         running = (status == Status.MAX_ITERS) & (self.max_iters > 0)
         transposed = self._transposed(system.raveler, matvec, b) if running.any() else None
-        while transposed and running.any():
-            p = rows(running, transposed(rows(running, r, 0.0)), 0.0)
-            gamma = dot(p, p)
+        if transposed is None:
+            return system.finish(x, r, iterations, status)
+
+        # A in units of `unit`: the fourth power of A in |A A'r|^2 would leave the type's range.
+        s = rows(running, transposed(rows(running, r, 0.0)), 0.0)
+        unit = power_of_two(s)[:, None]
+        apply, x, s = system.apply, x * unit, s / unit
+        system = replace(system, apply=lambda v: apply(v / unit))
+        while running.any():
+            p, gamma = s, dot(s, s)
             while True:
                 iterations += running
                 q = rows(running, system.apply(p), 0.0)
@@ -74,14 +81,16 @@ class NormalCG:
                 running = running & ~met & (iterations < self.max_iters)
                 if not running.any():
                     break
-                s = rows(running, transposed(rows(running, r, 0.0)), 0.0)
+                s = rows(running, transposed(rows(running, r, 0.0)) / unit, 0.0)
                 gamma_next = dot(s, s)
                 p = rows(running, torch.addcmul(s, divide(gamma_next, gamma)[:, None], p), 0.0)
                 gamma = gamma_next
             r, verified, status, running = system.verify(
                 x, status, verified, iterations < self.max_iters
             )
-        return system.finish(x, r, iterations, status)
+            if running.any():
+                s = rows(running, transposed(rows(running, r, 0.0)) / unit, 0.0)
+        return system.finish(x / unit, r, iterations, status)
 
     def _transposed(self, raveler: Raveler, matvec: MatVec, like: Tree) -> Callable:
         if self.transpose is not None:

@@ -90,7 +90,7 @@ class Nystrom:
         step = sketch.inverse(system.r, self.damping, floor)
         known = running & sketch.finite
         x = rows(known, system.x + step, system.x)
-        r = rows(known, system.b - system.apply(x), system.r)
+        r = rows(known, system.residual(x), system.r)
         low, high = sketch.ritz[:, 0], sketch.ritz[:, -1]
         rounding = system.b.shape[1] * torch.finfo(low.dtype).eps * high.abs().maximum(low.abs())
         after = r.norm(dim=1)
@@ -102,6 +102,7 @@ class Nystrom:
             (~sketch.finite | ~after.isfinite(), Status.NON_FINITE),
         ):
             status = torch.where(running & condition, why, status)
+        r, status = system.recheck(x, r, status, ~known)
         bounds = (torch.where(known, low, nothing), torch.where(known, high, -nothing))
         return system.finish(x, r, iterations, status, bounds)
 

@@ -45,8 +45,11 @@ class Solution:
             where no iteration was made; None if the solver has none.
         preconditioned: True if the Ritz values are those of the preconditioned operator. They then
             say nothing of A's own spectrum.
+        exact_bounds: True if eigenvalue_bounds are A's extreme eigenvalues, as `Dense` has them.
+            `error_estimate` is then a bound.
 
-    All fields but `value` and `preconditioned` have shape (T,) if the solve was batched, else ().
+    All fields but `value`, `preconditioned` and `exact_bounds` have shape (T,) if the solve was
+    batched, else ().
     """
 
     value: Any
@@ -56,6 +59,7 @@ class Solution:
     status: Tensor
     eigenvalue_bounds: tuple[Tensor, Tensor] | None
     preconditioned: bool = False
+    exact_bounds: bool = False
 
     @property
     def converged(self) -> Tensor:

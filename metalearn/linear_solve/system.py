@@ -11,6 +11,16 @@ from torch import Tensor
 from metalearn.linear_solve.solution import MatVec, Solution, Status, finish
 from metalearn.tree import Raveler, Tree
 
+DRIFT = 10
+"""The factor in the assumed drift of the recurrence's residual from b - A x.
+
+In k iterations the drift is at most DRIFT eps (k + 1) (max |r| + |A| |x|). Greenbaum 1997, theorem
+2.2, has such a bound with constants of A's product in place of DRIFT.
+"""
+
+TOLERATED = 1e-2
+"""The largest drift, as a fraction of the residual, that needs no recomputed residual."""
+
 
 @dataclass(frozen=True)
 class System:
@@ -25,6 +35,7 @@ class System:
         apply: A on (T, N) matrices.
         b, x, r: the right-hand sides, the starts and b - A x, (T, N), all finite.
         scale: the divisor of b, x and r, (T,).
+        ratio: scale over the batch's largest, (T, 1), at least 2^-60; None for one system.
         tolerance: max(rtol |b|, atol), (T,).
         finite: True where b, the start, its residual and their norms are finite, (T,). The norms
             count, so that an overflow of |b|^2 does not pass for a tolerance of infinity.
@@ -38,6 +49,7 @@ class System:
     x: Tensor
     r: Tensor
     scale: Tensor
+    ratio: Tensor | None
     tolerance: Tensor
     finite: Tensor
     status: Tensor
@@ -56,6 +68,7 @@ class System:
         apply = raveler.matvec(matvec)
         target = raveler.ravel(b)
         scale = power_of_two(target)
+        ratio = (scale / scale.max()).clamp_min(2.0**-60)[:, None] if len(target) > 1 else None
         target = target / scale[:, None]
         norm = target.norm(dim=1)
         finite = norm.isfinite()
@@ -68,13 +81,17 @@ class System:
             x = raveler.ravel(x0) / scale[:, None]
             usable = rows_finite(x)
             x = rows(usable, x, 0.0)
-            r = target - apply(x)
+            r = _residual(target, apply, x, ratio)
             r_norm = r.norm(dim=1)
             finite = finite & usable & r_norm.isfinite()
             r = rows(finite, r, 0.0)
         status = torch.where(r_norm <= tolerance, Status.CONVERGED, Status.MAX_ITERS)
         status = torch.where(finite, status, Status.NON_FINITE)
-        return cls(raveler, apply, target, x, r, scale, tolerance, finite, status)
+        return cls(raveler, apply, target, x, r, scale, ratio, tolerance, finite, status)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Return b - A x, true also for a matvec that mixes the systems, whose scales differ."""
+        return _residual(self.b, self.apply, x, self.ratio)
 
     def verify(
         self, x: Tensor, status: Tensor, verified: Tensor, left: Tensor
@@ -89,7 +106,7 @@ class System:
         Returns:
             the residual, its norm, the status, and the mask of systems that run again.
         """
-        r = self.b - self.apply(x)
+        r = self.residual(x)
         r_norm = r.norm(dim=1)
         met = r_norm <= self.tolerance
         drifted = (status == Status.CONVERGED) & ~met
@@ -99,6 +116,21 @@ class System:
         )
         status = torch.where(met & self.finite, Status.CONVERGED, status)
         return r, r_norm, status, again
+
+    def recheck(self, x: Tensor, r: Tensor, status: Tensor, stale: Tensor) -> tuple[Tensor, Tensor]:
+        """Recompute the residuals of a batch if those of some systems are `stale`, (T,).
+
+        A residual is stale if another system has moved since. It is still right unless the matvec
+        mixes the systems, which ends a claim of convergence as `BREAKDOWN`.
+
+        Returns:
+            the residual and the status.
+        """
+        if len(x) == 1 or not stale.any():
+            return r, status
+        r = self.residual(x)
+        wrong = (status == Status.CONVERGED) & ~(r.norm(dim=1) <= 2 * self.tolerance)
+        return r, torch.where(wrong, Status.BREAKDOWN, status)
 
     def finish(
         self,
@@ -119,6 +151,12 @@ class System:
         solution = finish(self.raveler, x, r, self.b, iterations, status, eigenvalue_bounds)
         norm = solution.residual_norm * self.raveler.per_system(self.scale)
         return replace(solution, residual_norm=norm, preconditioned=preconditioned)
+
+
+def _residual(
+    b: Tensor, apply: Callable[[Tensor], Tensor], x: Tensor, ratio: Tensor | None
+) -> Tensor:
+    return b - apply(x) if ratio is None else b - apply(x * ratio) / ratio
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

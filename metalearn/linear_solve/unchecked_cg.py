@@ -63,7 +63,7 @@ class UncheckedCG:
             p = torch.addcmul(r, divide(after, rr)[:, None], p)
             rr = after
             running = running & (after.sqrt() > system.tolerance)
-        r = system.b - system.apply(x)
+        r = system.residual(x)
         met = (r.norm(dim=1) <= system.tolerance) & system.finite
         status = torch.where(met, Status.CONVERGED, status)
         status = torch.where(negative, Status.NEGATIVE_CURVATURE, status)

@@ -18,6 +18,7 @@ from metalearn.metagrad.base import (
 from metalearn.metagrad.certificate import Certificate
 from metalearn.metagrad.curvature import GaussNewton, Hessian
 from metalearn.problem import BilevelProblem, Meta, Params
+from metalearn.system.random_state import replayed, torch_states
 from metalearn.tree import fixed, live, task_norm
 
 
@@ -78,7 +79,9 @@ class IMAMLAuthorsCode(MetaGradient):
                     f"the problem has {name}={strength} of its own; the authors' code takes its "
                     f"proximal step apart, so that the problem must have {name}=0"
                 )
-        start = problem.init(fixed(meta), task)
+        states = torch_states()
+        with replayed(states):
+            start = problem.init(fixed(meta), task)
         adapted = self.adapt(problem, meta, task)
         params: Params = live(
             {
@@ -104,9 +107,9 @@ class IMAMLAuthorsCode(MetaGradient):
 
         solution = self.linear_solver(operator, by_params, batched=True)
         grad_norm = task_norm(curvature.gradient)
-        carried = through_init(problem, fixed(meta), task, solution.value)
+        carried = through_init(problem, fixed(meta), task, solution.value, states)
         return MetaGradientResult(
-            mean_over_tasks(meta, carried, len(loss)),
+            mean_over_tasks(meta, carried, len(grad_norm)),
             loss,
             metrics,
             InnerSolution(fixed(params), curvature.objective, grad_norm, adapted.steps),

@@ -13,6 +13,7 @@ from metalearn.errors import UsageError
 from metalearn.inner import AtRates, GradientMethod, InnerSolution, InnerSolver, StepRates
 from metalearn.metagrad.certificate import Certificate
 from metalearn.problem import BilevelProblem, Meta, Params, RatedProblem
+from metalearn.system.random_state import TorchStates, replayed
 from metalearn.tree import fixed, leaves_of, like_tree, live, named_leaves, partials
 
 
@@ -37,6 +38,7 @@ class MetaGradientResult:
             empty for a method that needs none.
 
     Raises:
+        UsageError: outer_loss is not a value for each task.
         NonFiniteGradient: outer_loss or grads is not finite.
     """
 
@@ -49,6 +51,7 @@ class MetaGradientResult:
     carry: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_losses(self.outer_loss, len(self.inner.objective))
         if not self.outer_loss.isfinite().all():
             bad = int((~self.outer_loss.isfinite()).sum())
             raise NonFiniteGradient(
@@ -60,6 +63,15 @@ class MetaGradientResult:
                 "the meta-gradient is not finite though the outer loss is; try fewer inner steps, "
                 "a smaller inner learning rate, or more damping"
             )
+
+
+def check_losses(loss: Tensor, tasks: int) -> None:
+    """Raise UsageError if the outer objective's value is not (T,)."""
+    if loss.shape != (tasks,):
+        raise UsageError(
+            f"the outer objective has shape {tuple(loss.shape)}: expected ({tasks},), a value for "
+            "each task. Take the mean over each task's other axes."
+        )
 
 
 class MetaGradient:
@@ -187,13 +199,16 @@ def outer_gradient(
 
 
 def through_init(
-    problem: BilevelProblem, meta: Meta, task: Any, weights: list[Tensor]
+    problem: BilevelProblem, meta: Meta, task: Any, weights: list[Tensor], states: TorchStates
 ) -> list[Tensor | None]:
     """Return weights' d init / d meta, summed over tasks.
 
     This part of the meta-gradient is right if the inner loop is a translation.
+
+    Args:
+        states: the random states before the inner loop's own `init`, which may draw dropout masks.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), replayed(states):
         meta = live(meta)
         start = list(problem.init(meta, task).values())
         return partials(start, leaves_of(meta), weights)

@@ -17,7 +17,8 @@ and d are Lipschitz with the constants L_v, L_A, L_M and L_d. Then
     |g - g*| <= L_d delta + |M| eta + L_M delta (|x| + eta).
 
 That is a bound where the constants are bounds. With a Ritz value in place of m (it approaches the
-least eigenvalue from above), or Lipschitz constants measured at a point, it is an estimate.
+least eigenvalue from above), or Lipschitz constants measured at a point, it is an estimate, which
+the error may exceed. `Smoothness.kind` and `Certificate.solve_error_kind` say which it is.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from metalearn.linear_solve import Solution
-from metalearn.metagrad.smoothness import Smoothness
+from metalearn.metagrad.smoothness import Kind, Smoothness
 from metalearn.tree import task_norm
 
 
@@ -41,6 +42,8 @@ class Certificate:
             theorem wants 0.
         relative_residual, residual_norm, iterations, status, eigenvalue_bounds, solve_error: the
             linear solve's `Solution` fields and error estimate; None if nothing was solved.
+        solve_error_kind: "bound" if |x - A^-1 v| cannot exceed solve_error, as after `Dense`;
+            "estimate" if its divisor is a Ritz value, which lies above the least eigenvalue.
         solution_norm: |x|.
         damping: the number added to the curvature's diagonal.
         exact_curvature: True if the system was the inner Hessian's, not Gauss-Newton's.
@@ -51,8 +54,7 @@ class Certificate:
     `inner_stability` is inner_rate times the largest Ritz value over 2, (T,). Gradient descent
     diverges along a direction where it is above 1. A Ritz value is never above the largest
     eigenvalue: a task above 1 is over the edge, and a task below 1 may be. The implicit gradient
-    does not depend on the inner solver and keeps no task below this edge. `inner_stability` is None
-    if nothing was solved, and -inf for a task without an iteration.
+    does not depend on the inner solver and keeps no task below this edge.
     """
 
     inner_grad_norm: Tensor
@@ -62,6 +64,7 @@ class Certificate:
     status: Tensor | None = None
     eigenvalue_bounds: tuple[Tensor, Tensor] | None = None
     solve_error: Tensor | None = None
+    solve_error_kind: Kind | None = None
     solution_norm: Tensor | None = None
     damping: float = 0.0
     exact_curvature: bool = True
@@ -88,6 +91,7 @@ class Certificate:
             solution.status,
             solution.eigenvalue_bounds,
             solution.error_estimate,
+            "bound" if solution.exact_bounds else "estimate",
             task_norm(solution.value),
             damping,
             exact_curvature,
@@ -96,19 +100,29 @@ class Certificate:
 
     @property
     def inner_stability(self) -> Tensor | None:
-        """The inner rate times the largest Ritz value over 2, (T,); None if either is unknown.
+        """The inner rate times the largest Ritz value over 2, (T,); None if no task has both.
 
-        Damping is taken off, since the inner objective does not have it.
+        A task without a Ritz value, which made no iteration, has 0. Damping is taken off, since the
+        inner objective does not have it.
         """
-        if self.inner_rate is None or self.eigenvalue_bounds is None:
+        known = self.ritz_known
+        if self.inner_rate is None or self.eigenvalue_bounds is None or not known.any():
             return None
-        return self.inner_rate * (self.eigenvalue_bounds[1] - self.damping) / 2
+        high = torch.where(known, self.eigenvalue_bounds[1], self.damping)
+        return self.inner_rate * (high - self.damping) / 2
+
+    @property
+    def ritz_known(self) -> Tensor:
+        """The mask of tasks that have Ritz values, (T,)."""
+        if self.eigenvalue_bounds is None:
+            return torch.zeros_like(self.inner_grad_norm, dtype=torch.bool)
+        return self.eigenvalue_bounds[1].isfinite()
 
     def bound(self, constants: Smoothness) -> Tensor:
         """Return the bound on |g - g*| derived above, for each task, (T,).
 
-        The mean gradient's error is at most the mean of the bounds. The bound is an estimate if the
-        constants are estimates.
+        The mean gradient's error is at most the mean of the bounds. If `constants.kind` is
+        "estimate", so is the figure, and the error may exceed it; see `local_smoothness`.
 
         Raises:
             ValueError: no system was solved, or one with Gauss-Newton curvature, whose distance

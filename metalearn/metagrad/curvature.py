@@ -13,8 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from metalearn.autograd import without_saved_tensor_hooks
 from metalearn.errors import UsageError
 from metalearn.problem import BilevelProblem, CompositeProblem, Meta, Params
+from metalearn.system.random_state import drawn_since, torch_states
 from metalearn.tree import add, fixed, gradients, leaves_of, like_tree, live, partials
 
 
@@ -75,9 +77,10 @@ class GaussNewton:
             )
         self._meta = leaves_of(meta)
         with torch.enable_grad():
-            linearised: Any = torch.func.vjp(
-                lambda params: problem.inner_outputs(params, meta, task), fixed(params)
-            )
+            with without_saved_tensor_hooks():
+                linearised: Any = torch.func.vjp(
+                    lambda params: problem.inner_outputs(params, meta, task), fixed(params)
+                )
             self._outputs, self._pull = outputs, _ = linearised
             self._points = [o.detach().requires_grad_() for o in leaves_of(outputs)]
             loss = problem.inner_loss(like_tree(outputs, self._points), meta, task)
@@ -129,8 +132,15 @@ class Recomputed:
             return make(problem, live(own), meta, task[t : t + 1])
 
         self._of_task, self._meta = of_task, leaves_of(meta)
+        states = torch_states()
         with torch.enable_grad():
             objective = problem.inner_objective(params, fixed(meta), task)
+            if drawn_since(states):
+                raise UsageError(
+                    "linearisation=recomputed: expected an inner objective without random numbers, "
+                    "which every product would draw anew. Use linearisation=kept, or turn dropout "
+                    "off."
+                )
             self.gradient = gradients(objective.sum(), list(params.values()))
         self.objective = objective.detach()
 

@@ -12,7 +12,7 @@ from metalearn.linear_solve import CG
 from metalearn.metagrad import Implicit, MetaGradient, Unrolled
 from metalearn.problem import BilevelProblem, Meta
 from metalearn.tasks import TaskBatch
-from metalearn.tree import leaves_of, like_tree
+from metalearn.tree import leaves_of, like_tree, relative_error
 
 
 class NotConverged(ArithmeticError):
@@ -44,8 +44,7 @@ def meta_gradient_error(
     else:
         start = metagrad.adapt(problem, wide, wide_task).params
         exact = exact_implicit(problem, wide, wide_task, start)
-    flat = [torch.cat([x.flatten().double() for x in leaves_of(tree)]) for tree in (found, exact)]
-    return float((flat[0] - flat[1]).norm() / flat[1].norm())
+    return relative_error(found, exact)
 
 
 def exact_implicit(

@@ -15,6 +15,7 @@ from metalearn.metagrad.base import (
 )
 from metalearn.metagrad.certificate import Certificate
 from metalearn.problem import BilevelProblem, Meta
+from metalearn.system.random_state import TorchStates, torch_states
 from metalearn.tree import add, fixed, live
 
 
@@ -28,7 +29,8 @@ class FirstOrder(MetaGradient):
     inner: InnerSolver
 
     def differentiate(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
-        return first_order_at(self.adapt(problem, meta, task), problem, meta, task)
+        states = torch_states()
+        return first_order_at(self.adapt(problem, meta, task), problem, meta, task, states)
 
 
 def first_order_at(
@@ -36,13 +38,17 @@ def first_order_at(
     problem: BilevelProblem,
     meta: Meta,
     task: Any,
+    states: TorchStates,
     certificate: Certificate | None = None,
 ) -> MetaGradientResult:
-    """Return the first-order gradient at a given inner solution."""
+    """Return the first-order gradient at a given inner solution.
+
+    `states` are the random states before its inner loop.
+    """
     loss, metrics, by_params, direct = outer_gradient(
         problem, live(solution.params), live(meta), task
     )
-    carried = through_init(problem, fixed(meta), task, by_params)
+    carried = through_init(problem, fixed(meta), task, by_params, states)
     summed = [add(a, b) for a, b in zip(direct, carried, strict=True)]
-    grads = mean_over_tasks(meta, summed, len(loss))
+    grads = mean_over_tasks(meta, summed, len(solution.objective))
     return MetaGradientResult(grads, loss, metrics, solution, certificate)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from metalearn.errors import UsageError
 from metalearn.inner import Adam, GradientDescent, GradientMethod, LoopState, StepRates
-from metalearn.metagrad.base import step_rates
+from metalearn.metagrad.base import check_losses, step_rates
 from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.tree import add, fixed, gradients, leaves_of, live, partials
 
@@ -77,6 +77,7 @@ def _one_task(
                 )
             adapted = current()
             loss, metrics = problem.outer_objective(adapted, meta, task)
+            check_losses(loss, 1)
             leaves = leaves_of(meta)
             by_start = gradients(loss.sum(), list(holder.values), retain_graph=True)
             direct = partials(loss.sum(), leaves)

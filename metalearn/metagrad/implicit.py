@@ -22,6 +22,7 @@ from metalearn.metagrad.certificate import Certificate
 from metalearn.metagrad.curvature import Curvature, GaussNewton, Hessian, Recomputed
 from metalearn.metagrad.first_order import first_order_at
 from metalearn.problem import BilevelProblem, Meta, Params
+from metalearn.system.random_state import torch_states
 from metalearn.tree import add, fixed, live, task_norm
 
 
@@ -52,9 +53,10 @@ class Implicit(MetaGradient):
         linearisation: "kept": one graph of the inner gradient serves all products. It takes the
             memory of about two inner gradients of all tasks (up to three in deep networks).
             "recomputed": each product makes its own graph, task by task, so that a batch of several
-            tasks takes little more than its inner loop. The gradient is the same. With 16 inner
-            steps and 5 products, "recomputed" takes 1.2 to 1.4 times as long; with many small
-            tasks, up to 3 times.
+            tasks takes little more than its inner loop. The gradient is the same; an inner
+            objective that draws random numbers (dropout) is refused. With 16 inner steps and 5
+            products, "recomputed" takes 1.2 to 1.4 times as long; with many small tasks, up to 3
+            times.
 
     A task whose first product meets negative curvature has no solution to add. Its x stays at the
     start, 0 but for a warm start, and its status says so.
@@ -64,7 +66,8 @@ class Implicit(MetaGradient):
 
     Raises:
         UsageError: the inner objective does not depend on meta (`FewShot(prox=0)`), so that the
-            implicit gradient is identically zero.
+            implicit gradient is identically zero; or it draws random numbers, with
+            linearisation="recomputed".
         NonFiniteGradient: the outer loss or the gradient is not finite.
     """
 
@@ -105,9 +108,10 @@ class Implicit(MetaGradient):
     ) -> MetaGradientResult:
         refuse_learned_rates(problem)
         if self.linear_solver is None:
+            states = torch_states()
             adapted = self.adapt(problem, meta, task)
             certificate = Certificate(adapted.grad_norm)
-            return first_order_at(adapted, problem, meta, task, certificate)
+            return first_order_at(adapted, problem, meta, task, states, certificate)
 
         constant = fixed(meta)
         params, steps = self.inner.minimise(
@@ -137,7 +141,7 @@ class Implicit(MetaGradient):
             sound = solution.status <= Status.MAX_ITERS
             carry["x0"] = {name: _mean_of(sound, value) for name, value in x.items()}
         return MetaGradientResult(
-            mean_over_tasks(meta, summed, len(loss)),
+            mean_over_tasks(meta, summed, len(grad_norm)),
             loss,
             metrics,
             InnerSolution(fixed(params), curvature.objective, grad_norm, steps),

@@ -16,6 +16,7 @@ from metalearn.metagrad.base import (
     through_init,
 )
 from metalearn.problem import BilevelProblem, Meta
+from metalearn.system.random_state import replayed, torch_states
 from metalearn.tree import fixed
 
 
@@ -45,10 +46,13 @@ class Reptile(MetaGradient):
     def differentiate(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
         refuse_learned_rates(problem)
         constant = fixed(meta)
+        states = torch_states()
         solution = self.adapt(problem, meta, task)
-        start = problem.init(constant, task)
+        with replayed(states):
+            start = problem.init(constant, task)
         moved = [start[name] - p for name, p in solution.params.items()]
         with torch.no_grad():
             loss, metrics = problem.outer_objective(solution.params, constant, task)
-        grads = mean_over_tasks(meta, through_init(problem, constant, task, moved), len(loss))
+        carried = through_init(problem, constant, task, moved, states)
+        grads = mean_over_tasks(meta, carried, len(moved[0]))
         return MetaGradientResult(grads, loss, metrics, solution)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.tree import fixed, gradients, task_norm
 
 Constant = float | Tensor
+Kind = Literal["bound", "estimate"]
+"""A figure that the error cannot exceed, or one that it may."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Smoothness:
         curvature_lipschitz: L_A, of the inner Hessian; 0 for a quadratic inner objective.
         mixed_lipschitz: L_M, of the mixed partials; 0 for `FewShot`.
         direct_lipschitz: L_d, of d outer / d meta in params; 0 for `FewShot`.
+        kind: "bound" if all constants hold on the way from params to the inner minimum; "estimate"
+            if one is measured at a point, as by `local_smoothness` or by a Ritz value.
     """
 
     strong_convexity: Constant
@@ -35,6 +39,7 @@ class Smoothness:
     curvature_lipschitz: Constant = 0.0
     mixed_lipschitz: Constant = 0.0
     direct_lipschitz: Constant = 0.0
+    kind: Kind = "bound"
 
 
 def local_smoothness(
@@ -51,7 +56,9 @@ def local_smoothness(
     L_v is the spectral norm of the outer Hessian, by `products` steps of power iteration (from
     below). L_A is the secant |(A(phi - g / m) - A(phi)) v| / (|g / m| |v|). Here g is the inner
     gradient, v the outer gradient and m the strong convexity. L_M and L_d are taken as 0, as they
-    are for `FewShot`.
+    are for `FewShot`. The result's kind is "estimate": `Certificate.bound` of it may lie below the
+    error. In `results/cg`, with the least Ritz value for m, it covered the error in 47 of 58 solves
+    after the inner steps, and in 44 of 84 at the inner minimum.
     """
     meta, leaves = fixed(meta), list(fixed(params).values())
 
@@ -75,7 +82,9 @@ def local_smoothness(
     change = task_norm([a - b for a, b in zip(after, before, strict=True)])
     travelled = task_norm(step) * task_norm(v)
     curvature_lipschitz = torch.where(travelled > 0, change / travelled.clamp_min(1e-300), 0.0)
-    return Smoothness(strong_convexity, mixed_norm, outer_lipschitz, curvature_lipschitz)
+    return Smoothness(
+        strong_convexity, mixed_norm, outer_lipschitz, curvature_lipschitz, kind="estimate"
+    )
 
 
 def _gradient(objective: Any, leaves: list[Tensor]) -> list[Tensor]:

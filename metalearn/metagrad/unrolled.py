@@ -20,6 +20,7 @@ from metalearn.metagrad.base import (
 )
 from metalearn.metagrad.higher_backend import unroll_with_higher
 from metalearn.problem import BilevelProblem, Meta, Params
+from metalearn.system.random_state import drawn_since, replayed, torch_states
 from metalearn.tree import add, fixed, leaves_of, live, partials, task_norm
 
 
@@ -40,8 +41,9 @@ class Unrolled(MetaGradient):
             it. 0: `FirstOrder` itself; K or more, and None: the exact derivative.
         checkpoint: the number of steps in a segment. The loop's state is kept at the start of each
             segment; a segment's graph is made again at its turn in the backward sweep (Chen et al.
-            2016). The gradient is the same, for one more run of the inner loop without a graph. The
-            memory is that of K / checkpoint states and one segment's graph. "sqrt": segments of the
+            2016), with the same random numbers. The gradient is the same, for one more run of the
+            inner loop without a graph. The memory is that of K / checkpoint states and one
+            segment's graph. "sqrt": segments of the
             square root of the steps, rounded up. That is the least memory if a state is as large as
             a step's graph; for a network with large activations 1 takes less. Only with
             backend="batched".
@@ -138,7 +140,7 @@ class Unrolled(MetaGradient):
             lambda p: problem.inner_objective(p, constant, task), params
         )
         return MetaGradientResult(
-            mean_over_tasks(meta, grads, len(loss)),
+            mean_over_tasks(meta, grads, len(value)),
             loss,
             metrics,
             InnerSolution(params, value.detach(), task_norm(inner_grads), taken),
@@ -196,12 +198,15 @@ def back_through(
     constant, meta = fixed(meta), live(meta)
 
     def forward(state: LoopState, steps: int) -> LoopState:
-        return inner.advance(
-            lambda p: problem.inner_objective(p, constant, task),
-            state,
-            steps,
-            rates=step_rates(problem, constant),
-        )
+        rates, before = step_rates(problem, constant), torch_states()
+        for some in [1] * steps if earlier else [steps]:
+            state = inner.advance(
+                lambda p: problem.inner_objective(p, constant, task), state, some, rates=rates
+            )
+            if earlier and drawn_since(before):  # draw what `with_graph` draws for this step's loss
+                with torch.no_grad():
+                    problem.outer_objective(state.params, constant, task)
+        return state
 
     def with_graph(state: LoopState, steps: int) -> tuple[LoopState, LoopState, list[Tensor]]:
         """Return the state as leaves, the state reached, and the weighted earlier losses."""
@@ -227,8 +232,11 @@ def back_through(
         ]
         return by_state, found[len(inputs) :]
 
+    first_draw = torch_states()
     states = [forward(inner.start(problem.init(constant, task)), skipped)]
+    draws = []
     for steps in segments[:-1]:
+        draws.append(torch_states())
         states.append(forward(states[-1], steps))
     with torch.enable_grad():
         begin, end, losses = with_graph(states.pop(), segments[-1])
@@ -236,11 +244,12 @@ def back_through(
         last = (1 - (inner.steps - 1) * earlier) * loss.sum()
         by_state, by_meta = pulled_back([last, *losses], None, begin)
         for steps in reversed(segments[:-1]):
-            begin, reached, losses = with_graph(states.pop(), steps)
+            with replayed(draws.pop()):
+                begin, reached, losses = with_graph(states.pop(), steps)
             weights = by_state + [torch.ones_like(x) for x in losses]
             by_state, more = pulled_back(reached.leaves() + losses, weights, begin)
             by_meta = [add(a, b) for a, b in zip(by_meta, more, strict=True)]
-    carried = through_init(problem, constant, task, by_state[: len(end.params)])
+    carried = through_init(problem, constant, task, by_state[: len(end.params)], first_draw)
     return (
         loss.detach(),
         {name: value.detach() for name, value in metrics.items()},

@@ -101,6 +101,7 @@ class DEQ(nn.Module):
             linear_solver=self.linear_solver,
             batched=self.batched,
             report=self._solved,
+            check="silent",  # forward_solution has the residual
         )
 
     def __getstate__(self) -> dict[str, Any]:

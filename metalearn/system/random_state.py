@@ -41,6 +41,39 @@ def set_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
+TorchStates = tuple[torch.Tensor, ...]
+"""PyTorch's random states, of the CPU and of every CUDA device in use."""
+
+
+def torch_states() -> TorchStates:
+    """Return the present states."""
+    return torch.get_rng_state(), *(
+        torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ()
+    )
+
+
+def drawn_since(states: TorchStates) -> bool:
+    """Return True if PyTorch has drawn random numbers since `states`, as dropout does."""
+    return not all(torch.equal(a, b) for a, b in zip(states, torch_states(), strict=False))
+
+
+@contextmanager
+def replayed(states: TorchStates) -> Iterator[None]:
+    """Draw again what was drawn after `states`; restore the present states at the end."""
+    now = torch_states()
+    _set_torch_states(states)
+    try:
+        yield
+    finally:
+        _set_torch_states(now)
+
+
+def _set_torch_states(states: TorchStates) -> None:
+    torch.set_rng_state(states[0])
+    for device, state in enumerate(states[1:]):
+        torch.cuda.set_rng_state(state, device)
+
+
 @contextmanager
 def untouched() -> Iterator[None]:
     """Restore the random states at the end of the `with` block."""

@@ -32,7 +32,8 @@ def figures(result: MetaGradientResult) -> dict[str, Any]:
             row |= {"ritz_low": low[known].min().item(), "ritz_high": high[known].max().item()}
             row["ritz_high_mean"] = high[known].mean().item()
     stability = certificate.inner_stability
-    if stability is not None and (known := stability.isfinite()).any():
+    if stability is not None:
+        known = certificate.ritz_known
         row["inner_stability"] = stability[known].mean().item()
         row["inner_unstable_share"] = (stability[known] > 1).double().mean().item()
     return row

@@ -20,7 +20,9 @@ from metalearn.problem import FewShot, Meta, Params
 from metalearn.problems import ConvexHead, WithBody
 from metalearn.problems.learned import LearnedProx, LearnedRates
 from metalearn.tasks import TaskBatch
-from metalearn.tree import gradients, leaves_of, like_tree, task_norm
+from metalearn.tree import gradients, leaves_of, like_tree, relative_error, task_norm
+
+relative_difference = relative_error
 
 
 @dataclass(frozen=True)
@@ -325,10 +327,3 @@ def solution_differences(problem: Any, meta: Meta, task: Any, near: Params) -> A
     return finite_differences(
         problem, meta, task, KeptNewton.at(problem, meta, task, near), start=near
     )
-
-
-def relative_difference(a: Any, b: Any) -> float:
-    """|a - b| / |b| over all leaves."""
-    first = torch.cat([x.detach().flatten() for x in leaves_of(a)])
-    second = torch.cat([x.detach().flatten() for x in leaves_of(b)])
-    return float((first - second).norm() / second.norm())

@@ -184,11 +184,15 @@ def test_vmap_is_a_loop_in_value_and_derivatives(kind):
     c = {"scale": scales[0], "shift": shifts[0]}
     function = {"root": residual_, "argmin": objective_, "fixed_point": map_}[kind]
     stationary = torch.func.grad(objective_) if kind == "argmin" else residual_
-    solved = [
-        newton(stationary, START, {"scale": s, "shift": h})
-        for s, h in zip(scales, shifts, strict=True)
-    ]
-    x = {k: torch.stack([v[k] for v in solved]) for k in START}
+
+    def solved(scales):
+        found = [
+            newton(stationary, START, {"scale": s, "shift": h})
+            for s, h in zip(scales, shifts, strict=True)
+        ]
+        return {k: torch.stack([v[k] for v in found]) for k in START}
+
+    x = solved(scales)
 
     def value(x, scale, shift):
         at = getattr(implicit, kind)(
@@ -213,6 +217,7 @@ def test_vmap_is_a_loop_in_value_and_derivatives(kind):
         else:
             assert torch.allclose(together, torch.stack(apart), rtol=1e-9)
     # one parameter shared by all tasks
+    x = solved(scales[:1].expand(3))
     shared = torch.func.vmap(torch.func.grad(value, argnums=1), in_dims=(0, None, 0))
     alone = torch.func.grad(value, argnums=1)
     expected = torch.stack(

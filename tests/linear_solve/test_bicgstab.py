@@ -62,3 +62,22 @@ def test_a_skew_symmetric_system_breaks_down_at_its_start():
     assert solution.status == Status.BREAKDOWN
     assert solution.iterations < 5
     assert solution.relative_residual <= 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_residual_is_near_the_least_true_one_where_rounding_parts_them(seed):
+    A, b = (x.float() for x in general(60, seed))
+    A = A - 0.4 * torch.eye(60)
+    true = []
+    for steps in range(0, 80, 8):
+        solution = BiCGStab(steps, rtol=0.0)(lambda v: A @ v, b)
+        true.append(float((b.double() - A.double() @ solution.value.double()).norm()))
+        assert abs(float(solution.residual_norm) - true[-1]) <= 1e-6 * b.norm()
+        assert true[-1] <= 4 * min(true)
+    assert true[-1] <= 2e-6 * b.norm()
+
+
+def test_a_residual_at_the_floor_of_the_precision_ends_the_solve():
+    A, b = (x.float() for x in general(60))
+    solution = BiCGStab(1000, rtol=0.0)(lambda v: A @ v, b)
+    assert solution.status == Status.BREAKDOWN and solution.iterations < 100

@@ -277,3 +277,46 @@ def test_an_empty_pytree_is_refused(name):
 def test_bad_options_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@every
+def test_a_complex_product_is_refused(name):
+    with pytest.raises(ValueError, match="real tensors were expected"):
+        SOLVERS[name](lambda v: (2 + 1j) * v, torch.ones(3))
+
+
+@pytest.mark.parametrize("name", [n for n in SOLVERS if "nystrom" not in n])
+@pytest.mark.parametrize("exponent", [-14, -9, 9, 14])
+def test_the_scale_of_the_matrix_does_not_matter(name, exponent):
+    A, b = positive_definite(1, 5, seed=2, dtype=torch.float32)
+    A, b = A[0], b[0]
+    solver = SOLVERS[name]
+    if name in ITERATIVE:
+        solver = type(solver)(**{**vars(solver), "rtol": 1e-5})
+    solution = solver(times(10.0**exponent * A), b)
+    assert solution.converged
+    exact = torch.linalg.solve(A.double(), b.double())
+    assert (10.0**exponent * solution.value - exact).norm() <= 1e-4 * exact.norm()
+
+
+@every
+@pytest.mark.parametrize("budget", [3, 200])
+def test_systems_that_meet_are_solved_or_not_claimed(name, budget):
+    g = torch.Generator().manual_seed(8)
+    whole = torch.eye(12) + 0.05 * torch.randn(12, 12, generator=g, dtype=torch.float64)
+    b = torch.randn(3, 4, generator=g, dtype=torch.float64)
+    solver = SOLVERS[name]
+    if name in ITERATIVE:
+        solver = type(solver)(**{**vars(solver), "rtol": 1e-6, "max_iters": budget})
+    try:
+        solution = solver(lambda v: (whole @ v.flatten()).view(3, 4), b, batched=True)
+    except ValueError as error:
+        assert name == "dense" and "treats every system alone" in str(error)
+        return
+    residual = (b.flatten() - whole @ solution.value.flatten()).view(3, 4).norm(dim=1)
+    assert (residual[solution.converged] <= 2.1e-6 * b.norm(dim=1)[solution.converged]).all()
+
+
+def test_dense_refuses_a_matvec_that_is_not_linear():
+    with pytest.raises(ValueError, match="expected a linear matvec"):
+        Dense()(lambda v: v + 1, torch.ones(3))

@@ -74,3 +74,30 @@ def test_ill_conditioning_is_not_taken_for_a_range_too_small():
     A, b = symmetric([1e-4, 1e-2, 1.0, 10.0])
     solution = NormalCG(100, rtol=1e-8)(lambda v: A @ v, b)
     assert solution.converged
+
+
+@pytest.mark.parametrize("exponent", [-30, -14, -10, 10, 14, 30])
+def test_any_scale_of_the_matrix_and_of_each_system(exponent):
+    A, b = (x.float() for x in general(6))
+    scales = 10.0 ** torch.tensor([[exponent], [0.0], [-exponent]])
+    solution = NormalCG(40, rtol=1e-5)(lambda v: scales * (v @ A.T), b.expand(3, -1), batched=True)
+    assert solution.converged.all()
+    exact = torch.linalg.solve(A, b)
+    assert torch.allclose(scales * solution.value, exact.expand(3, -1), rtol=1e-3, atol=1e-4)
+
+
+def test_a_start_counts_at_any_scale():
+    A, b = (x.float() for x in general(6))
+    A = 1e-12 * A
+    start = torch.linalg.solve(A.double(), b.double()).float()
+    assert NormalCG(rtol=1e-4)(lambda v: A @ v, b, x0=start).iterations == 0
+    solution = NormalCG(40, rtol=1e-5)(lambda v: A @ v, b, x0=0.5 * start)
+    assert solution.converged and torch.allclose(solution.value, start, rtol=1e-3, atol=1e8)
+
+
+def test_one_product_with_each_an_iteration_and_two_more():
+    A, b = general(8)
+    calls = []
+    solver = NormalCG(3, rtol=0.0, transpose=lambda v: (calls.append("T"), A.T @ v)[1])
+    solver(lambda v: (calls.append("A"), A @ v)[1], b)
+    assert calls.count("T") == 3 and calls.count("A") == 4  # and one for the residual

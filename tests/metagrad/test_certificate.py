@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import softplus
 
 from metalearn.inner import GradientDescent, NewtonCG
-from metalearn.linear_solve import CG
+from metalearn.linear_solve import CG, Dense
 from metalearn.metagrad import FirstOrder, Implicit
 from metalearn.metagrad.certificate import Certificate
 from metalearn.metagrad.smoothness import Smoothness, local_smoothness
@@ -141,3 +141,27 @@ def test_constants_measured_at_a_point_are_below_the_true_ones_and_exact_for_a_q
     assert torch.allclose(measured.outer_lipschitz, torch.ones(TASKS, dtype=torch.float64))
     assert (measured.curvature_lipschitz > 0).all()
     assert (measured.curvature_lipschitz <= known.curvature_lipschitz).all()
+    assert (known.kind, measured.kind) == ("bound", "estimate")
+
+
+@pytest.mark.parametrize(("solver", "kind"), [(Dense(), "bound"), (CG(2), "estimate")])
+def test_the_solve_s_error_says_if_it_is_a_bound(solver, kind):
+    problem = Logistic(0, 0.3, 1.0)
+    way = Implicit(GradientDescent(2, 0.1), solver)
+    assert per_task(way, problem)[1].solve_error_kind == kind
+
+
+def test_a_task_without_an_iteration_has_a_stability_of_zero():
+    problem = Logistic(0, 0.3, 1.0)
+    way = Implicit(GradientDescent(2, 0.1), CG(2), damping=0.5)
+    problem.c[0] = problem.theta[0]
+    moved = per_task(way, problem)[1].inner_stability
+    start = Implicit(
+        GradientDescent(2, 1e-30), CG(2), damping=0.5
+    )  # phi is theta: nothing to solve
+    certificate = per_task(start, problem)[1]
+    assert certificate.iterations[0] == 0 and not certificate.ritz_known[0]
+    assert certificate.inner_stability[0] == 0 and certificate.inner_stability.isfinite().all()
+    assert (moved > 0).all()
+    problem.c = problem.theta
+    assert per_task(start, problem)[1].inner_stability is None

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tiny_run import run
 from zoo import few_shot, learned_prox, learned_rates, learned_step_rates, relative_difference
 
+from metalearn.config.build import build
 from metalearn.errors import UsageError
 from metalearn.inner import Adam, GradientDescent, NewtonCG
 from metalearn.linear_solve import CG
-from metalearn.metagrad import FirstOrder, IMAMLAuthorsCode, Implicit, Reptile, Unrolled
+from metalearn.metagrad import (
+    FirstOrder,
+    IMAMLAuthorsCode,
+    Implicit,
+    MetaGradient,
+    Reptile,
+    Unrolled,
+    implicit_by_iterations,
+)
 from metalearn.nn import MLP, Conv4, ResNet12
 from metalearn.problem import FewShot
 from metalearn.problems.learned import LearnedProx, LearnedRates
@@ -20,6 +31,7 @@ from metalearn.training import checkpoint
 from metalearn.training.protocol import Protocol
 from metalearn.tree import leaves_of, live, task_norm
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "metagrad"
 CONVERGED = NewtonCG(60, cg_iters=40, tol=1e-11)
 
 
@@ -127,6 +139,9 @@ def test_an_evaluation_with_more_steps_takes_the_last_learned_rate(tmp_path):
         Implicit(GradientDescent(3, 0.2)),
         Implicit(GradientDescent(3, 0.2), None),
         Implicit(NewtonCG(3)),
+        Implicit(GradientDescent(3, 0.2), curvature="gauss_newton"),
+        Implicit(GradientDescent(3, 0.2), linearisation="recomputed"),
+        implicit_by_iterations(GradientDescent(3, 0.2), 2, "warm_cg"),
         IMAMLAuthorsCode(GradientDescent(3, 0.2)),
     ],
     ids=repr,
@@ -135,6 +150,36 @@ def test_what_has_no_gradient_in_rates_refuses_them(metagrad, learned):
     problem, meta, task = learned(prox=0.0 if isinstance(metagrad, IMAMLAuthorsCode) else 0.5)
     with pytest.raises(UsageError, match="Choose metagrad=maml_batched"):
         metagrad(problem, meta, task)
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_config_has_a_gradient_in_rates_or_refuses_them(file):
+    options = OmegaConf.load(file).metagrad
+    if "inner" in options:
+        options.inner.steps = 2
+    way = build(options, MetaGradient)
+    problem, meta, task = learned_rates(prox=0.0 if isinstance(way, IMAMLAuthorsCode) else 0.5)
+    if isinstance(way, Unrolled):
+        rates = way(problem, meta, task).grads["log_rates"]
+        assert all((grad != 0).any() for grad in rates.values())
+    else:
+        with pytest.raises(UsageError, match="learn_rates"):
+            way(problem, meta, task)
+
+
+@pytest.mark.parametrize("backend", ["higher", "batched"])
+def test_a_gradient_without_steps_refuses_rates(backend):
+    problem, meta, task = learned_rates(prox=0.5)
+    with pytest.raises(UsageError, match=r"no gradient reaches meta\['log_rates'\]"):
+        Unrolled(GradientDescent(3, 0.2), backend, truncate=0)(problem, meta, task)
+
+
+def test_a_wrapper_that_hides_the_rates_refuses_them():
+    problem, meta, task = learned_rates(prox=0.0)
+    hidden = {"theta": meta, "log_prox": torch.zeros((), dtype=torch.float64)}
+    for way in (Unrolled(GradientDescent(2, 0.1), "batched"), Implicit(GradientDescent(2, 0.1))):
+        with pytest.raises((UsageError, AttributeError)):
+            way(LearnedProx(problem), hidden, task)
 
 
 def test_a_solver_without_a_rate_refuses_learned_ones():
