@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from metalearn.nn.body import Body, Statistics
+from metalearn.nn.structure import frozen_parameters, refuse_frozen
 from metalearn.problem import CompositeProblem, Params, query_predictions
 from metalearn.tasks.batch import TaskBatch
 
@@ -17,10 +18,10 @@ from metalearn.tasks.batch import TaskBatch
 class WithBody:
     """The `head`, a problem whose inputs are features, under a body that runs once for all images.
 
-    meta is one dict: the body's parameters by name, and the entries of the head's own meta, a dict
-    too. The inner loop moves the head's params alone. With a `FewShot` head it is ANIL's problem
-    (Raghu et al. 2020), with a `ConvexHead` a convex one. For all images of a meta-batch, a
-    meta-gradient runs the body once forward and once backward (`FeatureProblem`).
+    meta is one dict: the body's parameters by name, without frozen ones, and the entries of the
+    head's own meta, a dict too. The inner loop moves the head's params alone. With a `FewShot` head
+    it is ANIL's problem (Raghu et al. 2020), with a `ConvexHead` a convex one. For all images of a
+    meta-batch, a meta-gradient runs the body once forward and once backward (`FeatureProblem`).
 
     Args:
         body: maps (n, ...) to (n, features).
@@ -43,7 +44,8 @@ class WithBody:
     ) -> None:
         self.head, self.transductive = head, transductive
         self.statistics = statistics
-        self._body, self._names = Body(body, statistics), [n for n, _ in body.named_parameters()]
+        self._body, self._frozen = Body(body, statistics), frozenset(frozen_parameters(body))
+        self._names = [n for n, _ in body.named_parameters() if n not in self._frozen]
         self.on_features = OnFeatures(head)
 
     @property
@@ -63,6 +65,7 @@ class WithBody:
 
     def features(self, meta: Params, task: TaskBatch) -> Tensor:
         """Return the features, (T, n + m, F), of the n support images and then of the m queries."""
+        refuse_frozen(meta, self._frozen)
         own = {name: meta[name] for name in self._names}
         return self._body(own, task.support_x, task.query_x, self.transductive)
 
