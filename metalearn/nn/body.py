@@ -54,11 +54,10 @@ def head_layer(model: nn.Module) -> str:
     """
     name, layer = _last_layer(model)
     if not _is_head(layer):
-        names = ", ".join(repr(n) for n, _ in list(model.named_parameters())[-2:])
         raise UsageError(
-            f"model={type(model).__name__}: expected a chain of layers (nn.Sequential) that ends "
-            f"in a linear layer, which is its head, and not in {type(layer).__name__}. "
-            f"Name the parameters in place of 'head', such as adapt=[{names}]."
+            f"adapt='head' or prox_head with model={type(model).__name__}: expected a chain of "
+            "layers (nn.Sequential) that ends in a linear layer, which is its head, and not in "
+            f"{type(layer).__name__}. Give adapt= a list of parameters' names, and no prox_head."
         )
     return f"{name}." if name else ""
 

@@ -73,7 +73,8 @@ class EachTask(nn.Module):
             return y
 
         math = sdpa_kernel(SDPBackend.MATH)
-        with _as_found(module), math, TaskFunctions(examples, self.statistics_from):
+        functions = TaskFunctions(examples, self.statistics_from)
+        with _without_checkpoints(), _as_found(module), math, functions:
             if tasks > 1 and not self._loops():
                 random = _random_state(inputs)
                 try:
@@ -137,6 +138,34 @@ def _twice_differentiable(module: nn.Module) -> AbstractContextManager[None]:
     if has_recurrence(module):
         return torch.backends.cudnn.flags(enabled=False)
     return nullcontext()
+
+
+@contextmanager
+def _without_checkpoints() -> Iterator[None]:
+    """Refuse `torch.utils.checkpoint` in the block.
+
+    It would run the module again in the backward pass, on the module's own parameters. The check
+    is left out where the caller has put the block into such a context itself.
+
+    Raises:
+        UsageError: the block uses `torch.utils.checkpoint`, or other hooks on saved tensors.
+    """
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        yield
+        return
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINT):
+            yield
+    except RuntimeError as error:
+        if str(error) == _CHECKPOINT:
+            raise UsageError(_CHECKPOINT) from None
+        raise
+
+
+_CHECKPOINT = (
+    "torch.utils.checkpoint in a task-batched module: expected none, since it would run again with "
+    "other parameters. Take it out, or set Unrolled(checkpoint=...), which saves the same memory."
+)
 
 
 def _written(buffer: Tensor) -> bool:

@@ -169,18 +169,33 @@ def _refuse_options(name: str, max_norm: float | None, scale_grad_by_freq: bool)
         )
 
 
+_C_NAMES = ("weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
+
+
 def _c_batch_norm(mode: TaskFunctions, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Apply the rule to `torch.batch_norm`, whose arguments have another order."""
-    names = ("weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
-    given = dict(zip(names, args, strict=False)) | kwargs
+    given = dict(zip(_C_NAMES, args, strict=False)) | kwargs
     given.pop("cudnn_enabled", None)
     return mode.batch_norm(x, **given)
 
 
+def _c_native_batch_norm(mode: TaskFunctions, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    given = dict(zip(_C_NAMES, args, strict=False)) | kwargs
+    if given["training"]:
+        _refuse_averages("native_batch_norm", given["running_mean"], given["running_var"])
+        if mode.statistics_from is not None:
+            raise UsageError(
+                "native_batch_norm(training=True): expected torch.nn.functional.batch_norm, which "
+                "can take its statistics from some of the examples. Call that."
+            )
+    return torch.native_batch_norm(x, *given.values())
+
+
 def _c_instance_norm(mode: TaskFunctions, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    names = ("weight", "bias", "running_mean", "running_var", "use_input_stats", "momentum", "eps")
-    given = dict(zip(names, args, strict=False)) | kwargs
+    given = dict(zip(_C_NAMES, args, strict=False)) | kwargs
     given.pop("cudnn_enabled", None)
+    if "training" in given:
+        given["use_input_stats"] = given.pop("training")
     return mode.instance_norm(x, **given)
 
 
@@ -202,6 +217,7 @@ RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.embedding: TaskFunctions.embedding,
     F.embedding_bag: TaskFunctions.embedding_bag,
     torch.batch_norm: _c_batch_norm,
+    torch.native_batch_norm: _c_native_batch_norm,
     torch.instance_norm: _c_instance_norm,
     torch.embedding: _c_embedding,
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
@@ -21,6 +22,12 @@ def is_hooked(module: nn.Module) -> bool:
     """Return True if the module has hooks of its own, forward or backward."""
     attributes = vars(module)
     return any(attributes.get(hooks) for hooks in _HOOKS)
+
+
+def entries_of(module: nn.Module) -> list[Mapping[str, Any]]:
+    """Return the module's mappings of hooks, parameters, buffers and children."""
+    names = (*_HOOKS, "_parameters", "_buffers", "_modules")
+    return [vars(module)[name] for name in names]
 
 
 def globally_hooked() -> bool:

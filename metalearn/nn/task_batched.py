@@ -15,11 +15,11 @@ from metalearn.nn.layers import TWINS, TaskBatchNorm
 from metalearn.nn.structure import (
     averages_calls,
     class_vectors,
+    entries_of,
     frozen_parameters,
     globally_hooked,
     is_entered,
     is_leaf,
-    is_plain,
     refuse_running_statistics,
     refuse_shared_state,
 )
@@ -75,6 +75,7 @@ class TaskBatched:
     def _build(self) -> None:
         refuse_shared_state(self._module)
         self._modules = list(self._module.modules())
+        self._entries = [entries for module in self._modules for entries in entries_of(module)]
         self._built_for = self._state()
         self._entered: list[tuple[nn.Module, nn.Module]] = []
         self._twin = EachTask(self._module) if globally_hooked() else self._twin_of(self._module)
@@ -84,9 +85,10 @@ class TaskBatched:
             m for m in self._twin.modules() if isinstance(m, TaskBatchNorm | EachTask)
         ]
 
-    def _state(self) -> tuple[bool, list[bool]]:
-        """Return what decides how each module runs, and may change after it is task-batched."""
-        return globally_hooked(), [is_plain(module) for module in self._modules]
+    def _state(self) -> tuple[bool, list[int]]:
+        """Return a value that changes when hooks, attributes or parameters come or go."""
+        sizes = [len(entries) for entries in self._entries]
+        return globally_hooked(), sizes + [len(vars(module)) for module in self._modules]
 
     def _twin_of(self, module: nn.Module) -> nn.Module:
         make = TWINS.get(type(module))
