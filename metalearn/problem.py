@@ -136,7 +136,8 @@ class FewShot:
         prox: the proximal strength lambda, at least 0.
         transductive: True: batch norm normalises the queries by their own statistics, as in the
             papers. A query's prediction then depends on the other queries. False: by the statistics
-            of the support set.
+            of the support set, wherever torch's batch norm is called. A module that relates
+            examples in another way still does.
         adapt: the parameters that the inner loop moves: "all"; "head", the parameters of the
             model's last layer, which is ANIL's problem (Raghu et al. 2020); or a list of names. The
             other parameters are the body: shared by all tasks, a part of meta alone, and not in the

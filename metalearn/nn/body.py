@@ -149,12 +149,12 @@ class Body:
     def settled(self, params: Mapping[str, Tensor], images: Tensor) -> Body:
         """Return this body for evaluation, with the batch norm statistics of (n, ...) images.
 
-        Each layer takes the mean and variance over all images, from inputs that are normalised in
-        the same way. Dropout is off, here and in evaluation.
+        Each batch norm without running averages takes the mean and variance over all images, from
+        inputs that are normalised in the same way. Dropout is off, here and in evaluation.
         """
         module = copy.deepcopy(self._module).eval()
         for norm in module.modules():
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not norm.track_running_stats:
                 norm.track_running_stats, norm.momentum = True, None
                 norm.running_mean = images.new_zeros(norm.num_features)
                 norm.running_var = images.new_ones(norm.num_features)

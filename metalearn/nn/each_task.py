@@ -46,7 +46,7 @@ class EachTask(nn.Module):
         """Map a pytree of (n, T, ...) to one of (n, T, ...), by this module's present tensors."""
         params: dict[str, Tensor] = dict(self.named_parameters())
         params.update((name, b) for name, b in self.named_buffers() if name in self._vectors)
-        return tree_map(_swapped, self.run(params, tree_map(_swapped, x)))
+        return tree_map(swapped, self.run(params, tree_map(swapped, x)))
 
     def run(self, params: Mapping[str, Tensor], x: Tree) -> Tree:
         """Map a pytree of (T, n, ...) to one of (T, ...), by params of (T, ...) or (1, ...)."""
@@ -96,7 +96,7 @@ class EachTask(nn.Module):
         )
 
 
-def _swapped(leaf: Tensor) -> Tensor:
+def swapped(leaf: Tensor) -> Tensor:
     """Return (a, b, ...) as (b, a, ...); a leaf of one axis as it is."""
     return leaf.transpose(0, 1) if leaf.dim() > 1 else leaf
 

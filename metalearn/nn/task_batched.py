@@ -9,8 +9,9 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from metalearn.nn.each_task import EachTask
+from metalearn.nn.each_task import EachTask, swapped
 from metalearn.nn.layers import TWINS, TaskBatchNorm
 from metalearn.nn.structure import (
     averages_calls,
@@ -57,9 +58,9 @@ class TaskBatched:
     - `training` sets the mode of every module for this call. None: the modules' own flags, as
       `module.train()` and `module.eval()` leave them.
 
-    Of the module, the structure is read once, and again when hooks come or go. Training flags,
-    buffers and frozen parameters are read at each call. A norm's running averages are constants in
-    evaluation mode.
+    Of the module, the structure is read once, and again when hooks, parameters or children change.
+    Training flags, buffers and frozen parameters are read at each call. A norm's running averages
+    are constants in evaluation mode.
 
     Raises:
         UsageError: a layer cannot be task-batched, for example a batch norm in training mode with
@@ -86,9 +87,11 @@ class TaskBatched:
         ]
 
     def _state(self) -> tuple[bool, list[int]]:
-        """Return a value that changes when hooks, attributes or parameters come or go."""
+        """Return a value that changes when hooks, attributes, parameters or children do."""
         sizes = [len(entries) for entries in self._entries]
-        return globally_hooked(), sizes + [len(vars(module)) for module in self._modules]
+        sizes += [len(vars(module)) for module in self._modules]
+        children = [id(child) for m in self._modules for child in m._modules.values()]
+        return globally_hooked(), sizes + children
 
     def _twin_of(self, module: nn.Module) -> nn.Module:
         make = TWINS.get(type(module))
@@ -124,7 +127,7 @@ class TaskBatched:
             for twin, module in self._entered:
                 twin.training = module.training
             y = torch.func.functional_call(self._twin, params, (x.transpose(0, 1),))
-        return y.transpose(0, 1)
+        return y.transpose(0, 1) if isinstance(y, Tensor) else tree_map(swapped, y)
 
     def _with_frozen(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the params and the frozen parameters that they leave out."""

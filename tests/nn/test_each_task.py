@@ -274,7 +274,7 @@ def test_hooks_on_all_modules_count() -> None:
     assert counter.get_total_flops() == 2 * T * N * 4 * 3
 
 
-def test_hooks_that_come_and_go_after_the_wrapping_count() -> None:
+def test_hooks_and_layers_that_change_after_the_wrapping_count() -> None:
     module, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.randn(T, N, 4)
     batched, params = TaskBatched(module), stacked(module)
     plain = batched(params, x)
@@ -282,6 +282,20 @@ def test_hooks_that_come_and_go_after_the_wrapping_count() -> None:
     torch.testing.assert_close(batched(params, x), loop(module, params, x))
     handle.remove()
     assert torch.equal(batched(params, x), plain)
+    module[1] = nn.Tanh()
+    torch.testing.assert_close(batched(params, x), loop(module, params, x))
+
+
+def test_outputs_may_be_a_tuple() -> None:
+    module, x = (
+        nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 3, batch_first=True)),
+        torch.randn(T, N, 2, 4),
+    )
+    params = stacked(module)
+    outputs, (state, _) = TaskBatched(module)(params, x)
+    one = {name: p[1] for name, p in params.items()}
+    expected, (last, _) = torch.func.functional_call(module, one, (x[1],))
+    torch.testing.assert_close((outputs[1], state[1]), (expected, last))
 
 
 def changed_buffer() -> nn.Module:
