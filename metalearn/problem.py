@@ -7,7 +7,6 @@ where               params*(meta) minimises inner(params, meta), or is K steps f
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -15,15 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn import implicit
 from metalearn.autograd import concrete
 from metalearn.errors import MAX_FLOAT32, UsageError
-from metalearn.inner import NewtonCG
-from metalearn.linear_solve import CG
 from metalearn.nn import TaskBatched
-from metalearn.nn.head import SymmetricHead, class_means
+from metalearn.nn.body import head_layer
+from metalearn.nn.class_vectors import ClassVectors
+from metalearn.nn.structure import frozen_parameters, refuse_frozen
 from metalearn.tasks.batch import TaskBatch
-from metalearn.tree import half_squared_distance, leaves_of, task_half_square
+from metalearn.tree import half_squared_distance
 
 Params = dict[str, Tensor]
 """The adapted parameters by name, each tensor (T, ...)."""
@@ -192,11 +190,13 @@ class FewShot(TrainableProblem):
     and the mean squared error for floating-point targets of the outputs' shape.
 
     Args:
-        model: a module that `TaskBatched` takes; only its structure is used.
+        model: a module that `TaskBatched` takes. Its structure, training flags, buffers and frozen
+            parameters are used.
         prox: the proximal strength lambda, at least 0.
         transductive: True: batch norm normalises the queries by their own statistics, as in the
             papers. A query's prediction then depends on the other queries. False: by the statistics
-            of the support set.
+            of the support set, wherever torch's batch norm is called. A module that relates
+            examples in another way still does.
         adapt: the parameters that the inner loop moves: "all"; "head", the parameters of the
             model's last layer, which is ANIL's problem (Raghu et al. 2020); or a list of names. The
             other parameters are the body: shared by all tasks, a part of meta alone, and not in the
@@ -206,10 +206,20 @@ class FewShot(TrainableProblem):
             while a weak one leaves the head free.
         loss: "squared_error" also for targets that are all 0.0 or 1.0. None refuses them, since
             they may be classes, one-hot or binary, that were meant for the cross-entropy.
+        query_training: the training mode of the model's modules for the queries; False turns their
+            dropout off. None: the mode that they have. The inner loop takes the mode that
+            `model.train()` and `model.eval()` leave them in, at each call.
 
-    `meta` is `dict(model.named_parameters())`, as `begin` returns it. `adapted` holds the names of
-    phi's tensors. The class vectors of a `SymmetricHead` are always adapted; they are (T, ways,
-    features), where each task defines its ways.
+    `meta` is `self.begin()`: the named parameters of the model without those of
+    `requires_grad=False`. These are constants, neither adapted nor learned, and are read from the
+    model at each call. `adapted` holds the names of phi's tensors. The class vectors of a
+    `SymmetricHead` are always adapted; they are (T, ways, features), where each task defines its
+    ways.
+
+    "head" needs a chain of layers (`nn.Sequential`) that ends in a linear layer.
+
+    Raises:
+        UsageError: an option is none of these, or meta holds a frozen parameter.
     """
 
     def __init__(
@@ -220,6 +230,7 @@ class FewShot(TrainableProblem):
         adapt: Literal["all", "head"] | Sequence[str] = "all",
         prox_head: float | None = None,
         loss: Literal["squared_error"] | None = None,
+        query_training: bool | None = None,
     ) -> None:
         if loss not in (None, "squared_error"):
             raise UsageError(f"loss={loss!r}: expected 'squared_error' or None. Choose one.")
@@ -229,11 +240,13 @@ class FewShot(TrainableProblem):
                     f"{name}={value}; the proximal strength must be at least 0, and up to "
                     f"{MAX_FLOAT32:.1e}"
                 )
-        self.model, self._start = TaskBatched(model), model
+        self.model = TaskBatched(model)
         self.prox, self.prox_head = prox, prox if prox_head is None else prox_head
         self.transductive, self.loss = transductive, loss
-        self._head = _ClassVectors.of(model)
-        own = [name for name, _ in model.named_parameters()]
+        self.query_training = query_training
+        self._head = ClassVectors.of(model)
+        self._model, self._frozen = model, frozenset(frozen_parameters(model))
+        own = list(self.begin())
         vectors: list[str] = []
         if self._head is not None:
             vectors = self._head.names
@@ -243,14 +256,22 @@ class FewShot(TrainableProblem):
                     "head=solved: expected a proximal strength above 0, without which the head has "
                     "no solution. Set prox or prox_head above 0, or head=zero."
                 )
-        layer = (vectors or own)[-1].rpartition(".")[0]
-        self.last_layer = [n for n in own + vectors if n.rpartition(".")[0] == layer]
-        self.adapted = _adapted(own + vectors, self.last_layer, adapt)
+        if not own and not vectors:
+            raise UsageError(
+                f"model={type(model).__name__}: expected a parameter to adapt, and all have "
+                "requires_grad=False. Call requires_grad_(True) on some."
+            )
+        self.last_layer: list[str] = vectors
+        if not vectors and (adapt == "head" or prox_head is not None):
+            prefix = head_layer(model)
+            self.last_layer = [name for name in own if name.startswith(prefix)]
+        self.adapted = _adapted(own + vectors, self.last_layer, adapt, self._frozen)
         self.adapted += [name for name in vectors if name not in self.adapted]
 
     def begin(self) -> Params:
-        """Return the model's own parameters by name."""
-        return dict(self._start.named_parameters())
+        """Return the model's own parameters that are not frozen, by name."""
+        named = self._model.named_parameters()
+        return {name: p for name, p in named if name not in self._frozen}
 
     @property
     def mode(self) -> str:  # type: ignore[override]
@@ -273,7 +294,7 @@ class FewShot(TrainableProblem):
 
     def adapted_shapes(self) -> dict[str, torch.Size]:
         """Return the shape of each adapted tensor; a symmetric head's class vectors share one."""
-        shapes = dict(self._start.named_buffers()) | self.begin()
+        shapes = dict(self._model.named_buffers()) | dict(self._model.named_parameters())
         return {name: shapes[name].shape for name in self.adapted}
 
     def check(self, meta: Params, task: TaskBatch) -> None:
@@ -296,7 +317,16 @@ class FewShot(TrainableProblem):
                 f"give it an output a class (model.ways={classes}, or sizes that end in {classes})"
             )
 
+    def _with_frozen(self, meta: Params) -> Params:
+        """Return meta and the frozen parameters, which it must not hold."""
+        if not self._frozen:
+            return meta
+        refuse_frozen(meta, self._frozen)
+        own = dict(self._model.named_parameters())
+        return {**meta, **{name: own[name].detach() for name in self._frozen}}
+
     def init(self, meta: Params, task: TaskBatch) -> Params:
+        meta = self._with_frozen(meta)
         if self.loss is None:
             _refuse_float_classes(task.support_y)
             _refuse_float_classes(task.query_y)
@@ -306,7 +336,7 @@ class FewShot(TrainableProblem):
             for name, p in self._centre(meta, task).items()
         }
         if self._head is not None and self._head.solved:
-            start |= self._head.solution(meta, task, self.prox_head)
+            start |= self._head.solution(meta, task, self.prox_head, prediction_loss)
         return start
 
     def _centre(self, meta: Params, task: TaskBatch) -> Params:
@@ -327,7 +357,7 @@ class FewShot(TrainableProblem):
         loss = prediction_loss(outputs["predictions"], task.support_y)
         if "params" not in outputs:
             return loss
-        phi, start = outputs["params"], self._centre(meta, task)
+        phi, start = outputs["params"], self._centre(self._with_frozen(meta), task)
         if self.prox == self.prox_head:
             return loss + self.prox * half_squared_distance([*phi.values()], [*start.values()])
         for strength, head in ((self.prox, False), (self.prox_head, True)):
@@ -353,92 +383,22 @@ class FewShot(TrainableProblem):
         Batch norm takes the statistics that `transductive` selects.
         """
         if self.transductive:
-            return self._predict(params, meta, task.query_x)
+            return self._predict(params, meta, task.query_x, training=self.query_training)
         shown = task.support_x.shape[1]
         both = torch.cat([task.support_x, task.query_x], dim=1)
-        return self._predict(params, meta, both, statistics_from=shown)[:, shown:]
+        return self._predict(params, meta, both, shown, self.query_training)[:, shown:]
 
     def _predict(
-        self, params: Params, meta: Params, x: Tensor, statistics_from: int | None = None
+        self,
+        params: Params,
+        meta: Params,
+        x: Tensor,
+        statistics_from: int | None = None,
+        training: bool | None = None,
     ) -> Tensor:
+        meta = self._with_frozen(meta)
         shared = {name: p[None] for name, p in meta.items() if name not in params}
-        return self.model({**shared, **params}, x, statistics_from)
-
-
-HEAD_SOLVER = NewtonCG(steps=10, cg_iters=10, tol=1e-4)
-"""The solver of a "solved" head's class vectors: a convex problem with a row for each class."""
-
-
-class _ClassVectors:
-    """The tensors of a model's `SymmetricHead` that have a row for each class of a task."""
-
-    def __init__(self, prefix: str, head: SymmetricHead, body: TaskBatched | None) -> None:
-        self.prefix, self._head, self._body = prefix, head, body
-        self.names = [prefix + name for name in head.adapted]
-        self.per_task, self.solved = head.start == "prototypes", head.start == "solved"
-
-    @classmethod
-    def of(cls, model: nn.Module) -> _ClassVectors | None:
-        """Return the class vectors of the model's last layer; None if the model has no such head.
-
-        Raises:
-            UsageError: a `SymmetricHead` is not the last layer of an `nn.Sequential`.
-        """
-        heads = [n for n, m in model.named_modules() if isinstance(m, SymmetricHead)]
-        if not heads:
-            return None
-        last = list(model.named_children())[-1:] if isinstance(model, nn.Sequential) else []
-        if len(heads) > 1 or not last or heads[0] != last[0][0]:
-            raise UsageError(
-                f"{type(model).__name__} has a SymmetricHead at {heads[0] or 'its top'}: expected "
-                "it as the last layer of an nn.Sequential. Move it there."
-            )
-        name, head = last[0]
-        assert isinstance(head, SymmetricHead)
-        body = nn.Sequential(OrderedDict(list(model.named_children())[:-1]))
-        return cls(f"{name}.", head, TaskBatched(body) if len(body) else None)
-
-    def centre(self, meta: Params, task: TaskBatch) -> Params:
-        """Return the vectors' centre by name: (ways, ...) for all tasks, or (T, ways, ...)."""
-        weight, bias = f"{self.prefix}weight", f"{self.prefix}bias"
-        ways, features = task.ways, self._head.features
-        if self._head.start == "tied":
-            return {weight: meta[weight].expand(ways, -1)}
-        if self._head.start != "prototypes":
-            # Take the type from meta, since support_x may hold integer tokens. A head alone has no
-            # meta, but its support_x holds features.
-            like = next(iter(leaves_of(meta)), task.support_x)
-            return {weight: like.new_zeros(ways, features)}
-        means = class_means(self._features(meta, task), task.support_y, ways)
-        return {weight: 2 * means / features, bias: -means.square().sum(-1) / features}
-
-    def solution(self, meta: Params, task: TaskBatch, prox: float) -> Params:
-        """Return the class vectors (T, ways, F) that solve the task on the features at meta.
-
-        They minimise the support loss + prox / 2 |W|^2. The features are computed once. The result
-        is differentiable in meta by `implicit.argmin`.
-        """
-        features = self._features(meta, task)
-        scale = meta.get(f"{self.prefix}log_scale", features.new_zeros(()))
-
-        def objective(weight: Tensor, features: Tensor, scale: Tensor) -> Tensor:
-            scores = scale.exp() * (features @ weight.mT)
-            return prediction_loss(scores, task.support_y) + prox * task_half_square(weight)
-
-        known = features.detach(), scale.detach()
-        weight = HEAD_SOLVER(
-            lambda params: objective(params["weight"], *known),
-            {"weight": features.new_zeros(len(task), task.ways, features.shape[-1])},
-        ).params["weight"]
-        attached = implicit.argmin(
-            objective, weight, features, scale, linear_solver=CG(50, rtol=1e-4), batched=True
-        )
-        return {f"{self.prefix}weight": attached}
-
-    def _features(self, meta: Params, task: TaskBatch) -> Tensor:
-        if self._body is None:
-            return task.support_x
-        return self._body({name: meta[name][None] for name in self._body.names}, task.support_x)
+        return self.model({**shared, **params}, x, statistics_from, training)
 
 
 def try_inputs(run: Callable[[], T], task: TaskBatch) -> T:
@@ -458,14 +418,26 @@ def try_inputs(run: Callable[[], T], task: TaskBatch) -> T:
         ) from error
 
 
-def _adapted(names: list[str], last_layer: list[str], adapt: str | Sequence[str]) -> list[str]:
+def _adapted(
+    names: list[str], last_layer: list[str], adapt: str | Sequence[str], frozen: frozenset[str]
+) -> list[str]:
     """Return the names that `FewShot(adapt=...)` selects."""
     if adapt == "all":
         return list(names)
     if adapt == "head":
+        if not last_layer:
+            raise UsageError(
+                "adapt='head': expected a last layer that is not frozen. Call requires_grad_(True) "
+                "on it, or name the parameters to adapt."
+            )
         return list(last_layer)
     if isinstance(adapt, str):
         raise UsageError(f"adapt={adapt!r}; expected 'all', 'head' or a list of parameters' names")
+    if still := sorted(frozen.intersection(adapt)):
+        raise UsageError(
+            f"adapt has {still[0]!r}: expected no parameter with requires_grad=False. "
+            "Leave it out, or call requires_grad_(True)."
+        )
     if odd := sorted(set(adapt).difference(names)):
         raise UsageError(f"adapt has {odd[0]!r}, which is none of {', '.join(names)}")
     if not adapt:

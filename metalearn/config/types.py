@@ -19,7 +19,8 @@ _NULLABLE: dict[str, type] = {
     **dict.fromkeys(("clip_norm", "prox_head", "tol", "step_size"), float),
     **dict.fromkeys(("name", "run_dir", "resume", "init_from", "source"), str),
     **dict.fromkeys(("checkpoint", "results", "out"), str),
-    "transductive": bool,
+    **dict.fromkeys(("transductive", "query_training"), bool),
+    "loss": str,
 }
 _ITEMS = {"inner_steps": 0}  # such as a list holds whose default is []; others hold texts
 # What takes them checks them.

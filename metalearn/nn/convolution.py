@@ -17,6 +17,7 @@ none. The gradient of that layer's output, the largest of all, is therefore not 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -37,8 +38,13 @@ class Geometry(NamedTuple):
 def grouped_conv2d(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Return `torch.nn.functional.conv2d` without a bias: (n, G c, H, W) by (G o, c, h, w).
 
-    Reverse mode of any order, forward mode, and `torch.func.vmap` work.
+    Reverse mode of any order, forward mode, and `torch.func.vmap` work. Under autocast both factors
+    are cast here, so that every derivative has factors of one type, wherever it is taken.
     """
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and torch.float64 not in (x.dtype, weight.dtype):
+        dtype = torch.get_autocast_dtype(kind)
+        x, weight = x.to(dtype), weight.to(dtype)
     return _Output.apply(x, weight, geometry)
 
 
@@ -53,6 +59,12 @@ def laid_out(x: Tensor) -> Tensor:
 
 def _channels_last(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and not transformed()
+
+
+def _in_their_type(x: Tensor) -> AbstractContextManager[object]:
+    """Return the context in which autocast leaves the factors' type as it is."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _save(ctx: Any, a: Tensor, b: Tensor) -> None:
@@ -76,8 +88,10 @@ class _Output(Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, g: Geometry) -> Tensor:
         x, weight = laid_out(x), laid_out(weight)
+        with _in_their_type(x):
+            y = F.conv2d(x, weight, None, g.stride, g.padding, g.dilation, g.groups)
         # One grey image a task has both layouts, and its result may have the other one.
-        return laid_out(F.conv2d(x, weight, None, g.stride, g.padding, g.dilation, g.groups))
+        return laid_out(y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -122,7 +136,10 @@ class _InputGrad(_Gradient):
             for i in (0, 1)
         ]
         y, weight = laid_out(y), laid_out(weight)
-        return F.conv_transpose2d(y, weight, None, g.stride, g.padding, spare, g.groups, g.dilation)
+        with _in_their_type(y):
+            return F.conv_transpose2d(
+                y, weight, None, g.stride, g.padding, spare, g.groups, g.dilation
+            )
 
     @staticmethod
     def backward(ctx: Any, x: Tensor) -> Any:

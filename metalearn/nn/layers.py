@@ -19,7 +19,7 @@ from metalearn.errors import UsageError
 from metalearn.nn.activation import leaky_relu
 from metalearn.nn.convolution import Geometry, grouped_conv2d
 from metalearn.nn.head import SymmetricHead
-from metalearn.nn.normalisation import batch_norm, statistics
+from metalearn.nn.normalisation import batch_norm
 from metalearn.nn.pooling import Window, max_pool2d
 from metalearn.tree import inverse, memory_order
 
@@ -60,13 +60,16 @@ class TaskConv2d(TaskLayer):
         if len(self.weight) < tasks:
             geometry = Geometry(self.stride, self.padding, self.dilation, self.groups)
             y = grouped_conv2d(_task_by_task(x), self.weight[0], geometry)
-            if self.bias is not None:
-                y = y + self.bias.reshape(-1, 1, 1)
-            return _examples_first(y, tasks)
+            if self.bias is not None and len(self.bias) == 1:
+                y = y + self.bias.reshape(-1, 1, 1).to(y.dtype)
+            y = _examples_first(y, tasks)
+            if self.bias is not None and len(self.bias) > 1:
+                y = y + self.bias[..., None, None].to(y.dtype)
+            return y
         geometry = Geometry(self.stride, self.padding, self.dilation, tasks * self.groups)
         y = grouped_conv2d(x.flatten(1, 2), _folded(self.weight), geometry)
         if self.bias is not None:
-            y = y + self.bias.reshape(-1, 1, 1)
+            y = y + _per_channel(self.bias, x).view(-1, 1, 1).to(y.dtype)
         return y.unflatten(1, (tasks, -1))
 
 
@@ -94,15 +97,18 @@ class TaskLinear(TaskLayer):
     def forward(self, x: Tensor) -> Tensor:
         shape = x.shape
         if len(self.weight) < shape[1]:
-            bias = None if self.bias is None else self.bias[0]
+            shared = None if self.bias is None or len(self.bias) > 1 else self.bias[0]
             # In two dimensions: with more, torch's choice of product depends on requires_grad.
             rows = _task_by_task(x).flatten(0, -2)
-            y = F.linear(rows, self.weight[0], bias)
-            return _examples_first(y.view(-1, *shape[2:-1], y.shape[-1]), shape[1])
+            y = F.linear(rows, self.weight[0], shared)
+            y = _examples_first(y.view(-1, *shape[2:-1], y.shape[-1]), shape[1])
+            if self.bias is not None and shared is None:
+                y = y + self.bias.view(shape[1], *[1] * (y.dim() - 3), -1).to(y.dtype)
+            return y
         rows = x.transpose(0, 1).flatten(1, -2)
         y = torch.bmm(rows, self.weight.mT)
         if self.bias is not None:
-            y = y + self.bias[:, None]
+            y = y + self.bias[:, None].to(y.dtype)
         return y.unflatten(1, (shape[0], *shape[2:-1])).transpose(0, 1)
 
 
@@ -134,23 +140,17 @@ class TaskBatchNorm(TaskLayer):
 
     statistics_from: int | None = None
 
-    def __init__(self, module: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+    def __init__(self, module: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> None:
         super().__init__(module)
-        if module.track_running_stats:
-            raise UsageError(
-                f"{type(module).__name__}(track_running_stats=True) keeps averages over tasks, "
-                "which a task-batched model has no use for; set track_running_stats=False"
-            )
         self.eps = module.eps
 
     def forward(self, x: Tensor) -> Tensor:
         tasks, channels = x.shape[1:3]
-        if x[: self.statistics_from].numel() <= tasks * channels:
-            raise UsageError(
-                "batch norm has one value a channel to take its statistics from, which would "
-                "normalise it to zero; expected at least 2 (more examples, or larger images)"
-            )
-        if self.weight is not None and self.bias is not None and len(self.weight) < tasks:
+        if (
+            self.weight is not None
+            and self.bias is not None
+            and tasks > (max(len(self.weight), len(self.bias)))
+        ):
             # A dense convolution's result lies task by task: no copy is made.
             each = [self._normalise(one, self.weight[0], self.bias[0]) for one in x.unbind(1)]
             return _examples_first(torch.cat(each), tasks)
@@ -161,11 +161,7 @@ class TaskBatchNorm(TaskLayer):
 
     def _normalise(self, x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
         """Normalise x, (n, channels, ...), with gain and shift of (channels,)."""
-        if self.statistics_from is None:
-            return batch_norm(x, gain, shift, self.eps)
-        centre, scale = statistics(x[: self.statistics_from], self.eps)
-        gain, shift = (v.view_as(centre) for v in (gain, shift))
-        return (x - centre) * (gain * scale) + shift
+        return batch_norm(x, gain, shift, self.eps, self.statistics_from)
 
 
 def _per_channel(parameter: Tensor, x: Tensor) -> Tensor:
@@ -247,40 +243,13 @@ class TaskElementwise(TaskLayer):
         return self.module(x)
 
 
-class TaskVmap(nn.Module):
-    """A twin of any other module, by `torch.func.vmap` over its parameters and its input."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        if any(True for _ in module.buffers()):
-            raise UsageError(
-                f"{type(module).__name__} holds buffers, which tasks would share; "
-                "only modules whose state is in their parameters can be task-batched"
-            )
-        self._module = (module,)  # a tuple keeps its parameters out of this module's
-        for name, child in module.named_children():
-            self.add_module(name, child)
-        for name, parameter in module.named_parameters(recurse=False):
-            self.register_parameter(name, parameter)
-
-    def forward(self, x: Tensor) -> Tensor:
-        module = self._module[0]
-
-        def one_task(params: dict[str, Tensor], x: Tensor) -> Tensor:
-            return torch.func.functional_call(module, params, (x,))
-
-        params = {name: p.expand(x.shape[1], *p.shape[1:]) for name, p in self.named_parameters()}
-        return torch.func.vmap(one_task, in_dims=(0, 1), out_dims=1, randomness="different")(
-            params, x
-        )
-
-
 TWINS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.Conv2d: TaskConv2d,
     nn.Linear: TaskLinear,
     SymmetricHead: TaskSymmetricHead,
     nn.BatchNorm1d: TaskBatchNorm,
     nn.BatchNorm2d: TaskBatchNorm,
+    nn.BatchNorm3d: TaskBatchNorm,
     nn.GroupNorm: TaskGroupNorm,
     nn.MaxPool2d: TaskMaxPool,
     nn.AvgPool2d: TaskPool,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from metalearn.autograd import Function, first_order, transformed
+from metalearn.errors import UsageError
 
 FEW = 2048
 """The number of values of a channel up to which torch's kernels take its sums.
@@ -28,13 +29,30 @@ passes more.
 """
 
 
-def batch_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
+def batch_norm(
+    x: Tensor, gain: Tensor, shift: Tensor, eps: float, statistics_from: int | None = None
+) -> Tensor:
     """Return gain (x - mean) / sqrt(var + eps) + shift, with the batch's own statistics.
 
-    The statistics are over all axes of x but the second. x is (n, C, ...), gain and shift are (C,).
-    Reverse mode of any order, forward mode, and `torch.func.vmap` work.
+    The statistics are over all axes of x but the second, of the first `statistics_from` examples
+    (None: of all). x is (n, C, ...), gain and shift are (C,). Types narrower than float32 are
+    normalised in float32. Reverse mode of any order, forward mode, and `torch.func.vmap` work.
+
+    Raises:
+        UsageError: there is one value a channel to take statistics from.
     """
-    return _BatchNorm.apply(x, gain, shift, eps)[0]
+    if x[:statistics_from].numel() <= x.shape[1]:
+        raise UsageError(
+            "batch norm has one value a channel to take its statistics from, which would "
+            "normalise it to zero; expected at least 2 (more examples, or larger images)"
+        )
+    dtype = x.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    x, gain, shift = x.to(wide), gain.to(wide), shift.to(wide)
+    if statistics_from is None:
+        return _BatchNorm.apply(x, gain, shift, eps)[0].to(dtype)
+    centre, scale = statistics(x[:statistics_from], eps)
+    return ((x - centre) * (_wide(gain, x) * scale) + _wide(shift, x)).to(dtype)
 
 
 def mean(x: Tensor) -> Tensor:

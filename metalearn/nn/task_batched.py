@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from metalearn.errors import UsageError
-from metalearn.nn.layers import TWINS, TaskBatchNorm, TaskVmap
+from metalearn.nn.each_task import EachTask, swapped
+from metalearn.nn.layers import TWINS, TaskBatchNorm
+from metalearn.nn.structure import (
+    averages_calls,
+    class_vectors,
+    entries_of,
+    frozen_parameters,
+    globally_hooked,
+    is_entered,
+    is_leaf,
+    refuse_running_statistics,
+    refuse_shared_state,
+)
 
 
 @runtime_checkable
 class TaskBatchable(Protocol):
     """A custom module whose `forward` only calls its children and elementwise operations.
 
-    With `task_batchable = True` its children are task-batched one by one.
+    With `task_batchable = True` its children are task-batched one by one. A subclass that defines
+    `forward` declares it anew. A module with parameters beside those of its children, or with
+    hooks, runs as any other module.
     """
 
     task_batchable: ClassVar[bool]
@@ -27,53 +42,117 @@ class TaskBatched:
     """The `module` for many tasks at once, each with parameters of its own.
 
     Known layers become grouped convolutions and batched products (`metalearn.nn.layers.TWINS`).
-    `nn.Sequential` and modules that declare themselves `task_batchable` are entered. Every other
-    module goes through `torch.func.vmap`. Batch norm uses the statistics of the batch at hand, for
-    each task its own.
+    Containers of torch and modules that declare themselves `task_batchable` are entered. Every
+    other module runs as it stands on each task's examples (`EachTask`): by `torch.func.vmap`, or in
+    a loop where `vmap` has no rule. So do subclasses with a `forward` of their own, and modules
+    with hooks or parametrizations. Batch norm uses the statistics of the batch at hand, for each
+    task its own.
 
     In `TaskBatched(module)(params, x)`:
 
     - params maps `names` to tensors (T, ...), or (1, ...) for a tensor that serves all tasks.
       `names` are those of `module.named_parameters()` and the class vectors of a `SymmetricHead`.
+      Where a parameter with `requires_grad=False` is left out, the module's own serves.
     - x is (T, n, ...), and so is the result.
     - `statistics_from=k` normalises by the first k examples of each task alone.
+    - `training` sets the mode of every module for this call. None: the modules' own flags, as
+      `module.train()` and `module.eval()` leave them.
+
+    Of the module, the structure is read once, and again when hooks, parameters or children change.
+    Training flags, buffers and frozen parameters are read at each call. A norm's running averages
+    are constants in evaluation mode.
 
     Raises:
-        UsageError: a layer cannot be task-batched, for example a batch norm with running averages,
-            or two layers share a parameter.
+        UsageError: a layer cannot be task-batched, for example a batch norm in training mode with
+            running averages, or two layers share a parameter.
     """
 
+    names: frozenset[str]
+
     def __init__(self, module: nn.Module) -> None:
-        own = {name for name, _ in module.named_parameters()}
-        shared = {name for name, _ in module.named_parameters(remove_duplicate=False)} - own
-        if shared:
-            raise UsageError(
-                f"parameters {sorted(shared)} are other names of parameters that the module has "
-                "already; a task-batched module holds each parameter in one place"
-            )
-        self._twin = _twin(module)
-        self.names = frozenset(name for name, _ in self._twin.named_parameters())
-        self._norms = [m for m in self._twin.modules() if isinstance(m, TaskBatchNorm)]
+        self._module = module
+        self._build()
+
+    def _build(self) -> None:
+        refuse_shared_state(self._module)
+        self._modules = list(self._module.modules())
+        self._entries = [entries for module in self._modules for entries in entries_of(module)]
+        self._built_for = self._state()
+        self._entered: list[tuple[nn.Module, nn.Module]] = []
+        self._twin = EachTask(self._module) if globally_hooked() else self._twin_of(self._module)
+        own = (name for name, _ in self._module.named_parameters())
+        self.names = frozenset(own) | frozenset(class_vectors(self._module))
+        self._with_statistics = [
+            m for m in self._twin.modules() if isinstance(m, TaskBatchNorm | EachTask)
+        ]
+
+    def _state(self) -> tuple[bool, list[int]]:
+        """Return a value that changes when hooks, attributes, parameters or children do."""
+        sizes = [len(entries) for entries in self._entries]
+        sizes += [len(vars(module)) for module in self._modules]
+        children = [id(child) for m in self._modules for child in m._modules.values()]
+        return globally_hooked(), sizes + children
+
+    def _twin_of(self, module: nn.Module) -> nn.Module:
+        make = TWINS.get(type(module))
+        if make is not None and is_leaf(module):
+            return make(module)
+        if not is_entered(module):
+            return EachTask(module)
+        twin = copy.copy(module)
+        twin._modules = {
+            name: None if child is None else self._twin_of(child)
+            for name, child in module._modules.items()
+        }
+        self._entered.append((twin, module))
+        return twin
 
     def __call__(
-        self, params: Mapping[str, Tensor], x: Tensor, statistics_from: int | None = None
+        self,
+        params: Mapping[str, Tensor],
+        x: Tensor,
+        statistics_from: int | None = None,
+        training: bool | None = None,
     ) -> Tensor:
-        if params.keys() != self.names:
-            odd = sorted(self.names.symmetric_difference(params))
+        if self._state() != self._built_for:
+            self._build()
+        params = self._with_frozen(params)
+        for layer in self._with_statistics:
+            layer.statistics_from = statistics_from
+        with _mode(self._module, training):
+            if any(averages_calls(module) for module in self._modules):
+                refuse_running_statistics(self._module)
+            if isinstance(self._twin, EachTask):
+                return self._twin.run(params, x)
+            for twin, module in self._entered:
+                twin.training = module.training
+            y = torch.func.functional_call(self._twin, params, (x.transpose(0, 1),))
+        return y.transpose(0, 1) if isinstance(y, Tensor) else tree_map(swapped, y)
+
+    def _with_frozen(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the params and the frozen parameters that they leave out."""
+        if params.keys() == self.names:
+            return dict(params)
+        frozen = {
+            name: p.detach()[None]
+            for name, p in frozen_parameters(self._module).items()
+            if name not in params
+        }
+        if odd := sorted(self.names.symmetric_difference({*params, *frozen})):
             raise ValueError(f"parameters {odd} are missing or not the module's")
-        for norm in self._norms:
-            norm.statistics_from = statistics_from
-        y = torch.func.functional_call(self._twin, dict(params), (x.transpose(0, 1),))
-        return y.transpose(0, 1)
+        return {**params, **frozen}
 
 
-def _twin(module: nn.Module) -> nn.Module:
-    make = TWINS.get(type(module))
-    if make is not None:
-        return make(module)
-    entered = isinstance(module, nn.Sequential) or getattr(module, "task_batchable", False)
-    if not entered:
-        return TaskVmap(copy.deepcopy(module))
-    twin = copy.copy(module)
-    twin._modules = {name: child and _twin(child) for name, child in module._modules.items()}
-    return twin
+@contextmanager
+def _mode(module: nn.Module, training: bool | None) -> Iterator[None]:
+    """Set the training flag of the module and its children for the block; None: leave them."""
+    if training is None:
+        yield
+        return
+    found = [(child, child.training) for child in module.modules()]
+    try:
+        module.train(training)
+        yield
+    finally:
+        for child, flag in found:
+            child.training = flag

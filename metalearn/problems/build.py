@@ -26,11 +26,13 @@ def few_shot(
     learn_rates: bool | Literal["layers"] = False,
     rate_steps: int = 1,
     learn_prox: bool = False,
+    loss: Literal["squared_error"] | None = None,
+    query_training: bool | None = None,
 ) -> TrainableProblem:
     """Build `FewShot`, under a shared body where only the head adapts, with its learned parts.
 
     Args:
-        prox, prox_head, adapt, transductive: as in `FewShot`.
+        prox, prox_head, adapt, transductive, loss, query_training: as in `FewShot`.
         statistics: as in `WithBody`; "population" needs adapt="head".
         learn_rates: True: a learned inner rate for each number; "layers": for each tensor and step.
         rate_steps: the number of inner steps with a rate of their own.
@@ -49,10 +51,12 @@ def few_shot(
             f"problem.prox_head={prox_head}: expected null beside learn_prox=true, which learns "
             "one strength for all parameters. Leave prox_head out."
         )
-    if adapt == "head" and can_split(model) and not (learn_prox or learn_rates):
+    learned = learn_prox or learn_rates
+    if adapt == "head" and can_split(model) and not learned and query_training is None:
         body, head = body_and_head(model)
         _check_statistics(statistics, transductive)
-        return WithBody(body, FewShot(head, prox, prox_head=prox_head), transductive, statistics)
+        on_features = FewShot(head, prox, prox_head=prox_head, loss=loss)
+        return WithBody(body, on_features, transductive, statistics)
     if statistics != "task":
         raise UsageError(
             f"problem.statistics={statistics}: expected a body that all tasks share and nothing "
@@ -60,7 +64,7 @@ def few_shot(
             "learn_rates."
         )
     own = (0.0, None) if learn_prox else (prox, prox_head)
-    problem: Any = FewShot(model, own[0], transductive, adapt, own[1])
+    problem: Any = FewShot(model, own[0], transductive, adapt, own[1], loss, query_training)
     if learn_prox:
         problem = LearnedProx(problem, prox)
     if learn_rates:

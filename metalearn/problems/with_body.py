@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from metalearn.nn.body import Body, Statistics
+from metalearn.nn.structure import frozen_parameters, refuse_frozen
 from metalearn.problem import (
     BilevelProblem,
     CompositeProblem,
@@ -26,10 +27,10 @@ from metalearn.tasks.batch import TaskBatch
 class WithBody(TrainableProblem):
     """The `head`, a problem whose inputs are features, under a body that runs once for all images.
 
-    meta is one dict: the body's parameters by name, and the entries of the head's own meta, a dict
-    too. The inner loop moves the head's params alone. With a `FewShot` head it is ANIL's problem
-    (Raghu et al. 2020), with a `ConvexHead` a convex one. For all images of a meta-batch, a
-    meta-gradient runs the body once forward and once backward (`FeatureProblem`).
+    meta is one dict: the body's parameters by name, without frozen ones, and the entries of the
+    head's own meta, a dict too. The inner loop moves the head's params alone. With a `FewShot` head
+    it is ANIL's problem (Raghu et al. 2020), with a `ConvexHead` a convex one. For all images of a
+    meta-batch, a meta-gradient runs the body once forward and once backward (`FeatureProblem`).
 
     Args:
         body: maps (n, ...) to (n, features).
@@ -52,7 +53,8 @@ class WithBody(TrainableProblem):
     ) -> None:
         self.head, self.transductive, self._start = head, transductive, body
         self.statistics = statistics
-        self._body, self._names = Body(body, statistics), [n for n, _ in body.named_parameters()]
+        self._body, self._frozen = Body(body, statistics), frozenset(frozen_parameters(body))
+        self._names = [n for n, _ in body.named_parameters() if n not in self._frozen]
         self.on_features = OnFeatures(head)
 
     @property
@@ -61,9 +63,10 @@ class WithBody(TrainableProblem):
         return float(getattr(self.head, "prox", 0.0))
 
     def begin(self) -> Params:
-        """Return the body's own parameters, and the head's start on the body's device."""
-        own = dict(self._start.named_parameters())
-        like = next(iter(own.values())).detach()
+        """Return the body's parameters that are not frozen, and the head's on the same device."""
+        named = dict(self._start.named_parameters())
+        own = {name: p for name, p in named.items() if name not in self._frozen}
+        like = next(iter(named.values())).detach()
         return own | {
             name: p if p.device == like.device else p.detach().to(like).requires_grad_()
             for name, p in self.head.begin().items()
@@ -108,6 +111,7 @@ class WithBody(TrainableProblem):
 
     def features(self, meta: Params, task: TaskBatch) -> Tensor:
         """Return the features, (T, n + m, F), of the n support images and then of the m queries."""
+        refuse_frozen(meta, self._frozen)
         own = {name: meta[name] for name in self._names}
         return self._body(own, task.support_x, task.query_x, self.transductive)
 
