@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from hydra.utils import get_method
@@ -60,12 +63,28 @@ def run(words: list[str]) -> int:
             raise UsageError(f"{option!r} is no option of {name}; expected source=PATH, once")
         source = value
 
-    splits, where = prepare(name, load, source)
+    with _terminated_by_exception():
+        splits, where = prepare(name, load, source)
     for split, data in splits.items():
         shape = "x".join(map(str, data.images.shape[1:]))
         print(f"{name} {split}: {len(data.classes)} classes, {len(data.images)} images of {shape}")
     print(where)
     return 0
+
+
+@contextlib.contextmanager
+def _terminated_by_exception() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit, so that temporary files are deleted on the way out."""
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        print("metalearn: terminated; nothing is kept, run the command again", file=sys.stderr)
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def prepare(
@@ -85,8 +104,9 @@ def prepare(
         UsageError: the source is absent, damaged or not this dataset; nothing is kept of it.
     """
     # Slow: help and mistakes in the words need none of it.
-    from metalearn.tasks.archive import SUFFIXES, is_archive, keep, unpacked
+    from metalearn.tasks.archive import SUFFIXES, is_archive, unpacked
     from metalearn.tasks.cache import cache_folder
+    from metalearn.tasks.unfinished import put
 
     cached = getattr(sys.modules[load.__module__], "CACHED", False)
     path = with_home(source) if source is not None else None
@@ -108,5 +128,5 @@ def prepare(
             raise UsageError(str(error).replace(str(folder), str(path))) from error
         if cached:
             return splits, f"cached in {cache_folder()}"
-        keep(folder, cache_folder() / name)
+        put(folder, cache_folder() / name)
     return splits, f"unpacked into {cache_folder() / name}, where tasks={name} finds it"
