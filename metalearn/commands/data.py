@@ -93,7 +93,8 @@ def prepare(
     """Return the splits of a dataset, and a sentence on where a run finds it.
 
     An archive is unpacked beside `cache_folder()/NAME`, checked, and renamed to it. Where the
-    dataset's module says CACHED the splits are in the cache as arrays, and no file is kept.
+    dataset's module says CACHED the splits are in the cache as arrays. No file is kept then, unless
+    it also says NEEDS_FILES.
 
     Args:
         name: as in `tasks=NAME`.
@@ -108,13 +109,16 @@ def prepare(
     from metalearn.tasks.cache import cache_folder
     from metalearn.tasks.unfinished import put
 
-    cached = getattr(sys.modules[load.__module__], "CACHED", False)
+    module = sys.modules[load.__module__]
+    cached = getattr(module, "CACHED", False)
+    needs_files = not cached or getattr(module, "NEEDS_FILES", False)
     path = with_home(source) if source is not None else None
-    if path is None or (source and path.is_dir()):
+    if path is None or (source and (path.is_dir() or path.suffix == ".csv")):
         splits = load() if path is None else load(path)
-        if cached:
-            return splits, f"cached in {cache_folder()}"
         where = f" tasks.dataset.source={source}" if source else ""
+        if cached:
+            use = f", by the files that tasks={name}{where} names" if needs_files else ""
+            return splits, f"cached in {cache_folder()}{use}"
         return splits, f"checked; nothing is cached, each run reads the files: tasks={name}{where}"
     if not is_archive(path):
         raise UsageError(
@@ -126,7 +130,7 @@ def prepare(
             splits = load(folder)
         except UsageError as error:  # of the archive, which the user knows
             raise UsageError(str(error).replace(str(folder), str(path))) from error
-        if cached:
+        if not needs_files:
             return splits, f"cached in {cache_folder()}"
         put(folder, cache_folder() / name)
     return splits, f"unpacked into {cache_folder() / name}, where tasks={name} finds it"

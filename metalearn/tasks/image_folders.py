@@ -18,6 +18,8 @@ LAYOUTS = (
 NAMES = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
 """The names of each split's folder or list."""
 
+_HIDDEN = (".", "__")
+
 Files = list[tuple[Path, str]]
 """The image files, each with the name of its class."""
 
@@ -45,7 +47,7 @@ def find(root: Path) -> dict[str, Files] | None:
 
 def only_folder(root: Path) -> Path | None:
     """Return the folder in `root` if there is nothing else; archives often wrap their content."""
-    below = [p for p in root.iterdir() if not p.name.startswith((".", "__"))]
+    below = [p for p in root.iterdir() if not p.name.startswith(_HIDDEN)]
     return below[0] if len(below) == 1 and below[0].is_dir() else None
 
 
@@ -111,14 +113,18 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(
         p
         for p in folder.iterdir()
-        if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and not p.is_dir()
+        if p.suffix.lower() in SUFFIXES and not p.name.startswith(_HIDDEN) and not p.is_dir()
     )
+
+
+def folders_in(root: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, without hidden ones."""
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(_HIDDEN))
 
 
 def by_class(folder: Path) -> Files:
     """Return the images of a folder that has a folder for each class."""
-    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    return [(path, one.name) for one in classes for path in images_in(one)]
+    return [(path, one.name) for one in folders_in(folder) for path in images_in(one)]
 
 
 def _first(root: Path, names: Sequence[str], suffix: str = "") -> Path | None:

@@ -24,11 +24,11 @@ def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     part = parent / f".{name[:60]}-{uuid.uuid4().hex}.part"
     with contextlib.ExitStack() as held:
-        with _lock(parent):
-            tidy(parent)
-            part.mkdir()
-            held.enter_context(_lock(part))
         try:
+            with _lock(parent):
+                tidy(parent)
+                part.mkdir()
+                held.enter_context(_lock(part))
             yield part
         finally:
             shutil.rmtree(part, ignore_errors=True)

@@ -145,7 +145,10 @@ def _folder(name: str, source: str | Path | None, wanted: str) -> Path:
     if is_archive(root):
         raise UsageError(f"{root} is not unpacked; `metalearn data prepare {name} source={root}`")
     if not root.is_dir():
-        raise UsageError(f"{root} is not a folder; make it and place there {wanted}")
+        raise UsageError(
+            f"{root} is not a folder; make it and place there {wanted}; or give source= the place "
+            "where they lie now"
+        )
     return root
 
 

@@ -137,7 +137,7 @@ from metalearn.commands.main import main
         (["evaluate", "checkpoint=/x.pt", "split=train"], "'validation' or 'test'"),
         (["evaluate", "checkpoint=/x.pt", "benchmark=official"], "one of held_out"),
         (["evaluate", "checkpoint=/x.pt", "benchmark=omniglot_official"], "all_runs.zip"),
-        (["evaluate", "checkpoint=/x.pt", "source=/x.zip"], "held_out takes none"),
+        (["evaluate", "checkpoint=/x.pt", "source=/x"], "there is no checkpoint /x.pt"),
         (["train", "tasks.distinct=0"], "at least 1 task"),
         (["train", "tasks.ways=1"], "ways=1 leaves nothing to tell apart"),
         (["train", "tasks.distinct=x"], "a whole number"),
