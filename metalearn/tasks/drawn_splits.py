@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from metalearn.errors import UsageError
-from metalearn.tasks.image_folders import NAMES, read_table
+from metalearn.tasks.table import read_table
 
+NAMES = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
+"""The names of each split in folders and files."""
 MODES = tuple(NAMES)
 MODE_OF = {name: mode for mode, names in NAMES.items() for name in names}
-"""The split of each name that a folder or a file may give it: val, valid and validation are one."""
+"""The split of each of `NAMES`."""
 COLUMNS = ("name", "split")
 
 

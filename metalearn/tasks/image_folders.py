@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from metalearn.tasks.drawn_splits import NAMES
 from metalearn.tasks.pixels import SUFFIXES, read_image
+from metalearn.tasks.table import read_table
 
 LAYOUTS = (
     "{train,val,test}/CLASS/IMAGE, or images/ with {train,val,test}.csv (filename,label), or "
     "data/CLASS/IMAGE with splits/bertinetto/{train,val,test}.txt"
 )
-NAMES = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
-"""The names of each split's folder or list."""
 
 _HIDDEN = (".", "__")
 
@@ -77,35 +76,6 @@ def read(files: Files, side: int) -> Iterator[np.ndarray]:
     """
     for path, _ in files:
         yield read_image(path, 3, side)
-
-
-def read_table(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Read the rows of a CSV file in UTF-8, with or without a byte-order mark.
-
-    Spaces around names and values do not count.
-
-    Raises:
-        OSError, ValueError: the file cannot be read, lacks one of `columns`, or a row lacks a value
-            of one of them.
-    """
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        try:
-            names, *lines = [[value.strip() for value in line] for line in reader if line] or [[]]
-        except csv.Error as fault:
-            raise ValueError(f"{table} is no CSV file: {fault}") from fault
-    if not lines or any(names.count(name) != 1 for name in columns):
-        raise ValueError(
-            f"{table} lacks the columns {' and '.join(columns)}, each once, or rows below them; "
-            f"it begins with {','.join(names)[:80]!r}"
-        )
-    for line in lines:
-        if len(line) != len(names) or not all(line[names.index(name)] for name in columns):
-            raise ValueError(
-                f"{table} has the row {','.join(line)[:80]!r}; expected {len(names)} values, and "
-                f"{' and '.join(columns)} among them"
-            )
-    return [dict(zip(names, line, strict=True)) for line in lines]
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -26,6 +26,7 @@ from metalearn.tasks.drawn_splits import MODE_OF, MODES
 from metalearn.tasks.image_folders import Files
 from metalearn.tasks.images import LabelledImages
 from metalearn.tasks.pixels import SUFFIXES, read_image
+from metalearn.tasks.table import read_table
 from metalearn.tasks.unfinished import restore
 
 BUILDABLE = ("images",)
@@ -173,7 +174,7 @@ def _find(root: Path) -> dict[str, Files]:
 
 def _by_csv(table: Path) -> dict[str, Files]:
     found: dict[str, Files] = {}
-    for row in image_folders.read_table(table, ("path", "label")):
+    for row in read_table(table, ("path", "label")):
         path = table.parent / row["path"]
         if not path.is_file():
             raise ValueError(f"it lists {row['path']!r}, which is no file in {table.parent}")
