@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from hydra.utils import get_method
@@ -60,12 +63,28 @@ def run(words: list[str]) -> int:
             raise UsageError(f"{option!r} is no option of {name}; expected source=PATH, once")
         source = value
 
-    splits, where = prepare(name, load, source)
+    with _terminated_by_exception():
+        splits, where = prepare(name, load, source)
     for split, data in splits.items():
         shape = "x".join(map(str, data.images.shape[1:]))
         print(f"{name} {split}: {len(data.classes)} classes, {len(data.images)} images of {shape}")
     print(where)
     return 0
+
+
+@contextlib.contextmanager
+def _terminated_by_exception() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit, so that temporary files are deleted on the way out."""
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        print("metalearn: terminated; nothing is kept, run the command again", file=sys.stderr)
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def prepare(
@@ -74,7 +93,8 @@ def prepare(
     """Return the splits of a dataset, and a sentence on where a run finds it.
 
     An archive is unpacked beside `cache_folder()/NAME`, checked, and renamed to it. Where the
-    dataset's module says CACHED the splits are in the cache as arrays, and no file is kept.
+    dataset's module says CACHED the splits are in the cache as arrays. No file is kept then, unless
+    it also says NEEDS_FILES.
 
     Args:
         name: as in `tasks=NAME`.
@@ -85,16 +105,20 @@ def prepare(
         UsageError: the source is absent, damaged or not this dataset; nothing is kept of it.
     """
     # Slow: help and mistakes in the words need none of it.
-    from metalearn.tasks.archive import SUFFIXES, is_archive, keep, unpacked
+    from metalearn.tasks.archive import SUFFIXES, is_archive, unpacked
     from metalearn.tasks.cache import cache_folder
+    from metalearn.tasks.unfinished import put
 
-    cached = getattr(sys.modules[load.__module__], "CACHED", False)
+    module = sys.modules[load.__module__]
+    cached = getattr(module, "CACHED", False)
+    needs_files = not cached or getattr(module, "NEEDS_FILES", False)
     path = with_home(source) if source is not None else None
-    if path is None or (source and path.is_dir()):
+    if path is None or (source and (path.is_dir() or path.suffix == ".csv")):
         splits = load() if path is None else load(path)
-        if cached:
-            return splits, f"cached in {cache_folder()}"
         where = f" tasks.dataset.source={source}" if source else ""
+        if cached:
+            use = f", by the files that tasks={name}{where} names" if needs_files else ""
+            return splits, f"cached in {cache_folder()}{use}"
         return splits, f"checked; nothing is cached, each run reads the files: tasks={name}{where}"
     if not is_archive(path):
         raise UsageError(
@@ -106,7 +130,7 @@ def prepare(
             splits = load(folder)
         except UsageError as error:  # of the archive, which the user knows
             raise UsageError(str(error).replace(str(folder), str(path))) from error
-        if cached:
+        if not needs_files:
             return splits, f"cached in {cache_folder()}"
-        keep(folder, cache_folder() / name)
+        put(folder, cache_folder() / name)
     return splits, f"unpacked into {cache_folder() / name}, where tasks={name} finds it"

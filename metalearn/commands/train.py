@@ -15,9 +15,14 @@ from metalearn.config.canonical import canonicalise
 from metalearn.config.old_names import rename_overrides
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
 from metalearn.parallel.ranks import ALONE, Ranks, job, joined, may_restart, restarted
-from metalearn.training import checkpoint
+from metalearn.training import checkpoint, data_source
 from metalearn.training.run_folder import check_unused
 
+SHORT = {
+    "data": ("tasks=images", "tasks.dataset.source={}"),
+    "source": ("tasks.dataset.source={}",),
+}
+"""The words for which an option is short; {} stands for its value."""
 WITH_RESUME = (
     *(
         "resume",
@@ -30,8 +35,9 @@ WITH_RESUME = (
         "keep_checkpoints",
     ),
     *("on_nonfinite", "on_failed_solve", "on_explosion", "explosion_factor", "keep_best"),
+    data_source.OPTION,
 )
-"""The options that `resume=` allows beside it: length, device, tracking, guards."""
+"""The options that `resume=` allows beside it: length, device, tracking, guards, moved data."""
 
 Complain = Callable[[Exception], None]
 
@@ -43,7 +49,7 @@ def run(words: list[str], complain: Complain) -> int:
         UsageError: the words are none that can be trained by.
     """
     asks_for_sweep = [w for w in words if w in ("-m", "--multirun")]
-    overrides = rename_overrides([w for w in words if w not in asks_for_sweep])
+    overrides = rename_overrides(_in_full([w for w in words if w not in asks_for_sweep]))
     resumed = "resume" in config.keys(overrides)
     if not asks_for_sweep and (own := [w for w in overrides if w.startswith("hydra/")]):
         raise UsageError(f"{own[0]} is a sweep's; add -m")
@@ -64,8 +70,25 @@ def run(words: list[str], complain: Complain) -> int:
         return _begin(config.compose("train", overrides), ranks, complain)
 
 
+def _in_full(words: list[str]) -> list[str]:
+    """Return the words with each option of `SHORT` replaced by the words for which it is short."""
+    pairs = [(word, *word.partition("=")[::2]) for word in words]
+    names = [name for _, name, _ in pairs]
+    if "data" in names and {"tasks", "source", "resume"}.intersection(names):
+        raise UsageError(
+            "data=PATH: expected neither tasks= nor source= nor resume= beside it, for it chooses "
+            "tasks=images and its source. Leave one of them out"
+        )
+    return [
+        full.format(value) if name in SHORT else full
+        for word, name, value in pairs
+        for full in SHORT.get(name, (word,))
+    ]
+
+
 def _begin(cfg: DictConfig, ranks: Ranks, complain: Complain) -> int:
     """Begin a run, or continue the one that torchrun began by the same words."""
+    data_source.make_absolute(cfg)
     if cfg.run_dir == "":
         raise UsageError("run_dir= is empty; give a folder, or leave it out")
     if cfg.run_dir is None:
@@ -102,9 +125,12 @@ def _resumed(overrides: list[str]) -> tuple[DictConfig, Path]:
     if odd := sorted(given.difference(WITH_RESUME)):
         raise UsageError(
             f"{odd[0]}= cannot be given beside resume=, which keeps the run's own config; only "
-            f"{', '.join(WITH_RESUME[1:])} can"
+            f"{', '.join(WITH_RESUME[1:-1])} and source can"
         )
-    asked = config.compose("train", overrides)
+    moved = config.values(overrides).get(data_source.OPTION)
+    asked = config.compose(
+        "train", [word for word in overrides if not word.startswith(f"{data_source.OPTION}=")]
+    )
     folder = Path(asked.resume or "")
     if asked.resume is None or not os.path.isfile(folder / "config.yaml"):
         raise UsageError(f"resume={asked.resume}: there is no run; give the folder of one in runs/")
@@ -114,8 +140,10 @@ def _resumed(overrides: list[str]) -> tuple[DictConfig, Path]:
             f"steps={asked.steps}, but schedule=cosine brings the rate to 0 at this run's "
             f"{cfg.steps} meta-steps; leave steps= out, or train anew with steps={asked.steps}"
         )
-    for key in given.difference(("resume",)):
+    for key in given.difference(("resume", data_source.OPTION)):
         cfg[key] = asked[key]
+    if moved is not None:
+        data_source.move(cfg, moved, str(folder))
     return cfg, folder
 
 

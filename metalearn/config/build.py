@@ -19,7 +19,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from metalearn.config.interpolation import check_resolved
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, nearest
 
 PACKAGES = (
     *("metalearn.nn", "metalearn.inner", "metalearn.linear_solve", "metalearn.metagrad"),
@@ -56,7 +56,13 @@ def build(config: Any, kind: type | None = None) -> Any:
     path = config._get_full_key("") if isinstance(config, DictConfig) else ""
     for name, node in _nodes(plain, path):
         own = _OWN_PACKAGE.get(name.rpartition(".")[2])
-        _check_arguments(name, node, _found(node["_target_"], [own] if own else PACKAGES))
+        called = _found(node["_target_"], [own] if own else PACKAGES)
+        if own == "metalearn.tasks" and inspect.isclass(called):
+            raise UsageError(
+                f"{name}._target_={node['_target_']}: expected a function that reads a dataset. "
+                "Choose one of configs/tasks/"
+            )
+        _check_arguments(name, node, called)
         # A dataset alone is called later; which the outermost is, its kind says.
         partial = node.get("_partial_", False)
         if node is not plain and partial is not (own == "metalearn.tasks"):
@@ -180,7 +186,17 @@ def _is_buildable(module: ModuleType, name: str) -> bool:
 
 
 def _check_arguments(path: str, node: dict[str, Any], called: Any) -> None:
-    """Raise UsageError if a plain value is not of the type in the signature."""
+    """Raise UsageError for a partial's unknown argument, or a plain value of another type.
+
+    An object that is built at once refuses unknown arguments itself.
+    """
+    if node.get("_partial_", False) and not inspect.isclass(called):
+        known = inspect.signature(called).parameters
+        for key in node.keys() - known.keys() - {"_target_", "_partial_"}:
+            raise UsageError(
+                f"{path and path + '.'}{key}={node[key]}: {called.__name__} has no such option"
+                f"{nearest(key, known)}"
+            )
     try:
         hints = get_type_hints(called.__init__ if inspect.isclass(called) else called)
     except (NameError, TypeError):  # names that only a type checker imports; no Python signature

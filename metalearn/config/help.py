@@ -27,6 +27,8 @@ def verb_page(verb: str, purpose: str) -> str:
             "",
             "Each choice brings options of its own: tasks.ways=20 tasks.shots=5 problem.prox=0.5",
             "metagrad.inner.steps=10 metagrad.linear_solver.max_iters=3 optimiser.lr=1e-4 ...",
+            "Own images: metalearn train data=PATH (tasks=images tasks.dataset.source=PATH)",
+            "Data that has moved: metalearn train resume=RUN source=PATH",
             "A sweep: metalearn train -m seed=0,1,2 metagrad=maml,imaml",
             "",
         ]

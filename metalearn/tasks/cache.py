@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-import uuid
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,15 +14,11 @@ import torch
 from metalearn.errors import UsageError
 from metalearn.system.files import with_home
 from metalearn.tasks.images import LabelledImages
+from metalearn.tasks.unfinished import temporary_folder
 
 Splits = dict[str, LabelledImages]
 
 _FIELDS = ("images", "labels", "classes")
-# The errors of numpy and zipfile for a file that is truncated, altered, or not an archive.
-_DAMAGE = (
-    *(OSError, EOFError, ValueError, KeyError, TypeError, IndexError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error, NotImplementedError),
-)
 
 
 def cache_folder() -> Path:
@@ -62,7 +54,7 @@ def cached(name: str, build: Callable[[], Splits]) -> Splits:
         return _read(path)
     except (FileNotFoundError, NotADirectoryError):
         pass  # NotADirectoryError: the folder's path is a file; `_write` below reports it
-    except _DAMAGE as fault:
+    except Exception as fault:  # the errors of numpy and zipfile for a damaged file share no class
         _warn(f"{path} is damaged or unreadable ({_brief(fault)}) and is built again")
     splits = build()
     try:
@@ -96,23 +88,20 @@ def _read(path: Path) -> Splits:
 
 
 def _write(path: Path, splits: Splits) -> None:
-    """Write a temporary file and rename it, so that `path` is complete whenever it exists."""
+    """Write a temporary file and rename it, so that `path` is complete whenever it exists.
+
+    A killed process leaves no file beside it for longer than until the next one is written.
+    """
     arrays: dict[str, Any] = {}
     for split, data in splits.items():
         values = (data.images.numpy(), data.labels.numpy(), np.array(data.classes, dtype=np.str_))
         arrays |= {f"{split}/{field}": v for field, v in zip(_FIELDS, values, strict=True)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.part")
-    try:
-        with part.open("xb") as file:
+    with temporary_folder(path.parent, path.stem) as folder:
+        with (folder / path.name).open("xb") as file:
             np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
+        (folder / path.name).replace(path)
 
 
 def _brief(fault: BaseException) -> str:

@@ -25,15 +25,25 @@ class LabelledImages:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+        images, labels, classes = self.images, self.labels, self.classes
+        if not _is(images, torch.uint8) or images.dim() != 4:
             raise UsageError(
-                f"images are {self.images.dtype} of shape {tuple(self.images.shape)}; "
-                "expected uint8 of shape (N, channels, height, width)"
+                f"images={_described(images)}: expected a uint8 tensor of shape (N, channels, "
+                "height, width). Scale the pixels to 0 .. 255 and round them"
             )
-        if self.labels.shape != self.images.shape[:1]:
+        if not _is(labels, torch.int64) or labels.shape != images.shape[:1]:
             raise UsageError(
-                f"{len(self.images)} images came with labels of shape {tuple(self.labels.shape)}; "
-                "expected one label an image"
+                f"labels={_described(labels)}: expected an int64 tensor of shape "
+                f"({len(images)},), one label an image. Give labels.long()"
+            )
+        if len(set(classes)) != len(classes):
+            twice = next(name for name in classes if classes.count(name) > 1)
+            raise UsageError(f"classes: {twice!r} is there twice; give each class its own name")
+        outside = labels[(labels < 0) | (labels >= len(classes))]
+        if len(outside):
+            raise UsageError(
+                f"labels: {int(outside[0])} is the index of none of the {len(classes)} classes; "
+                f"expected 0 to {len(classes) - 1}"
             )
 
     def with_rotations(self) -> LabelledImages:
@@ -42,3 +52,14 @@ class LabelledImages:
         labels = [self.labels + k * len(self.classes) for k in range(4)]
         names = (self.classes, *(tuple(f"{c}@{90 * k}" for c in self.classes) for k in (1, 2, 3)))
         return LabelledImages(torch.cat(turned), torch.cat(labels), sum(names, ()))
+
+
+def _is(value: object, dtype: torch.dtype) -> bool:
+    return isinstance(value, Tensor) and value.dtype == dtype
+
+
+def _described(value: object) -> str:
+    """Describe a tensor or array by type and shape, and any other value by its class."""
+    if not hasattr(value, "dtype"):
+        return type(value).__name__
+    return f"{value.dtype} of shape {tuple(getattr(value, 'shape', ()))}"

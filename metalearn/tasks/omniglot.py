@@ -9,7 +9,6 @@ import os
 import re
 import socket
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from metalearn.errors import UsageError
 from metalearn.system.files import with_home
 from metalearn.tasks.cache import Splits, cache_folder, cached
 from metalearn.tasks.images import LabelledImages
+from metalearn.tasks.pixels import read_image
 
 BUILDABLE = ("omniglot", "omniglot_background")
 """The functions that a config may name."""
@@ -38,11 +38,6 @@ LARGEST = 1 << 20  # bytes; the maximum size of one drawing; real drawings have 
 _LAYOUT = "images_background and images_evaluation, each as a folder or a .zip"
 _MEMBERS = 100_000  # the maximum number of members of an archive; Omniglot's have some 20,000
 _TIMEOUT_S = 30.0
-
-_UNREADABLE = (
-    *(OSError, EOFError, ValueError, SyntaxError, RuntimeError, NotImplementedError),
-    *(zipfile.BadZipFile, zlib.error, Image.DecompressionBombError),
-)
 
 
 def omniglot(
@@ -206,7 +201,7 @@ def _drawings_of(folder: Path, name: str) -> Iterator[tuple[str, str, Callable[[
     if path.is_file():
         try:
             archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as fault:
+        except Exception as fault:  # zipfile's errors for a damaged archive share no class
             raise UsageError(
                 f"{path} is cut short or not a zip archive ({fault}); fetch it again"
             ) from fault
@@ -244,19 +239,18 @@ def decode(read: Callable[[], bytes], where: str, size: int) -> np.ndarray:
         UsageError: the file is not an image of 105x105 pixels.
     """
     try:
-        with Image.open(io.BytesIO(read())) as file:
-            shape = file.size
-            image = file.convert("L") if shape == (_SIDE, _SIDE) else None
-    except _UNREADABLE as fault:
+        pixels = read_image(io.BytesIO(read()), 1)[..., 0]
+    except Exception as fault:  # zipfile's errors for a damaged archive share no class
         raise UsageError(
             f"{where} is not a readable image ({fault}); fetch Omniglot again"
         ) from fault
-    if image is None:
+    if pixels.shape != (_SIDE, _SIDE):
         raise UsageError(
-            f"{where} is {shape[0]}x{shape[1]} pixels instead of {_SIDE}x{_SIDE}; "
+            f"{where} is {pixels.shape[1]}x{pixels.shape[0]} pixels instead of {_SIDE}x{_SIDE}; "
             "give the original drawings, not resized ones"
         )
-    return 255 - np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
+    drawing = Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS)
+    return 255 - np.asarray(drawing)
 
 
 def _split(images: dict[str, np.ndarray], seed: int, splits: tuple[int, int, int]) -> Splits:

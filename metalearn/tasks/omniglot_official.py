@@ -25,7 +25,6 @@ RUNS, WAYS = 20, 20
 _PART = re.compile(
     r"(?:.*/)?(?P<run>run\d+)/(?P<part>class_labels\.txt|(?:training|test)/\w+\.png)"
 )
-_DAMAGE = (OSError, EOFError, RuntimeError, NotImplementedError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,9 @@ def official_runs(path: str | Path, size: int = 28) -> TaskBatch:
                     "of the Omniglot release again"
                 )
             read = [_run(archive, name, parts, size, path) for name, parts in sorted(runs.items())]
-    except (zipfile.BadZipFile, *_DAMAGE) as fault:
+    except UsageError:
+        raise
+    except Exception as fault:  # zipfile's errors for a damaged archive share no class
         raise UsageError(
             f"source={path} is cut short or not a zip archive ({fault}); fetch it again"
         ) from fault

@@ -22,15 +22,22 @@ def load(path: Path) -> Any:
     """Load nested dicts, lists and tuples of numeric arrays, numbers, texts and bytes.
 
     Raises:
-        pickle.UnpicklingError: the file requests anything else. Errors of a damaged pickle pass
-            through: EOFError, ValueError, TypeError, LookupError, AttributeError and others.
+        pickle.UnpicklingError: the file requests anything else, or is damaged.
+        OSError: the file cannot be opened.
     """
     with path.open("rb") as file:
-        # Python 2 wrote some of the files. Latin-1 keeps every byte of its byte strings.
-        return _plain(_Reader(file, encoding="latin1").load())
+        try:
+            # Python 2 wrote some of the files. Latin-1 keeps every byte of its byte strings.
+            return _plain(_Reader(file, encoding="latin1").load(), {})
+        except pickle.UnpicklingError:
+            raise
+        except Exception as fault:  # what a damaged or hostile file leads to shares no class
+            reason = " ".join(str(fault).split()) or type(fault).__name__
+            raise pickle.UnpicklingError(f"it is damaged: {reason}") from fault
 
 
-class _Reader(pickle.Unpickler):
+# The reader in C allocates as much memory as a number in the file says (LONG_BINPUT).
+class _Reader(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         # older releases of NumPy wrote numpy.core for numpy._core
         known = _STAND_INS.get((module.replace("numpy._core", "numpy.core"), name))
@@ -101,14 +108,27 @@ _STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-def _plain(value: Any) -> Any:
-    """Return a value with every stand-in replaced by its array."""
+def _plain(value: Any, known: dict[int, Any]) -> Any:
+    """Return a value with every stand-in replaced by its array.
+
+    Args:
+        known: the results by the ids of their values, so that a value that is there many times is
+            converted once.
+    """
     if isinstance(value, _Array):
         return value.value
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(one) for one in value)
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return value
-    raise pickle.UnpicklingError(f"it holds a {type(value).__name__}")
+    if id(value) in known:
+        if (done := known[id(value)]) is None:
+            raise pickle.UnpicklingError("it holds a value that contains itself")
+        return done
+    known[id(value)] = None
+    if isinstance(value, dict):
+        made: Any = {key: _plain(one, known) for key, one in value.items()}
+    elif isinstance(value, list | tuple):
+        made = type(value)(_plain(one, known) for one in value)
+    else:
+        raise pickle.UnpicklingError(f"it holds a {type(value).__name__}")
+    known[id(value)] = made
+    return made

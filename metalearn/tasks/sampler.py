@@ -67,11 +67,13 @@ class ImageTaskSampler:
             raise UsageError(
                 f"ways={ways}, but this split has {len(data.classes)} classes; ask for fewer ways"
             )
-        fewest = int(torch.bincount(data.labels, minlength=len(data.classes)).min())
+        counts = torch.bincount(data.labels, minlength=len(data.classes))
+        fewest = int(counts.min())
         if shots + queries > fewest:
             raise UsageError(
                 f"shots={shots} and queries={queries} need {shots + queries} images a class, but "
-                f"the smallest class has {fewest}; ask for fewer"
+                f"the smallest class, {data.classes[int(counts.argmin())]!r}, has {fewest}; ask "
+                "for fewer, or leave the class out"
             )
         self.ways, self.shots, self.queries = ways, shots, queries
         self._images = data.images.to(device)

@@ -15,20 +15,32 @@ from metalearn.tasks.sampler import ImageTaskSampler
 
 
 class Sampler(Protocol):
-    """A seeded sequence of task batches."""
+    """A seeded sequence of task batches; any object with these three methods is one.
 
-    def sample(self, num_tasks: int) -> TaskBatch: ...
+    Two samplers of one seed give the same sequence. A sampler that loads the state of another goes
+    on where the other was, so that a run that is resumed equals one that was not interrupted.
+    """
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def sample(self, num_tasks: int) -> TaskBatch:
+        """Return the next tasks; all of them have as many support and query examples."""
+        ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the sequence: tensors and plain values, which a checkpoint stores."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to the place in the sequence that a `state_dict` describes."""
+        ...
 
 
 @runtime_checkable
 class Tasks(Protocol):
     """The samplers of the splits "train", "validation" and "test"."""
 
-    def sampler(self, split: str, seed: int, device: torch.device | str) -> Sampler: ...
+    def sampler(self, split: str, seed: int, device: torch.device | str) -> Sampler:
+        """Return a new sampler of a split, whose batches are on `device`."""
+        ...
 
     def classes(self, split: str) -> tuple[str, ...]:
         """Return the names of a split's classes; empty if the tasks have no classes."""

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from metalearn.errors import UsageError
 from metalearn.system.files import with_home
@@ -27,14 +25,11 @@ from metalearn.tasks import image_folders, pickled
 from metalearn.tasks.archive import is_archive
 from metalearn.tasks.cache import cache_folder
 from metalearn.tasks.images import LabelledImages
+from metalearn.tasks.pixels import check_bytes, read_image
+from metalearn.tasks.unfinished import restore
 
 _MODES = ("train", "validation", "test")
 _SHORT = ("train", "val", "test")
-# The errors of a truncated, foreign or partly unpacked file.
-_FAULTS = (
-    *(OSError, EOFError, pickle.UnpicklingError, ValueError, TypeError, SyntaxError),
-    *(LookupError, AttributeError, RuntimeError, MemoryError, Image.DecompressionBombError),
-)
 _Pickle = tuple[Sequence[str], Callable[[str, Any], tuple[Iterable[np.ndarray], Any, Any]]]
 
 BUILDABLE = ("mini_imagenet", "tiered_imagenet", "cifar_fs", "fc100")
@@ -59,7 +54,10 @@ def mini_imagenet(
         (data,) = contents
         images, rows = data["image_data"], data["class_dict"]
         labels = np.full(len(images), -1)
-        for number, found in enumerate(rows.values()):
+        for number, (name, listed) in enumerate(rows.items()):
+            found = _whole_numbers(listed, f"the images of class {name!r}")
+            if found.min(initial=0) < 0 or (labels[found] >= 0).any():
+                raise ValueError(f"an image of class {name!r} is negative or of two classes")
             labels[found] = number
         return images, labels, [str(name) for name in rows]
 
@@ -84,7 +82,8 @@ def tiered_imagenet(
 
     def split(mode: str, contents: Any) -> tuple[Any, Any, Any]:
         encoded, labels = contents
-        return map(_decoded, encoded), *_numbered(mode, labels["label_specific"], len(encoded))
+        images = (read_image(io.BytesIO(bytes(image)), 3, 84) for image in encoded)
+        return images, *_numbered(mode, labels["label_specific"], len(encoded))
 
     kinds = ("images_png", "labels")
     names = [f"tiered-imagenet/{mode}_{kind}.pkl" for mode in _SHORT for kind in kinds]
@@ -131,7 +130,7 @@ def fc100(
 
 
 def _folder(name: str, source: str | Path | None, wanted: str) -> Path:
-    data, prepared = os.environ.get("METALEARN_DATA"), cache_folder() / name
+    data, prepared = os.environ.get("METALEARN_DATA"), restore(cache_folder() / name)
     if source is not None:
         root = with_home(source)
     elif (data and (with_home(data) / name).is_dir()) or not prepared.is_dir():
@@ -146,7 +145,10 @@ def _folder(name: str, source: str | Path | None, wanted: str) -> Path:
     if is_archive(root):
         raise UsageError(f"{root} is not unpacked; `metalearn data prepare {name} source={root}`")
     if not root.is_dir():
-        raise UsageError(f"{root} is not a folder; make it and place there {wanted}")
+        raise UsageError(
+            f"{root} is not a folder; make it and place there {wanted}; or give source= the place "
+            "where they lie now"
+        )
     return root
 
 
@@ -176,7 +178,7 @@ def _load(
             for below in ("cifarfs/processed", "cifarfs/cifar100"):
                 if found is None and name == "cifar_fs" and (root / below).is_dir():
                     found = image_folders.find(root / below)
-        except _FAULTS as fault:
+        except Exception as fault:  # as for a split, below
             raise _unreadable(f"{name} in {root}", fault) from fault
         if found is None:
             raise UsageError(f"{root} lacks {wanted}; place {name} there whole")
@@ -192,7 +194,7 @@ def _load(
         where = f"the {mode} split of {name} in {root}"
         try:
             splits[mode] = read(s)
-        except _FAULTS as fault:
+        except Exception as fault:  # what foreign and damaged files lead to shares no class
             raise _unreadable(where, fault) from fault
         if (has := len(splits[mode].classes)) != count:
             raise UsageError(
@@ -211,11 +213,13 @@ def _unreadable(where: str, fault: BaseException) -> UsageError:
     return UsageError(f"{where} cannot be read ({reason}); place a whole copy there")
 
 
-def _decoded(encoded: Any) -> np.ndarray:
-    with Image.open(io.BytesIO(bytes(encoded))) as image:
-        if max(image.size) > 1000:
-            raise ValueError(f"an image is of {image.size} pixels")
-        return np.asarray(image.convert("RGB"))
+def _whole_numbers(values: Any, what: str) -> np.ndarray:
+    """Return a flat list or array of whole numbers as an int64 array; else raise ValueError."""
+    if isinstance(values, list | tuple) and all(type(value) is int for value in values):
+        return np.array(values, np.int64)
+    if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "iu":
+        return values.astype(np.int64)
+    raise ValueError(f"{what} are no flat list of whole numbers")
 
 
 def _numbered(mode: str, labels: Any, images: int) -> tuple[np.ndarray, list[str]]:
@@ -231,7 +235,7 @@ def _numbered(mode: str, labels: Any, images: int) -> tuple[np.ndarray, list[str
     """
     if images != len(labels):
         raise ValueError(f"{images} images came with {len(labels)} labels")
-    values, numbers = np.unique(np.asarray(labels), return_inverse=True)
+    values, numbers = np.unique(_whole_numbers(labels, "the labels"), return_inverse=True)
     return numbers, [f"{mode}/{value}" for value in values]
 
 
@@ -243,12 +247,12 @@ def _gather(
     The images arrive one by one, since all of them together may be large.
 
     Args:
-        arrays: images (side, side, 3) with values 0 to 255.
+        arrays: images (side, side, 3) uint8.
         labels: the index of each image's class in `classes`.
 
     Raises:
-        ValueError: an image has another shape, or the numbers of images, labels and classes do not
-            match.
+        ValueError: an image has another shape or type, or the numbers of images, labels and classes
+            do not match.
     """
     count = len(labels)
     images = torch.empty(count, 3, side, side, dtype=torch.uint8)
@@ -258,7 +262,7 @@ def _gather(
             raise ValueError(f"an image is of shape {array.shape}, not {(side, side, 3)}")
         if filled > count:
             break
-        images[filled - 1] = torch.from_numpy(array.astype(np.uint8)).permute(2, 0, 1)
+        images[filled - 1] = torch.tensor(check_bytes(array)).permute(2, 0, 1)
     if filled != count:
         raise ValueError(f"{filled} images came with {count} labels")
     numbers = torch.from_numpy(np.asarray(labels).astype(np.int64))

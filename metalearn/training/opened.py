@@ -15,6 +15,7 @@ from metalearn.errors import UsageError
 from metalearn.metagrad import MetaGradient
 from metalearn.problem import BilevelProblem
 from metalearn.training import checkpoint
+from metalearn.training.data_source import move
 from metalearn.training.evaluation import Member
 from metalearn.training.experiment import Experiment
 
@@ -72,12 +73,14 @@ def open_checkpoint(
     queries: int | None = None,
     ways: int | None = None,
     shots: int | None = None,
+    source: str | None = None,
 ) -> OpenedCheckpoint:
     """Open a checkpoint for the tasks that are asked for.
 
     Args:
         modes: some of the problem's modes; a problem with none of them is judged in all its own.
         queries, ways, shots: of a task; None: the run's own.
+        source: the place where the run's dataset lies now; None: where it lay in training.
 
     Raises:
         UsageError: the checkpoint cannot be used, or its tasks or its head have no such ways.
@@ -85,6 +88,8 @@ def open_checkpoint(
     state = checkpoint.load(path)
     run = config.checked(state["config"], str(path), "train")
     run.device, run.threads = device, threads
+    if source is not None:
+        move(run, source, str(path))
     if queries is not None:
         run.tasks.test_queries = queries
     trained_ways = run.tasks.get("ways")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from metalearn.errors import UsageError
 from metalearn.tasks import Sampler
@@ -30,7 +30,8 @@ class Protocol:
     Args:
         benchmark: of `BENCHMARKS`. "held_out": `tasks` tasks, drawn by `seed`, of the split's
             classes, which the run never trained on. "omniglot_official": the release's 20 runs.
-        source: of "omniglot_official": its all_runs.zip.
+        source: of "omniglot_official": its all_runs.zip; of "held_out": the place where the run's
+            dataset lies now, None: where it lay in training.
         split: "validation", whose classes the model was chosen by, or "test".
         tasks, seed: the same for every checkpoint, mode and number of steps.
         modes: of `MODES`.
@@ -56,10 +57,10 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.benchmark not in BENCHMARKS:
             raise UsageError(f"benchmark={self.benchmark}; expected one of {', '.join(BENCHMARKS)}")
-        if (self.source is not None) != (self.benchmark == "omniglot_official"):
+        if self.source is None and self.benchmark == "omniglot_official":
             raise UsageError(
-                f"source={self.source} with benchmark={self.benchmark}; omniglot_official needs "
-                "source=PATH of its all_runs.zip, and held_out takes none"
+                f"source=null with benchmark={self.benchmark}; it needs source=PATH of its "
+                "all_runs.zip"
             )
         if self.tasks < 2:
             raise UsageError(f"tasks={self.tasks}; expected a whole number of at least 2")
@@ -138,8 +139,10 @@ class Protocol:
         return rows
 
     def _open(self, path: Path, device: str, threads: int | None) -> OpenedCheckpoint:
-        asked = {"queries": self.queries, "ways": self.ways, "shots": self.shots}
-        return open_checkpoint(path, self.modes, device, threads, **asked)
+        moved = self.source if self.benchmark == "held_out" else None
+        return open_checkpoint(
+            path, self.modes, device, threads, self.queries, self.ways, self.shots, moved
+        )
 
     def _tasks(
         self, opened: Sequence[OpenedCheckpoint]
@@ -175,7 +178,9 @@ class Protocol:
     ) -> tuple[Callable[[], Sampler], int, dict[str, Any]]:
         tasks, split = experiment.tasks, self.split
         classes = tasks.classes(split)
-        if both := sorted(set(classes).intersection(tasks.classes("train"))):
+        shared = OmegaConf.select(run, "tasks.dataset.split_by") == "images"  # as was asked for
+        both = sorted(set(classes).intersection(tasks.classes("train")))
+        if both and not shared:
             raise UsageError(
                 f"{path}: the {split} split of its tasks shares {both[0]} with the training split; "
                 "give tasks.dataset whose splits are of different classes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import os
@@ -16,7 +17,8 @@ import pytest
 
 from metalearn.errors import UsageError
 from metalearn.tasks import archive
-from metalearn.tasks.archive import is_archive, keep, unpacked
+from metalearn.tasks.archive import is_archive, unpacked
+from metalearn.tasks.unfinished import put, restore, temporary_folder
 
 Members = list[tuple[str, bytes | None]]
 GOOD: Members = [("a/", None), ("a/b/c.png", b"\x89PNG" * 1000), ("d.txt", b""), ("./e", b"1")]
@@ -63,7 +65,7 @@ def test_what_is_kept_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
     target = tmp_path / "new" / "set"
     for _ in range(2):
         with unpacked(path, target.parent) as folder:
-            keep(folder, target)
+            put(folder, target)
         assert [p.name for p in target.parent.iterdir()] == ["set"]
         assert (target / "e").read_bytes() == b"1" and not (target / "old").exists()
         (target / "old").touch()
@@ -209,6 +211,117 @@ def test_a_malicious_or_damaged_archive_is_refused(
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     assert tree(tmp_path) == before
     assert not Path("/tmp/escaped").exists()
+
+
+def nested(path: Path) -> Path:
+    """More folders within each other than Python's recursion takes."""
+    return make(path, [("/".join(["d"] * 1199) + "/x", b"1")])
+
+
+def nameless(path: Path) -> Path:
+    """A zip archive whose first member has an empty name."""
+    make(path, [("xyz", b"1")])
+    data = bytearray(path.read_bytes())
+    for magic, length, header in ((b"PK\x03\x04", 26, 30), (b"PK\x01\x02", 28, 46)):
+        start = data.index(magic)
+        data[start + length : start + length + 2] = b"\0\0"
+        del data[start + header : start + header + 3]
+    start, end = data.index(b"PK\x01\x02"), data.index(b"PK\x05\x06")
+    data[end + 12 : end + 20] = struct.pack("<2L", end - start, start)
+    path.write_bytes(bytes(data))
+    return path
+
+
+def long_names(path: Path) -> Path:
+    """Headers of long names without end, each of which describes the next header."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1
+    path.write_bytes((info.tobuf(tarfile.GNU_FORMAT) + bytes(512)) * 3000)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "sentence"),
+    [
+        ("a.zip", nested, "more than 32 folders"),
+        ("a.tar.gz", nested, "more than 32 folders"),
+        ("a.zip", nameless, "''"),
+        ("a.tar", long_names, "cannot be unpacked"),
+    ],
+)
+def test_hostile_structure_is_refused(
+    name: str, write: Callable[[Path], Path], sentence: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / name)
+    with pytest.raises(UsageError, match=sentence) as caught, unpacked(path, tmp_path):
+        pytest.fail("it was unpacked")
+    assert "\n" not in str(caught.value) and [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tar.xz"])
+def test_any_altered_byte_is_unpacked_or_refused(name: str, tmp_path: Path) -> None:
+    """The outcome for every flipped byte is a whole extraction or one sentence."""
+    path = make(tmp_path / name, [("a/b", b"1" * 30), ("c", b"2")])
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 1 + len(whole) // 150):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        with contextlib.suppress(UsageError), unpacked(path, tmp_path):
+            pass
+        assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def killed(act: Callable[[], object]) -> None:
+    """Run `act` in a process that ends in it as a killed one does, without tidying up."""
+    if (child := os.fork()) == 0:
+        try:
+            act()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def test_what_a_kill_left_is_deleted_by_the_next_process(tmp_path: Path) -> None:
+    def work() -> None:
+        with temporary_folder(tmp_path, "x") as part:
+            (part / "y").touch()
+            os._exit(9)
+
+    killed(work)
+    (tmp_path / ".single-file.part").touch()
+    (left,) = tmp_path.glob(".x-*.part")
+    with temporary_folder(tmp_path, "mine") as part:
+        assert list(tmp_path.iterdir()) == [part] and not left.exists()
+        with temporary_folder(tmp_path, "other") as other:  # a living process keeps its folder
+            assert part.exists() and other.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("use", ["restore", "temporary_folder"])
+def test_a_kill_between_the_two_renames_loses_no_dataset(use: str, tmp_path: Path) -> None:
+    target, part = tmp_path / "set", tmp_path / ".set-new.part"
+    target.mkdir()
+    (target / "mine").touch()
+
+    def exchange() -> None:
+        rename = Path.replace
+        Path.replace = lambda p, to: os._exit(9) if to == target else rename(p, to)  # type: ignore
+        put(part, target)
+
+    killed(exchange)
+    assert not target.exists()
+    if use == "restore":
+        assert restore(target) == target
+    else:
+        with temporary_folder(tmp_path, "y"):
+            pass
+    assert [p.name for p in tmp_path.rglob("*")] == ["set", "mine"]
+
+
+def test_a_failed_rename_puts_the_former_dataset_back(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with pytest.raises(FileNotFoundError):
+        put(tmp_path / ".nowhere.part", tmp_path / "set")
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
 
 
 def test_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

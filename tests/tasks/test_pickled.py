@@ -99,6 +99,8 @@ def evil(target: Path) -> dict[str, bytes]:
         "bytes of anything": b"c__builtin__\nbytes\n(I9\ntR.",
         "a type that is a text": _claims(shape=(4,), kind=b"S'u1'\n"),
         "itself": b"(lp0\ng0\na.",
+        "a length beyond all": b"\x80\x04\x8e" + b"\xff" * 8 + b".",
+        "lists in lists without end": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
         "a length without end": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b".",
     }
 
@@ -117,13 +119,31 @@ def _claims(shape: tuple[int, ...], kind: bytes = b"") -> bytes:
     return made + b"(I1\n(" + sizes + b"t" + kind + b"I00\nS'abcd'\ntb."
 
 
+def test_a_place_in_the_memo_costs_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    path.write_bytes(b"\x80\x02K\x01r\xff\xff\xff\x7f.")  # 2^31 - 1, as an index of a list
+    assert load(path) == 1
+
+
+def test_a_value_that_is_there_many_times_is_converted_once(tmp_path: Path) -> None:
+    """Forty lists, each of which holds the one before it twice: 2^40 if each were followed."""
+    value: Any = [np.arange(2)]
+    for _ in range(40):
+        value = [value, value]
+    path = tmp_path / "p"
+    path.write_bytes(pickle.dumps(value))
+    found = load(path)
+    while len(found) == 2:
+        assert found[0] is found[1]
+        found = found[0]
+    assert found[0].tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("name", evil(Path("x")))
 def test_nothing_else_is_read_and_nothing_is_called(name: str, tmp_path: Path) -> None:
-    from metalearn.tasks.vision import _FAULTS
-
     path, target = tmp_path / "p", tmp_path / "executed"
     path.write_bytes(evil(target)[name])
-    with pytest.raises(_FAULTS):
+    with pytest.raises(pickle.UnpicklingError):
         load(path)
     assert not target.exists()
 

@@ -90,7 +90,7 @@ def test_all_classes_and_drawings_come_up():
     ("ways", "shots", "queries", "sentence"),
     [
         (7, 1, 1, "7.*6 classes"),
-        (2, 5, 2, "7 images"),
+        (2, 5, 2, "7 images a class, but the smallest class, 'c0', has 6"),
         (0, 1, 1, "at least 1"),
         (2, 1, 0, "at least 1"),
     ],
@@ -98,6 +98,31 @@ def test_all_classes_and_drawings_come_up():
 def test_what_the_data_cannot_give_is_refused(ways, shots, queries, sentence):
     with pytest.raises(UsageError, match=sentence):
         ImageTaskSampler(numbered(6, 6), ways, shots, queries)
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        (torch.tensor([0, -1]), "-1 is the index of none of the 2 classes; expected 0 to 1"),
+        (torch.tensor([0, 2]), "2 is the index of none"),
+        (torch.tensor([0.0, 1.0]), r"labels=torch.float32 of shape \(2,\): expected an int64"),
+        (torch.tensor([0.0, float("nan")]), "expected an int64"),
+        (torch.tensor([0, 1], dtype=torch.int32), "labels=torch.int32"),
+        (torch.tensor([False, True]), "labels=torch.bool"),
+        (torch.tensor([0, 1, 1]), "one label an image"),
+        ([0, 1], "labels=list"),
+    ],
+)
+def test_labels_that_are_no_indices_of_classes_are_refused(labels, sentence):
+    images = torch.zeros(2, 1, 2, 2, dtype=torch.uint8)
+    with pytest.raises(UsageError, match=sentence):
+        LabelledImages(images, labels, ("a", "b"))
+
+
+def test_two_classes_of_one_name_are_refused():
+    images = torch.zeros(2, 1, 2, 2, dtype=torch.uint8)
+    with pytest.raises(UsageError, match="'a' is there twice"):
+        LabelledImages(images, torch.tensor([0, 1]), ("a", "a"))
 
 
 def test_rotations_are_classes_of_their_own_in_training_alone():

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from metalearn.commands.main import main
@@ -248,6 +249,93 @@ def test_bad_folders(spoil: Callable[[Path], object], sentence: str, tmp_path: P
     with pytest.raises(UsageError, match=sentence) as caught:
         mini_imagenet(tmp_path, classes=CLASSES)
     assert "\n" not in str(caught.value)
+
+
+def listed(root: Path, **tables: str) -> None:
+    for mode, lines in tables.items():
+        (root / f"{mode}.csv").write_text("filename,label\n" + lines)
+
+
+def linked(root: Path, to: str) -> None:
+    (root / "images" / "link.png").symlink_to(to)
+    listed(root, test="link.png,a")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda r: listed(r, test="test0.png,a\ntest0.png,a\n"), "is there twice"),
+        (lambda r: listed(r, test="test0.png,a\ntest0.png,b\n"), "'a' of .* and in class 'b'"),
+        (lambda r: listed(r, test="train0.png,a\ntest0.png,b\n"), "train split and .* test split"),
+        (
+            lambda r: (r / "images/t.png").symlink_to("train0.png") or listed(r, test="t.png,a"),
+            "twi",
+        ),
+        (lambda r: listed(r, test="test0.png,\n"), "has the row"),
+        (lambda r: listed(r, test="test0.png\n"), "has the row"),
+        (lambda r: listed(r, test="test0.png,a,b\n"), "has the row"),
+        (lambda r: listed(r, test=""), "or rows below them"),
+        (lambda r: (r / "test.csv").write_bytes(b"filename,label\nx\xff,a\n"), "utf-8"),
+        (lambda r: (r / "valid.csv").touch(), "are the same split"),
+    ],
+)
+def test_a_list_of_images_that_contradicts_itself_is_refused(
+    spoil: Callable[[Path], object], sentence: str, tmp_path: Path
+) -> None:
+    by_tables(tmp_path, 84)
+    spoil(tmp_path)
+    with pytest.raises(UsageError, match=sentence):
+        mini_imagenet(tmp_path, classes=CLASSES)
+
+
+def test_a_byte_order_mark_and_spaces_do_not_count(tmp_path: Path) -> None:
+    by_tables(tmp_path, 84)
+    by_class_lists(tmp_path / "other", 32)
+    before = mini_imagenet(tmp_path, classes=CLASSES), cifar_fs(tmp_path / "other", classes=CLASSES)
+    for path in [*tmp_path.rglob("*.csv"), *tmp_path.rglob("*.txt")]:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b",", b" , "))
+    after = mini_imagenet(tmp_path, classes=CLASSES), cifar_fs(tmp_path / "other", classes=CLASSES)
+    for one, other in zip(before, after, strict=True):
+        for split, data in one.items():
+            assert other[split].classes == data.classes
+            assert torch.equal(other[split].images, data.images)
+
+
+def rewrite(path: Path, **changed: Any) -> None:
+    path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes()) | changed))
+
+
+IMAGES = np.stack([pixels(0, i, 32) for i in range(6)])
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"data": IMAGES / 255}, "an image is of float64; expected uint8"),
+        ({"data": np.full(IMAGES.shape, np.nan)}, "expected uint8"),
+        ({"data": IMAGES > 3}, "an image is of bool"),
+        ({"data": IMAGES.astype(np.int64)}, "an image is of int64"),
+        ({"labels": [0.5] * 6}, "whole numbers"),
+        ({"labels": np.array([True, False] * 3)}, "whole numbers"),
+        ({"labels": [[0, 1], [2, 0], [1, 2]] * 2}, "whole numbers"),
+    ],
+)
+def test_values_of_another_type_in_a_pickle_are_refused(
+    changed: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    write_fc100(tmp_path)
+    rewrite(tmp_path / "FC100_train.pickle", **changed)
+    with pytest.raises(UsageError, match=sentence):
+        fc100(tmp_path, classes=CLASSES)
+
+
+@pytest.mark.parametrize("rows", [[4, 3], [-1, 5], [4.0, 5.0], [4, 600]])
+def test_a_class_of_mini_imagenet_has_its_own_images(rows: list[Any], tmp_path: Path) -> None:
+    write_mini(tmp_path)
+    classes = {"n00": [0, 1], "n01": [2, 3], "n02": rows}
+    rewrite(tmp_path / "mini-imagenet-cache-train.pkl", class_dict=classes)
+    with pytest.raises(UsageError, match=r"train split of mini_imagenet .* cannot be read"):
+        mini_imagenet(tmp_path, classes=CLASSES)
 
 
 class Malice:
