@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from metalearn.studies.fewshot.report import PUBLISHED, accuracy_cell, method_title, own_rows
+from metalearn.studies.frame.accuracy import PUBLISHED, accuracy_cell, method_title, own_rows
 from metalearn.studies.frame.published.accuracy import published, published_cell, select_papers
 from metalearn.system.files import replace_text
 

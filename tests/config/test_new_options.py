@@ -15,7 +15,7 @@ from tiny_run import TINY, rows, timeless
 from metalearn import config
 from metalearn.commands.main import main
 from metalearn.config.canonical import canonicalise, select_changed
-from metalearn.studies.fewshot.runs import Budget, StudyRun
+from metalearn.studies.frame.study_run import Budget, StudyRun
 from metalearn.training import checkpoint
 from metalearn.training.loop import train
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -14,8 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-from metalearn.system.files import replace_text
 
 # The palette of Okabe & Ito 2008 without yellow, which is hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -91,8 +88,3 @@ def svg(figure: Figure) -> str:
     with mpl.rc_context(dict(STYLE)):
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Save a figure as SVG by `replace_text`, so that the file is never partial."""
-    replace_text(path, svg(figure))

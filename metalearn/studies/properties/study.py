@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,9 @@ from metalearn.studies.properties.implementation import (
     functions_run,
     lines_of,
 )
+from metalearn.system.files import damaged, read_json
 from metalearn.system.memory import peak_bytes
+from metalearn.system.provenance import short
 
 CPU = torch.device("cpu")
 METHODS = ("unrolled", "implicit")
@@ -106,6 +107,12 @@ class PropertiesStudy:
         found += [{"part": "convergence", "steps": k} for k in sorted(self.steps)]
         found += [{"part": "implementation", "method": method} for method in METHODS]
         return found + [{"part": "evidence", "study": name} for name in STUDIES]
+
+    def check(self, cells: Sequence[Cell], device: torch.device) -> None:
+        """Read the other studies that the cells name; raise UsageError if one is damaged."""
+        for cell in cells:
+            if cell["part"] == "evidence":
+                self._evidence(str(cell["study"]))
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
         if device != CPU:
@@ -216,19 +223,25 @@ class PropertiesStudy:
     def _evidence(self, name: str) -> Row:
         """Return the findings of another study, if it lies in `results`."""
         folder = Path(self.results) / name
-        try:
-            origin = json.loads((folder / "provenance.json").read_text())
-            findings = json.loads((folder / "findings.json").read_text())
-            measured = len(pd.read_csv(folder / "rows.csv"))
-        except FileNotFoundError:
+        paths = [folder / name for name in ("provenance.json", "findings.json", "rows.csv")]
+        if not all(path.is_file() for path in paths):
             return {"found": False}
+        origin, findings = read_json(paths[0]), read_json(paths[1])
+        if not isinstance(origin, dict) or not {"title", "command"} <= set(origin):
+            raise UsageError(damaged(paths[0]))
+        if not isinstance(findings, list):
+            raise UsageError(damaged(paths[1]))
+        try:
+            measured = len(pd.read_csv(paths[2]))
+        except ValueError as error:
+            raise UsageError(damaged(paths[2])) from error
         return {
             "found": True,
             "title": origin["title"],
             "command": origin["command"],
-            "commit": (origin.get("commit") or "none")[:7],
+            "commit": short(origin.get("commit")) or "none",
             "measured": measured,
-            "findings": "\n".join(findings),
+            "findings": "\n".join(map(str, findings)),
         }
 
     def tables(self, rows: pd.DataFrame) -> dict[str, Table]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from metalearn.studies.frame.plot import COLOURS, canvas, label_lines, log_axis
-from metalearn.studies.frame.table import Cell, Format, Table, make_table
+from metalearn.studies.frame.table import Cell, Format, Table, make_table, quartiles
 from metalearn.studies.speed.exact import SAME, same
 from metalearn.system.memory import format_bytes
 
@@ -201,15 +200,6 @@ def _competitors(part: pd.DataFrame) -> Table:
             )
         )
     return make_table(columns, shown)
-
-
-def quartiles(row: Any, name: str, spec: str) -> Cell | None:
-    """Make the cell of a median with its quartiles in brackets; None where the row has none."""
-    values = [row.get(f"{name}{end}", math.nan) for end in ("", "_low", "_high")]
-    if any(math.isnan(value) for value in values):
-        return None
-    middle, low, high = (format(value, spec) for value in values)
-    return Cell(f"{middle} [{low}, {high}]", values[0])
 
 
 def _curve(part: pd.DataFrame, axis: str) -> Table:

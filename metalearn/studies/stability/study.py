@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from metalearn import config
 from metalearn.errors import check_known
-from metalearn.studies.fewshot.trained import TrainedStudy
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.table import Table
+from metalearn.studies.frame.trained import TrainedStudy
 from metalearn.studies.stability import report as stability_report
 from metalearn.training.metrics_file import MetricsFile
 
