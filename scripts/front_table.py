@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Make README.md's table of Omniglot accuracies from results/ and the published figures.
 
-Usage: .venv/bin/python scripts/front_table.py        (after `metalearn bench fewshot`)
+Run it after `metalearn bench fewshot`: .venv/bin/python scripts/front_table.py
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Iterator
@@ -200,6 +201,7 @@ def table(results: Path) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     readme = ROOT / "README.md"
     replace_text(readme, BLOCK.sub(lambda _: table(ROOT / "results"), readme.read_text(), count=1))
 
