@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
+from metalearn.report.runs import read_run
 from metalearn.studies.frame.accuracy import PUBLISHED, accuracy_cell, method_title, own_rows
 from metalearn.studies.frame.published.accuracy import published, published_cell, select_papers
 from metalearn.system.files import replace_text
@@ -137,7 +138,10 @@ def trained(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
             continue  # `_long` has them, of free heads
         training, _, ensemble = experiment.partition("-ensemble")
         training += ensemble  # the seed's ending
-        run: Any = json.loads((path.parent / f"{training}.json").read_text())
+        summary = path.parent / f"{training}.json"
+        run: Any = json.loads(summary.read_text())
+        if "changed" in (followed := read_run(summary, summary.name, run).method):
+            raise SystemExit(f"{summary}: {followed}. Leave it out of results/.")
         found: Any = json.loads(path.read_text())
         by_mode = {row["mode"]: row for row in found["rows"]}
         setting = f"{ways}w{by_mode['inductive']['shots']}s"

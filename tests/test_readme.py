@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from metalearn.studies.cg.report import certified_rows
+from metalearn.studies.cg.rows import certified_rows
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,6 +54,16 @@ def test_the_front_table_is_of_the_results():
     run = json.loads((ROOT / "results/omniglot_long/omniglot_5w1s_maml_long.json").read_text())
     mean, half = 100 * run["test_accuracy"], 100 * run["test_accuracy_interval"]
     assert f"{mean:.2f} ± {half:.2f}" in shown.group()
+
+
+def test_the_front_table_refuses_a_training_that_is_not_the_experiments(tmp_path):
+    table = runpy.run_path(str(ROOT / "scripts" / "front_table.py"))["table"]
+    shutil.copytree(ROOT / "results" / "omniglot_table", tmp_path / "omniglot_table")
+    path = tmp_path / "omniglot_table" / "omniglot_maml_table.json"
+    run = json.loads(path.read_text())
+    path.write_text(json.dumps({**run, "command": f"{run['command']} metagrad=imaml"}))
+    with pytest.raises(SystemExit, match="omniglot_maml_table, changed: metagrad"):
+        table(tmp_path)
 
 
 def test_the_front_table_takes_the_experiments_own_trainings_once(tmp_path):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -81,6 +82,28 @@ def label_lines(axes: Axes) -> None:
             va="center",
             annotation_clip=False,
         )
+
+
+def lines(
+    axes: Axes,
+    rows: pd.DataFrame,
+    x: str,
+    y: str,
+    hue: str,
+    names: Callable[[Any], str] = str,
+    **style: Any,
+) -> None:
+    """Draw column `y` of the rows against `x`, a line for each value of `hue`, and label the lines.
+
+    Set logarithmic axes before, by which the labels are placed.
+
+    Args:
+        names: the label by the value of `hue`.
+        style: as `Axes.plot` takes it; without it each point is a dot.
+    """
+    for value, part in rows.groupby(hue, sort=False):
+        axes.plot(part[x], part[y], label=names(value), **{"marker": "o", **style})
+    label_lines(axes)
 
 
 def svg(figure: Figure) -> str:

@@ -21,7 +21,7 @@ from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.oracle_calls import Counted
 from metalearn.studies.frame.table import Table
 from metalearn.studies.frame.timing import seconds
-from metalearn.studies.gradient.problems import Logistic
+from metalearn.studies.gradient.problems import Logistic, relative_error
 from metalearn.studies.memory.methods import NETWORKS, setting, work
 from metalearn.studies.properties import report as properties_report
 from metalearn.studies.properties.implementation import (
@@ -195,8 +195,10 @@ class PropertiesStudy:
                 {
                     "method": method,
                     "inner_grad_norm": float(result.inner.grad_norm.log().mean().exp()),
-                    "error": _error(grads, problem.exact),
-                    "error_of_steps": None if of_steps is None else _error(grads, of_steps),
+                    "error": relative_error(grads, problem.exact)["error"],
+                    "error_of_steps": None
+                    if of_steps is None
+                    else relative_error(grads, of_steps)["error"],
                 }
             )
         return rows
@@ -280,9 +282,3 @@ def forward_gradient(problem: Logistic, inner: GradientDescent) -> Tensor:
         warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
         found: Tensor = torch.func.vmap(along)(torch.eye(theta.shape[1], dtype=theta.dtype))
     return found.mT
-
-
-def _error(found: Tensor, exact: Tensor) -> float:
-    """Return the geometric mean of the tasks' relative errors, each at least float rounding."""
-    errors = (found - exact).norm(dim=1) / exact.norm(dim=1)
-    return float(errors.clamp_min(torch.finfo(errors.dtype).eps).log().mean().exp())
