@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself; PYTHON=/path/to/python chooses the interpreter it is made with.
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap demo test test-slow lint bench clean distclean
+.PHONY: help bootstrap demo test test-slow lint bench clean clean-runs distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s  %s\n", $$1, $$2 }' Makefile
@@ -30,10 +30,14 @@ lint: bootstrap  ## style, format, types and prose
 bench: bootstrap  ## the five studies of the gradients, small, into runs/quick/
 	@scripts/reproduce_studies memory cg gradient properties speed preset=quick
 
-clean:  ## remove caches and runs/, keep results/ and .venv
-	@find runs -mindepth 1 ! -path runs/README.md -delete
+clean:  ## remove caches, keep runs/, results/ and .venv
 	@rm -rf wandb build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+clean-runs:  ## remove all runs with their checkpoints, after a question
+	@printf 'Remove every run and checkpoint in runs/ (%s)? Type yes: ' "$$(du -sh runs | cut -f1)"; \
+	read -r answer; \
+	if [ "$$answer" = yes ]; then find runs -mindepth 1 ! -path runs/README.md -delete; else echo "kept"; fi
 
 distclean: clean  ## remove .venv too
 	@rm -rf .venv

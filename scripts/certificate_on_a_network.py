@@ -10,9 +10,9 @@ each task's meta-gradient, the exact one being solved in float64. Rows to result
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -116,6 +116,19 @@ def main(tasks: int, meta_steps: int) -> None:
     part.replace(folder / "network.json")
 
 
+def positive(word: str) -> int:
+    """Return a whole number of at least 1; argparse reports the ValueError of another word."""
+    number = int(word)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 if __name__ == "__main__":
-    words = [int(w) for w in sys.argv[1:]]
-    main(*(words + [12, 100][len(words) :]))
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    for name, default in (("tasks", 12), ("meta_steps", 100)):
+        parser.add_argument(
+            name, nargs="?", type=positive, default=default, help=f"at least 1; default: {default}"
+        )
+    chosen = parser.parse_args()
+    main(chosen.tasks, chosen.meta_steps)

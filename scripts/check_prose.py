@@ -1,11 +1,9 @@
 #!/usr/bin/env python3
-"""Check the prose: how docstrings begin, and how long the sentences of README.md and docs/ are.
-
-Usage: scripts/check_prose.py [FILE ...]        (all of the package, README.md and docs/ without)
-"""
+"""Check the prose: how docstrings begin, and how long the sentences of README.md and docs/ are."""
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import sys
@@ -52,8 +50,15 @@ def check_sentences(path: Path) -> Iterator[str]:
                 yield f"{path}: {len(words)} words in '{sentence[:60]}...'; at most {MOST_WORDS}"
 
 
-def main(names: list[str]) -> int:
-    files = [Path(name) for name in names]
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "files", nargs="*", type=Path, help=".py or .md; default: the package, README.md and docs/"
+    )
+    files = parser.parse_args().files
+    for path in files:
+        if path.suffix not in (".py", ".md") or not path.is_file():
+            parser.error(f"{path} is no .py or .md file")
     files = files or [*ROOT.glob("metalearn/**/*.py"), ROOT / "README.md", *ROOT.glob("docs/*.md")]
     found: list[str] = []
     for path in sorted(files):
@@ -63,4 +68,4 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

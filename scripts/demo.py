@@ -9,6 +9,7 @@ from the exact one on a batch of 2 tasks, and prints one table. Results go to ru
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
@@ -52,7 +53,17 @@ ERROR_TASKS = 2  # the exact gradient takes half a minute of one core a task
 COLUMNS = ["method", "accuracy", "peak memory", "s/meta-step", "meta-gradient error"]
 
 
-def main(words: list[str]) -> int:
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="key=value",
+        help="an option of `metalearn train`, for both runs",
+    )
+    words = parser.parse_args().words
+    for choice in METHODS.values():
+        compose("train", [*choice, *COMMON, *words])  # a mistake is told before any training
     rows: list[list[str]] = []
     for method, choice in METHODS.items():
         config = compose("train", [*choice, *COMMON, *words])
@@ -102,6 +113,6 @@ def _error(config: Any, folder: Path) -> str:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(sys.argv[1:]))
+        sys.exit(main())
     except UsageError as mistake:
         sys.exit(f"demo: {mistake}")

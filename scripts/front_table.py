@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Make README.md's table of Omniglot accuracies from results/ and the published figures.
 
-Usage: .venv/bin/python scripts/front_table.py        (after `metalearn bench fewshot`)
+Run it after `metalearn bench fewshot`: .venv/bin/python scripts/front_table.py
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from metalearn.studies.fewshot.report import PUBLISHED, accuracy_cell, method_title, own_rows
+from metalearn.report.runs import read_run
+from metalearn.studies.frame.accuracy import PUBLISHED, accuracy_cell, method_title, own_rows
 from metalearn.studies.frame.published.accuracy import published, published_cell, select_papers
 from metalearn.system.files import replace_text
 
@@ -136,7 +138,10 @@ def trained(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
             continue  # `_long` has them, of free heads
         training, _, ensemble = experiment.partition("-ensemble")
         training += ensemble  # the seed's ending
-        run: Any = json.loads((path.parent / f"{training}.json").read_text())
+        summary = path.parent / f"{training}.json"
+        run: Any = json.loads(summary.read_text())
+        if "changed" in (followed := read_run(summary, summary.name, run).method):
+            raise SystemExit(f"{summary}: {followed}. Leave it out of results/.")
         found: Any = json.loads(path.read_text())
         by_mode = {row["mode"]: row for row in found["rows"]}
         setting = f"{ways}w{by_mode['inductive']['shots']}s"
@@ -200,6 +205,7 @@ def table(results: Path) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     readme = ROOT / "README.md"
     replace_text(readme, BLOCK.sub(lambda _: table(ROOT / "results"), readme.read_text(), count=1))
 

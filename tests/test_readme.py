@@ -9,10 +9,10 @@ import runpy
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
-import torch
 
-from metalearn.tasks import TaskBatch
+from metalearn.studies.cg.rows import certified_rows
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,10 +24,17 @@ BLOCKS = {
 
 
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
-def test_every_python_block_runs(block, tmp_path, monkeypatch):
+def test_every_python_block_runs_alone_as_pasted(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some blocks write files
-    x, y = torch.rand(2, 5, 1, 28, 28), torch.arange(5).repeat(2, 1)
-    exec(block, {"task_batch": TaskBatch(x, y, x, y)})  # the reader's own tasks
+    exec(compile(block, "<README>", "exec"), {"__name__": "__main__"})
+
+
+def test_the_certificates_failures_stand_beside_its_successes():
+    rows = certified_rows(pd.read_csv(ROOT / "results" / "cg" / "rows.csv"))
+    text = " ".join((ROOT / "README.md").read_text().split())
+    for place in ("adapted", "minimum"):
+        holds = rows[rows.point == place].holds
+        assert f"{holds.sum()} of {len(holds)}" in text
 
 
 def test_there_are_blocks():
@@ -48,6 +55,16 @@ def test_the_front_table_is_of_the_results():
     run = json.loads((ROOT / "results/omniglot_long/omniglot_5w1s_maml_long.json").read_text())
     mean, half = 100 * run["test_accuracy"], 100 * run["test_accuracy_interval"]
     assert f"{mean:.2f} ± {half:.2f}" in shown.group()
+
+
+def test_the_front_table_refuses_a_training_that_is_not_the_experiments(tmp_path):
+    table = runpy.run_path(str(ROOT / "scripts" / "front_table.py"))["table"]
+    shutil.copytree(ROOT / "results" / "omniglot_table", tmp_path / "omniglot_table")
+    path = tmp_path / "omniglot_table" / "omniglot_maml_table.json"
+    run = json.loads(path.read_text())
+    path.write_text(json.dumps({**run, "command": f"{run['command']} metagrad=imaml"}))
+    with pytest.raises(SystemExit, match="omniglot_maml_table, changed: metagrad"):
+        table(tmp_path)
 
 
 def test_the_front_table_takes_the_experiments_own_trainings_once(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from metalearn.report.collect import Run
+from metalearn.report.runs import Run
 from metalearn.studies.frame.plot import COLOURS, canvas, label_lines, log_axis
 from metalearn.studies.frame.published.accuracy import (
     dataset_title,
@@ -47,7 +47,7 @@ def findings(runs: Sequence[Run]) -> list[str]:
     for setting in _settings(runs):
         here = sorted(_select(runs, setting), key=lambda run: -_percent(run).mean)
         for budget in dict.fromkeys(r.budget for r in runs if r in here):
-            each = "; ".join(f"{r.method} {_text(r)} %" for r in here if r.budget == budget)
+            each = "; ".join(f"{_method(r)} {_text(r)} %" for r in here if r.budget == budget)
             found.append(f"{_title(setting)} after {budget}: {each}.")
         others = select_published(*setting)
         papers = others[others.mark == "P"]
@@ -78,20 +78,20 @@ def tables(runs: Sequence[Run]) -> dict[str, Table]:
             columns, [*map(_row, ours), *published_rows(dataset)], marked=range(len(ours))
         )
     formats = {"run": None, **dict(COST.values())}
-    found["What our runs took"] = make_table(formats, map(_cost, runs))
+    found["What our runs took"] = make_table(
+        formats, [_cost(run) for run in runs if not run.evaluated]
+    )
     return found
 
 
 def _row(run: Run) -> dict[str, Any]:
-    old = "transductive" if run.summary.get("transductive", True) else "inductive"
-    mode = run.summary.get("mode", old)
     return {
         "method": run.method,
         setting_title(run.ways, run.shots): _percent(run),
         "trained for": run.budget,
         "mark": "ours",
         "source": run.where,
-        "remark": f"{mode}, {run.summary.get('test_tasks')} test tasks",
+        "remark": f"{run.mode}, {run.summary.get('test_tasks')} test tasks",
     }
 
 
@@ -129,7 +129,7 @@ def _dots(ours: Sequence[Run], others: pd.DataFrame) -> Figure:
 
     The logarithm of the error separates 99.1 from 99.5 % as well as 57 from 80 %.
     """
-    points = [(f"{_escape(r.method)}, ours", _text(r), _percent(r), COLOURS[0]) for r in ours]
+    points = [(f"{_escape(_method(r))}, ours", _text(r), _percent(r), COLOURS[0]) for r in ours]
     row: Any
     for row in others.itertuples():
         colour = COLOURS[1] if row.mark == "P" else "#666666"
@@ -155,8 +155,12 @@ def _escape(name: str) -> str:
     return name.replace("$", r"\$")
 
 
+def _method(run: Run) -> str:
+    return f"{run.method}, inductive" if run.mode == "inductive" else run.method
+
+
 def _measured(runs: Sequence[Run]) -> list[Run]:
-    return [r for r in runs if r.summary.get("test_accuracy") is not None]
+    return [r for r in runs if r.summary.get("test_accuracy") is not None and not r.superseded]
 
 
 def _settings(runs: Sequence[Run]) -> list[Setting]:

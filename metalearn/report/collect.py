@@ -1,9 +1,7 @@
-"""Reading and checks of the results in `results/` and of chosen runs."""
+"""Reading and checks of the results in `results/`."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +10,22 @@ from typing import Any
 import pandas as pd
 
 from metalearn.errors import UsageError
+from metalearn.report.runs import (
+    Run,
+    evaluated_path,
+    is_evaluation,
+    is_summary,
+    read_evaluations,
+    read_run,
+    supersede,
+)
 from metalearn.studies.frame.published import FOLDER
 from metalearn.studies.frame.table import Table, make_table
+from metalearn.system.files import damaged, read_json
 
 _OF_A_STUDY = ("provenance.json", "findings.json", "tables.json")
 # The keys of a result's provenance; the other keys of a single file are its content.
 _ORIGIN = ("command", "commit", "machine", "date", "versions", "threads", "measure_s", "options")
-_NUMBERS = ("test_loss", "steps", "meta_batch", "peak_memory_bytes")  # in a run's summary
-_RUN_NAME = re.compile(r"(?P<dataset>[a-z_]+)_(?P<ways>\d+)w(?P<shots>\d+)s_(?P<method>.+)")
 
 
 @dataclass(frozen=True)
@@ -49,33 +55,6 @@ class Result:
         return self.where.rpartition("/")[2]
 
 
-@dataclass(frozen=True)
-class Run:
-    """A training run: its `summary.json`, and its training data if they are known.
-
-    Args:
-        where: the path of the run.
-        method: the method, or the run's name if that does not name a method.
-        dataset: the name of the dataset; "" if it is not known.
-        ways: the number of classes of a task; None if it is not known.
-        shots: the number of support images of each class; None if it is not known.
-        summary: the content of `summary.json`.
-        curve: pairs (meta-step, validation accuracy in percent); empty without `metrics.jsonl`.
-    """
-
-    where: str
-    method: str
-    dataset: str
-    ways: int | None
-    shots: int | None
-    summary: Mapping[str, Any]
-    curve: Sequence[tuple[int, float]] = ()
-
-    @property
-    def budget(self) -> str:
-        return f"{self.summary['steps']} meta-steps of {self.summary['meta_batch']} tasks"
-
-
 def results(folder: Path) -> tuple[list[Result], list[Result], list[Run]]:
     """Return the studies, the single results and the runs in `folder`, at any depth.
 
@@ -85,44 +64,33 @@ def results(folder: Path) -> tuple[list[Result], list[Result], list[Run]]:
         UsageError: `folder` is not a folder, or a file in it is damaged or has another content.
     """
     if not folder.is_dir():
-        raise UsageError(f"results={folder} is no folder; give the one that holds the studies")
-    studies, lone, runs = [], [], []
+        raise UsageError(
+            f"results={folder} is no folder; give the one that holds the studies, or only runs="
+        )
+    studies, lone, runs, evaluations = [], [], {}, {}
     for path in sorted(folder.rglob("*.json")):
         below = path.relative_to(folder)
-        if any(part.startswith(".") for part in below.parts):
+        if any(part.startswith(".") for part in below.parts) or not path.is_file():
             continue
         if path.name == "provenance.json":
             studies.append(_study(path.parent, below.parent.as_posix()))
         elif path.name not in _OF_A_STUDY:
-            content = _json(path)
+            content = read_json(path)
             if not isinstance(content, dict):
                 continue
-            if _is_summary(content):
-                runs.append(_run(path, below.as_posix(), content))
+            if is_summary(content):
+                runs[path] = read_run(path, below.as_posix(), content)
             elif "command" in content:
                 lone.append(_lone(path, below.as_posix(), content))
-    return sorted(studies, key=lambda s: (s.where.count("/"), s.where)), lone, runs
-
-
-def runs(folders: Sequence[Path]) -> list[Run]:
-    """Return the runs in `folders`: folders of runs, or folders with runs at any depth.
-
-    Raises:
-        UsageError: a folder has no finished run, or a summary is damaged.
-    """
-    found = {}
-    for folder in folders:
-        paths = sorted(folder.rglob("summary.json"))
-        if not paths:
-            raise UsageError(
-                f"runs=[{folder}] holds no finished run (no summary.json); give a folder of runs/"
-            )
-        for path in paths:
-            content = _json(path)
-            if not isinstance(content, dict) or not _is_summary(content):
-                raise UsageError(f"{path} is no summary of a run; train it again, or leave it out")
-            found[path] = _run(path, path.parent.as_posix(), content)
-    return list(found.values())
+                if is_evaluation(content):
+                    evaluations[path] = content
+    by_run: dict[str, list[Run]] = {}
+    for path, content in evaluations.items():
+        if run := runs.get(evaluated_path(path)):
+            where = path.relative_to(folder).as_posix()
+            by_run.setdefault(run.where, []).extend(read_evaluations(run, path, where, content))
+    trained = supersede(list(runs.values()), by_run)
+    return sorted(studies, key=lambda s: (s.where.count("/"), s.where)), lone, trained
 
 
 def published(name: str) -> Table | None:
@@ -132,16 +100,16 @@ def published(name: str) -> Table | None:
 
 
 def _study(folder: Path, where: str) -> Result:
-    origin = _json(folder / "provenance.json")
+    origin = read_json(folder / "provenance.json")
     if not isinstance(origin, dict) or not {"title", "command", "date"} <= set(origin):
-        raise UsageError(_damaged(folder / "provenance.json"))
-    findings, tables = _json(folder / "findings.json"), _json(folder / "tables.json")
+        raise UsageError(damaged(folder / "provenance.json"))
+    findings, tables = read_json(folder / "findings.json"), read_json(folder / "tables.json")
     if not isinstance(findings, list):
-        raise UsageError(_damaged(folder / "findings.json"))
+        raise UsageError(damaged(folder / "findings.json"))
     try:
         shown = {str(c): Table.from_json(t) for c, t in tables.items()}
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(_damaged(folder / "tables.json")) from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UsageError(damaged(folder / "tables.json")) from error
     return Result(
         where=where,
         title=str(origin["title"]),
@@ -164,16 +132,23 @@ def _lone(path: Path, where: str, content: dict[str, Any]) -> Result:
             rest[key] = value
     own = {key: value for key, value in rest.items() if key not in _ORIGIN}
     origin = {key: value for key, value in rest.items() if key in _ORIGIN}
-    origin["options"] = {**own, **(origin.get("options") or {})}
+    options = origin.get("options") or {}
+    origin["options"] = {**own, **(options if isinstance(options, dict) else {"options": options})}
     return Result(
         where=where,
         title=str(content.get("title") or _titled(where)),
-        findings=[str(f) for f in content.get("findings") or ()],
+        findings=_texts(content.get("findings")),
         tables=tables,
         rows=None,
         figures=[p for s in (".svg", ".png") if (p := path.with_suffix(s)).is_file()][:1],
         origin=origin,
     )
+
+
+def _texts(value: Any) -> list[str]:
+    """Return a list's items as texts; a single value is a list of one, and None of none."""
+    several = value if isinstance(value, list) else [value] * (value is not None)
+    return [str(one) for one in several]
 
 
 def _titled(where: str) -> str:
@@ -182,68 +157,13 @@ def _titled(where: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _is_summary(content: dict[str, Any]) -> bool:
-    return {"name", "test_loss", "steps", "meta_batch"} <= set(content)
-
-
-def _run(path: Path, where: str, summary: dict[str, Any]) -> Run:
-    measured = [summary.get(k) for k in ("test_accuracy", "test_accuracy_interval", *_NUMBERS)]
-    if not all(isinstance(value, int | float | None) for value in measured):
-        raise UsageError(_damaged(path))
-    named = _RUN_NAME.fullmatch(str(summary["name"]))
-    if named:
-        method, dataset = named["method"], named["dataset"]
-        ways, shots = int(named["ways"]), int(named["shots"])
-        return Run(where, method, dataset, ways, shots, summary, _curve(path.parent))
-    dataset, ways, shots = _trained_on(path.with_name("config.yaml"))
-    return Run(where, str(summary["name"]), dataset, ways, shots, summary, _curve(path.parent))
-
-
-def _trained_on(config: Path) -> tuple[str, Any, Any]:
-    """Return the dataset, ways and shots of a run's config; "" and None if they are missing."""
-    from omegaconf import OmegaConf
-
-    try:
-        # No interpolation is resolved: the config of a run has none, and a foreign config could
-        # read ${oc.env:...}.
-        saved: Any = OmegaConf.to_container(OmegaConf.load(config))
-        tasks = saved.get("tasks") or {}
-        dataset = (tasks.get("dataset") or {}).get("_target_")
-        ways, shots = tasks.get("ways"), tasks.get("shots")
-    except Exception:  # missing or not YAML; only the name of the run is then known
-        return "", None, None
-    return str(dataset or "").rpartition(".")[2], ways, shots
-
-
-def _curve(folder: Path) -> list[tuple[int, float]]:
-    path = folder / "metrics.jsonl"
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            row = json.loads(line)
-            if row.get("validation_accuracy") is not None:
-                found.append((row["step"], 100 * row["validation_accuracy"]))
-        except (AttributeError, KeyError, TypeError, ValueError):
-            continue  # the incomplete last line of an interrupted run
-    return found
-
-
 def _csv(path: Path) -> Table:
     """Read a CSV file; "None" and "NA" are texts in it, and only an empty cell is missing."""
     try:
-        frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        # Without a header, since pandas would take the first cells of longer rows for their names.
+        pd.read_csv(path, header=None, dtype=str, encoding="utf-8-sig")
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        raise UsageError(_damaged(path)) from error
+        raise UsageError(damaged(path)) from error
     values = frame.astype(object).where(frame.notna(), None).values.tolist()
     return make_table(list(frame.columns), values)
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(_damaged(path)) from error
-
-
-def _damaged(path: Path) -> str:
-    return f"{path} is absent or damaged; run its command again, or take it out of the folder"

@@ -1,5 +1,10 @@
 "use strict";
 
+/* The small figures beside the findings show the images of the whole ones, which stand once in the page. */
+for (const link of document.querySelectorAll(".small a")) {
+  link.firstElementChild.src = document.getElementById(link.hash.slice(1)).src;
+}
+
 const words = new Intl.Collator("en", { numeric: true });
 
 /* The column's cells in order; blanks and, in a column of numbers, words come last both ways. */

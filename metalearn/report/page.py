@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -17,8 +18,9 @@ from markupsafe import Markup
 import metalearn
 from metalearn.errors import UsageError
 from metalearn.report import collect
-from metalearn.report.svg import Figure, inline
+from metalearn.report.runs import Run, find_runs
 from metalearn.studies.frame.table import Table
+from metalearn.system.files import damaged, replace_bytes
 
 HERE = Path(__file__).parent
 
@@ -32,8 +34,7 @@ class Section:
         kind: "study", "runs" or "result".
         title: the heading.
         findings: the findings as sentences.
-        figures: SVG figures by caption.
-        images: figures that are not SVG, as data URIs by caption.
+        figures: the figures as data URIs, by caption.
         tables: the tables by caption.
         published: the published figures on the subject.
         rows: all measurements of a study.
@@ -46,8 +47,7 @@ class Section:
     kind: str
     title: str
     findings: Sequence[str]
-    figures: Mapping[str, Figure]
-    images: Mapping[str, str]
+    figures: Mapping[str, str]
     tables: Mapping[str, Table]
     published: Table | None
     rows: Table | None
@@ -56,11 +56,11 @@ class Section:
     origin: Sequence[tuple[str, str]]
 
 
-def make_page(results: Path, runs: Sequence[Path], out: Path) -> dict[tuple[str, str], int]:
+def make_page(results: Path | None, runs: Sequence[Path], out: Path) -> dict[tuple[str, str], int]:
     """Write the page to `out`.
 
     Args:
-        results: the folder of the studies and of the other results.
+        results: the folder of the studies and of the other results; None: only `runs` are shown.
         runs: folders of further runs.
         out: the HTML file.
 
@@ -71,8 +71,8 @@ def make_page(results: Path, runs: Sequence[Path], out: Path) -> dict[tuple[str,
         UsageError: `results`, a folder of `runs` or a file in them is not valid, or `out` cannot be
             written. No file is written in these cases.
     """
-    studies, lone, trained = collect.results(results)
-    trained += collect.runs(runs)
+    studies, lone, trained = collect.results(results) if results else ([], [], [])
+    trained += find_runs(runs)
     sections = [_of_result(study, "study") for study in studies]
     if trained:
         sections.append(_of_runs(trained))
@@ -80,7 +80,7 @@ def make_page(results: Path, runs: Sequence[Path], out: Path) -> dict[tuple[str,
     _write(out, render(sections))
     return {
         ("study", "studies"): len(studies),
-        ("run", "runs"): len(trained),
+        ("run", "runs"): sum(not run.evaluated for run in trained),
         ("other result", "other results"): len(lone),
     }
 
@@ -109,23 +109,14 @@ def render(sections: Sequence[Section]) -> str:
 
 
 def _of_result(result: collect.Result, kind: str) -> Section:
-    id = _id(result.where)
-    figures, images = {}, {}
-    for path in result.figures:
-        caption = path.stem.replace("_", " ")
-        if path.suffix == ".svg":
-            figures[caption] = inline(_text(path), f"{id}-{_id(path.stem)}", str(path))
-        else:
-            data = base64.b64encode(path.read_bytes()).decode()
-            images[caption] = f"data:image/png;base64,{data}"
-    preset = (result.origin.get("options") or {}).get("preset")
+    options = result.origin.get("options")
+    preset = options.get("preset") if isinstance(options, Mapping) else None
     return Section(
-        id=id,
+        id=_id(result.where),
         kind=kind,
         title=result.title,
         findings=result.findings,
-        figures=figures,
-        images=images,
+        figures={path.stem.replace("_", " "): _image(path) for path in result.figures},
         tables=result.tables,
         published=collect.published(result.name) if kind == "study" else None,
         rows=result.rows,
@@ -135,18 +126,17 @@ def _of_result(result: collect.Result, kind: str) -> Section:
     )
 
 
-def _of_runs(runs: Sequence[collect.Run]) -> Section:
+def _of_runs(runs: Sequence[Run]) -> Section:
     from metalearn.report import accuracy
     from metalearn.studies.frame.plot import svg
 
-    drawn = enumerate(accuracy.figures(runs).items())
+    drawn = accuracy.figures(runs).items()
     return Section(
         id="runs",
         kind="runs",
         title="Few-shot accuracy: our runs beside published figures",
         findings=accuracy.findings(runs),
-        figures={c: inline(svg(figure), f"runs-{i}", c) for i, (c, figure) in drawn},
-        images={},
+        figures={c: _data_uri(svg(figure).encode(), "svg+xml") for c, figure in drawn},
         tables=accuracy.tables(runs),
         published=None,
         rows=None,
@@ -167,6 +157,8 @@ def _origin(origin: Mapping[str, Any]) -> list[tuple[str, str]]:
         if isinstance(values, Mapping) and values:
             named = [(k, v) for k, v in values.items() if not str(k).startswith("_")]
             found.append((key, ", ".join(f"{k}={_word(v)}" for k, v in named)))
+        elif values:
+            found.append((key, _word(values)))
     return found
 
 
@@ -179,23 +171,39 @@ def _id(where: str) -> str:
     return "s-" + re.sub(r"[^a-zA-Z0-9]", lambda m: f"-{ord(m[0]):x}-", where).replace("-2f-", "--")
 
 
-def _text(path: Path) -> str:
+def _image(path: Path) -> str:
+    """Return an SVG or PNG file as a data URI.
+
+    A browser shows an image without running scripts in it and without loading what it refers to.
+
+    Raises:
+        UsageError: the file is absent, or of another kind than its name says.
+    """
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read; run its command again") from error
+        data = path.read_bytes()
+        if path.suffix == ".png":
+            sound = data.startswith(b"\x89PNG\r\n")
+        else:
+            sound = ElementTree.fromstring(data).tag.rpartition("}")[2] == "svg"
+    except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:
+        raise UsageError(damaged(path)) from error
+    if not sound:
+        raise UsageError(damaged(path))
+    return _data_uri(data, "png" if path.suffix == ".png" else "svg+xml")
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _write(out: Path, page: str) -> None:
-    from metalearn.system.files import replace_text
-
     if out.is_dir():
         raise UsageError(
             f"out={out} is a folder; give the file to write, such as {out}/report.html"
         )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(out, page)
+        replace_bytes(out, page.encode(errors="replace"))  # a lone surrogate has no UTF-8
     except OSError as error:
         raise UsageError(
             f"out={out} cannot be written ({error.strerror}); choose another file"

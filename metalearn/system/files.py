@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from metalearn.errors import UsageError
 
@@ -40,6 +43,48 @@ def written_beside(path: Path, data: bytes) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the disk's own error is the one to report
             part.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte-order mark.
+
+    Raises:
+        UsageError: the file is absent or damaged.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(damaged(path)) from error
+
+
+def damaged(path: Path) -> str:
+    """Return the sentence for a result that cannot be read."""
+    return f"{path} is absent or damaged; run its command again, or take it out of the folder"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a folder until the end of the block; the lock ends with the process, however it ends.
+
+    Raises:
+        UsageError: another process has locked the folder, or it cannot be opened.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UsageError(
+            f"{folder} cannot be opened ({error.strerror}); choose another folder"
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{folder} is in use by another process; wait for its end, or choose another folder"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def with_home(path: str | Path) -> Path:

@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "versions": {
             "metalearn": metalearn.__version__,
             "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "learn2learn", "higher", "numpy")},
-            **_peers(),
+            **_versions("torch", "learn2learn", "higher", "numpy", "torchopt"),
         },
         "commit": _commit(),
         "machine": _machine(device),
@@ -40,12 +40,13 @@ def short(commit: str | None) -> str:
     return commit[:7] + ("+" if commit.endswith("+") else "")
 
 
-def _peers() -> dict[str, str]:
-    """Return the versions of the installed libraries for comparison (`.[peers]`)."""
-    try:
-        return {"torchopt": version("torchopt")}
-    except PackageNotFoundError:
-        return {}
+def _versions(*names: str) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _command(program: str, *words: str) -> str:

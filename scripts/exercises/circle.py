@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 
 from metalearn import implicit
@@ -23,6 +25,7 @@ def slope(x: float, y: float) -> float:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     for x, y in ((0.6, 0.8), (0.6, -0.8), (0.8, 0.6)):
         print(f"at ({x}, {y}): dy/dx = {slope(x, y):+.12f}, by hand -x/y = {-x / y:+.12f}")
     for k in (2, 4, 6, 8):

@@ -10,6 +10,7 @@ derivative in float64 is the reference. Rows and figure go to results/exercises/
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -90,6 +91,7 @@ def figure(table: pd.DataFrame, path: Path) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     folder = Path("results/exercises")
     folder.mkdir(parents=True, exist_ok=True)
     table = rows()

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 from sklearn.datasets import load_diabetes
 
@@ -17,6 +19,7 @@ def loss(w: torch.Tensor, X: torch.Tensor, y: torch.Tensor, penalty: torch.Tenso
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     data = load_diabetes()
     X, y = torch.as_tensor(data.data), torch.as_tensor(data.target - data.target.mean())
     penalty = torch.tensor(0.1, dtype=torch.float64)

@@ -16,7 +16,7 @@ from metalearn import config
 from metalearn.commands.main import main
 from metalearn.config.canonical import canonicalise, select_changed
 from metalearn.config.old_names import rename_saved
-from metalearn.studies.fewshot.runs import Budget, StudyRun
+from metalearn.studies.frame.study_run import Budget, StudyRun
 from metalearn.training import checkpoint
 from metalearn.training.loop import train
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from made_up import SUMMARY
 
 from metalearn.report import accuracy
-from metalearn.report.collect import Run
+from metalearn.report.runs import Run
 from metalearn.studies.frame.published.accuracy import MARKS
 from metalearn.studies.frame.published.accuracy import published as published_accuracies
 

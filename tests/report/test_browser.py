@@ -124,7 +124,7 @@ def test_nothing_is_wider_than_the_screen(page, width):
     page.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert page.execute_script("return innerWidth") == width
     assert page.execute_script("return document.documentElement.scrollWidth") <= width
-    figures = page.find_elements(By.CSS_SELECTOR, "figure svg, .small svg")
+    figures = page.find_elements(By.CSS_SELECTOR, "figure img, .small img")
     assert figures and all(f.size["width"] > 0 and f.size["height"] > 0 for f in figures)
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

@@ -16,7 +16,7 @@ from metalearn.config.build import build
 from metalearn.studies.differences import report as differences_report
 from metalearn.studies.differences.changes import BASES, CHANGES
 from metalearn.studies.differences.study import DifferencesStudy
-from metalearn.studies.fewshot.report import own_rows
+from metalearn.studies.frame.accuracy import own_rows
 from metalearn.studies.frame.findings import render_findings
 
 CPU = torch.device("cpu")

@@ -13,12 +13,12 @@ from metalearn.commands.main import main
 from metalearn.errors import UsageError
 from metalearn.studies.fewshot import figures as fewshot_figures
 from metalearn.studies.fewshot import report as fewshot_report
-from metalearn.studies.fewshot.runs import Budget, StudyRun
 from metalearn.studies.fewshot.study import FewShotStudy
-from metalearn.studies.fewshot.trained import measure_run
-from metalearn.studies.frame import options
+from metalearn.studies.frame import accuracy, options
 from metalearn.studies.frame.findings import render_findings
 from metalearn.studies.frame.published.accuracy import published_cell, published_rows
+from metalearn.studies.frame.study_run import Budget, StudyRun
+from metalearn.studies.frame.trained import measure_run
 from metalearn.studies.frame.validation_curve import fall, falls, step_seconds
 from metalearn.training.protocol import Protocol
 
@@ -181,25 +181,25 @@ def test_tables_sort_accuracies_and_steps_by_number(rows):
 
 def test_accuracy_cell_is_the_mean_of_its_seeds():
     group = pd.DataFrame({"accuracy": [0.5, 0.7], "accuracy_interval": [0.01, 0.03]})
-    cell = fewshot_report.accuracy_cell(group)
+    cell = accuracy.accuracy_cell(group)
     assert cell.text == "60.00 ± 2.00 (seeds 14.14)" and cell.key == pytest.approx(60)
-    assert fewshot_report.accuracy_cell(group[:1]).text == "50.00 ± 1.00"
-    assert fewshot_report.accuracy_cell(group[:1].assign(accuracy_interval=None)).text == "50.00"
-    assert fewshot_report.accuracy_cell(group[:0]).text == ""
+    assert accuracy.accuracy_cell(group[:1]).text == "50.00 ± 1.00"
+    assert accuracy.accuracy_cell(group[:1].assign(accuracy_interval=None)).text == "50.00"
+    assert accuracy.accuracy_cell(group[:0]).text == ""
 
 
 def test_facts_name_the_best_method_and_its_training(rows, tmp_path):
     (setting,) = fewshot_report.facts(rows)["settings"]
-    own = fewshot_report.own_rows(rows, "transductive")
+    own = accuracy.own_rows(rows, "transductive")
     means = 100 * own.groupby("method").accuracy.mean()
     first, second = setting["ranks"]
-    assert first["method"] == fewshot_report.method_title(means.idxmax())
+    assert first["method"] == accuracy.method_title(means.idxmax())
     assert first["accuracy"].startswith(f"{means.max():.2f} ± ")
     assert second["accuracy"].startswith(f"{means.min():.2f} ± ")
     assert setting["best"]["seeds"] == 2 and setting["best"]["steps"] == 4
     assert setting["paper"] is None  # nobody published an accuracy on glyphs
     gains = setting["mode_gains"]
-    modes = fewshot_report.own_rows(rows).groupby(["method", "mode"]).accuracy.mean().unstack()
+    modes = accuracy.own_rows(rows).groupby(["method", "mode"]).accuracy.mean().unstack()
     gain = 100 * (modes.transductive - modes.inductive)
     assert gains == pytest.approx({"least": gain.min(), "greatest": gain.max()})
     assert any("Seeds: 2." in finding for finding in rendered(rows, tmp_path))

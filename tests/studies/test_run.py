@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
-from metalearn.errors import UsageError
+from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
 from metalearn.studies.frame.index import write_index
 from metalearn.studies.frame.plot import canvas, label_lines
 from metalearn.studies.frame.run import Publication, run_study
 from metalearn.studies.frame.table import make_table
+from metalearn.system.files import locked
 
 CPU = torch.device("cpu")
 
@@ -219,3 +220,110 @@ def test_rows_go_to_wandb(tmp_path):
     to = Publication("squares", {}, tmp_path / "results", tmp_path / "runs", wandb="offline")
     run_study(Squares(2, seen=([],)), to, CPU)
     assert list((tmp_path / "runs" / "squares").rglob("*.wandb"))
+
+
+def test_a_second_process_in_one_folder_is_refused(tmp_path):
+    to = publication(tmp_path)
+    for taken in (tmp_path / "results" / "squares", tmp_path / "runs" / "squares"):
+        taken.mkdir(parents=True, exist_ok=True)
+        seen = ([],)
+        with locked(taken), pytest.raises(UsageError, match="in use by another process"):
+            run_study(Squares(2, seen=seen), to, CPU)
+        assert not seen[0] and not list(taken.iterdir())
+    run_study(Squares(2, seen=([],)), to, CPU)
+    with (
+        locked(tmp_path / "results" / "squares"),
+        pytest.raises(UsageError, match="in use by another process"),
+    ):
+        run_study(Squares(2, seen=([],)), replace(to, measure=False), CPU)
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"7", b"\xff\xfe", b'{"cell": {"n": 0}}', b"[" * 100_000], ids=range(5)
+)
+def test_damaged_rows_of_a_study_are_refused_before_a_measurement(tmp_path, line):
+    seen = ([],)
+    with pytest.raises(RuntimeError):
+        run_study(Squares(4, fails_at=2, seen=seen), publication(tmp_path), CPU)
+    (path,) = (tmp_path / "runs").rglob("rows-*.jsonl")
+    sound = path.read_bytes()
+    path.write_bytes(sound + line + b"\n")
+    with pytest.raises(UsageError, match=r"rows-\w+\.jsonl is damaged"):
+        run_study(Squares(4, seen=seen), publication(tmp_path), CPU)
+    path.write_bytes(b"\xef\xbb\xbf" + sound)  # as an editor may leave it
+    run_study(Squares(4, seen=seen), publication(tmp_path), CPU)
+    assert seen[0] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"{}"], ids=repr)
+def test_another_studys_damaged_provenance_is_refused_before_a_measurement(tmp_path, content):
+    path = tmp_path / "results" / "other" / "provenance.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    seen = ([],)
+    with pytest.raises(UsageError, match=r"other/provenance\.json is absent or damaged"):
+        run_study(Squares(2, seen=seen), publication(tmp_path), CPU)
+    assert not seen[0] and not (tmp_path / "results" / "squares").exists()
+
+
+def test_stray_json_in_the_results_is_left_out_of_the_index(tmp_path):
+    results = tmp_path / "results"
+    (results / "folder.json").mkdir(parents=True)
+    for name, content in (("a", b"{"), ("b", b"\xff"), ("c", b'{"date": 7, "title": "x|y\\nz"}')):
+        (results / f"{name}.json").write_bytes(content)
+    (results / "d.json").write_text('{"date": "2026-01-02"}', encoding="utf-8-sig")
+    (results / "squares").mkdir()
+    (results / "squares" / "provenance.json").write_text("{")  # its own: it is written anew
+    run_study(Squares(1, seen=([],)), publication(tmp_path), CPU)
+    index = (results / "README.md").read_text()
+    assert r"| [x\|y z](c.json) | not recorded | none | 7 |" in index
+    assert "(d.json)" in index and "(squares/table.md)" in index and "(a.json)" not in index
+
+
+@pytest.mark.parametrize(
+    ("ended", "status"),
+    [(KeyboardInterrupt(), 130), (TrainingInterrupted(15, "go on with resume=/tmp/gone"), 143)],
+    ids=["ctrl-c", "sigterm"],
+)
+def test_an_interrupted_study_says_what_is_kept_and_names_no_run(
+    tmp_path, monkeypatch, ended, status
+):
+    def measure(self, cell, device):
+        if cell["n"] == 2:
+            raise ended
+        return [{"power": 2, "value": 1.0}]
+
+    monkeypatch.setattr(Squares, "measure", measure)
+    with pytest.raises(TrainingInterrupted, match="2 of 4 measurements are finished") as error:
+        run_study(Squares(4, seen=([],)), publication(tmp_path), CPU)
+    assert error.value.status == status and "gone" not in str(error.value)
+
+
+def test_a_stopped_training_keeps_its_reason_and_names_no_run(tmp_path, monkeypatch):
+    def measure(self, cell, device):
+        raise TrainingStopped("stopped at meta-step 3: the loss is nan; the state is in /tmp/gone")
+
+    monkeypatch.setattr(Squares, "measure", measure)
+    with pytest.raises(TrainingStopped, match="meta-step 3: the loss is nan; 0 of 4") as error:
+        run_study(Squares(4, seen=([],)), publication(tmp_path), CPU)
+    assert "gone" not in str(error.value)
+
+
+@pytest.mark.parametrize("rows", ["", "a,b\n1,2\n", "n,power\n1,2\n", "n,power,value\n"])
+def test_rows_of_another_form_cannot_be_made_again(tmp_path, rows):
+    folder = run_study(Squares(3, seen=([],)), publication(tmp_path), CPU)
+    (folder / "rows.csv").write_text(rows)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UsageError, match="measure=false"):
+        run_study(Squares(3, seen=([],)), replace(publication(tmp_path), measure=False), CPU)
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_that_takes_no_report_keeps_the_measurements(tmp_path):
+    (tmp_path / "results" / "README.md").mkdir(parents=True)
+    seen = ([],)
+    with pytest.raises(UsageError, match="cannot be written"):
+        run_study(Squares(2, seen=seen), publication(tmp_path), CPU)
+    (tmp_path / "results" / "README.md").rmdir()
+    run_study(Squares(2, seen=seen), publication(tmp_path), CPU)
+    assert seen[0] == [0, 1]

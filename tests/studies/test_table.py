@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -64,3 +65,17 @@ def test_findings_format_numbers_counts_and_lists():
     assert format_count(1, "inner step") == "1 inner step"
     assert format_count(2000, "study", "studies") == "2,000 studies"
     assert format_list(["a"]) == "a" and format_list(["a", "b", "c"]) == "a, b and c"
+
+
+def test_a_cell_with_a_bar_or_several_lines_stays_one_cell_of_a_markdown_table():
+    table = make_table(["a|b", "c\nd"], [["x|y", "1\n\n2"], ["\r\n|", "| z |"]])
+    lines = table.to_markdown().splitlines()
+    assert len(lines) == 4
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in lines)
+    assert table.rows[0][0].text == "x|y"
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_integer_beyond_the_floats_is_shown_and_sorted_as_infinite(sign):
+    cell = make_cell(sign * 10**400)
+    assert cell.text == str(sign * 10**400) and cell.key == sign * math.inf

@@ -1,17 +1,26 @@
-"""The tables, figures and facts of the study of CG iterations."""
+"""The tables and facts of the study of CG iterations."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
+from metalearn.studies.cg.rows import (
+    certified_rows,
+    common_number,
+    final_rows,
+    first_prox,
+    part_of,
+    sweep_of,
+    swept_ways,
+    task_rows,
+    within_time,
+)
 from metalearn.studies.frame.findings import format_count
-from metalearn.studies.frame.plot import COLOURS, canvas, label_lines, log_axis
-from metalearn.studies.frame.table import Cell, Format, Table, make_table
+from metalearn.studies.frame.groups import Column, estimate, scale, tabulate
+from metalearn.studies.frame.table import Cell, Table
 from metalearn.system.memory import format_bytes
 from metalearn.training.estimate import Estimate
 
@@ -25,12 +34,14 @@ NAMES = {
     "jacobi_cg": "CG, Jacobi",
     "warm_cg": "CG, warm start",
 }
-SWEPT = ("cg", "gauss_newton")
-"""The methods trained with every number of iterations; the study trains others with one number."""
-
 CURVATURES = {"hessian": "Hessian", "gauss_newton": "Gauss-Newton"}
-ERROR = "relative error of the meta-gradient"
 PLACES = {"adapted": "after the inner steps", "minimum": "at the inner minimum"}
+
+METHOD: Column = ("method", None, None)
+LAMBDA: Column = ("prox", None, "g")
+ITERATIONS: Column = ("iterations", None, ".0f")
+STOPPED: Column = ("stopped", "mean", "{:.0f} %".format)
+PEAK_BYTES: Column = ("peak_bytes", "median", lambda value: format_bytes(int(value)))
 
 
 def tables(rows: pd.DataFrame) -> dict[str, Table]:
@@ -50,259 +61,108 @@ def tables(rows: pd.DataFrame) -> dict[str, Table]:
     }
 
 
-def part_of(rows: pd.DataFrame, name: str) -> pd.DataFrame:
-    return rows[rows.part == name]
-
-
-def task_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    part = part_of(rows, "task")
-    return part.assign(definite=part.definite.astype(bool))
-
-
-def certified_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the solves that have both a certificate and a known true error."""
-    part = task_rows(rows)
-    part = part[part.certificate.notna() & part.true_error.notna()]
-    return part.assign(holds=part.certificate >= part.true_error)
-
-
-def first_prox(rows: pd.DataFrame) -> float:
-    return float(part_of(rows, "accuracy").prox.iloc[0])
-
-
-def common_number(rows: pd.DataFrame) -> int:
-    """Return the number of iterations that most methods were trained with."""
-    part = part_of(rows, "accuracy")
-    ways = part[part.iterations > 0].groupby("iterations").way.nunique()
-    return int(ways[ways == ways.max()].index[-1])
-
-
-def final_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the last row of every training that did not stop."""
-    part = part_of(rows, "accuracy")
-    return part[part.test_accuracy.notna()]
-
-
-def within_time(rows: pd.DataFrame, prox: float) -> tuple[float, pd.DataFrame]:
-    """Compare trainings of one prox at the same time.
-
-    Returns:
-        The seconds of the shortest training, and the last validation of each training within them.
-    """
-    part = part_of(rows, "accuracy")
-    part = part[(part.prox == prox) & part.train_s.notna()]
-    keys = ["way", "iterations", "seed"]
-    budget = float(part.groupby(keys).train_s.max().min())
-    return budget, part[part.train_s <= budget].groupby(keys, sort=False).tail(1)
-
-
-def percent(values: pd.Series) -> Estimate | float | None:
-    """Return the mean of shares in percent, with an interval where there are several."""
-    known = 100 * values.dropna()
-    if len(known) < 2:
-        return None if known.empty else float(known.iloc[0])
-    return Estimate.of(known)
-
-
-Value = Callable[[pd.DataFrame], Any]
-Columns = Mapping[str, tuple[Value, Format | None]]
-"""The value of a group of rows and its format, by the column's title."""
-
-
-def _grouped(part: pd.DataFrame, by: list[str], columns: Columns) -> Table:
-    """Make a table with a row for each group."""
-    groups = [group for _, group in part.groupby(by, sort=False)]
-    cells = [[value(group) for value, _ in columns.values()] for group in groups]
-    return make_table({title: form for title, (_, form) in columns.items()}, cells)
-
-
-def _first(column: str) -> Value:
-    """Return a value that all rows of a group share."""
-    return lambda group: group[column].tolist()[0]
-
-
-def _median(column: str) -> Value:
-    return lambda group: group[column].median()
-
-
-def _percent(column: str) -> Value:
-    return lambda group: percent(group[column])
-
-
-def _method(group: pd.DataFrame) -> str:
-    return NAMES[group.way.iloc[0]] if group.iterations.iloc[0] else "first-order"
-
-
-def _bytes(value: float) -> str:
-    return format_bytes(int(value))
+def _titled(part: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with the words and the percentages that tables show."""
+    pairs = zip(part.way, part.iterations, strict=True)
+    return part.assign(
+        method=[NAMES.get(way, "") if number else "first-order" for way, number in pairs],
+        where=part.point.map(PLACES),
+        matrix=part.curvature.map(CURVATURES),
+        percent=100 * part.test_accuracy,
+        stopped=100 * part.negative_curvature.where(part.iterations > 0),
+    )
 
 
 def _choice(rows: pd.DataFrame) -> Table:
     number, prox = common_number(rows), first_prox(rows)
     part = rows[rows.iterations.isin((0, number)) & ((rows.prox == prox) | (rows.part == "cost"))]
+    part = _titled(part[part.way.notna()])
     part = part.assign(ms=1e3 * part_of(part, "cost").gradient_s)
     at_minimum, adapted = ["error", "angle", "products"], ["true_error", "true_angle"]
     part[at_minimum] = part[at_minimum].where(part.point == "minimum", axis=0)
     part[adapted] = part[adapted].where(part.point == "adapted", axis=0)
     part["stopped"] = 100 * part.negative_curvature.where(part.point == "adapted")
-    columns: Columns = {
-        "method": (_method, None),
-        "error at the minimum": (_median("error"), ".2g"),
-        "angle there": (_median("angle"), "{:.0f}°".format),
-        "error in training": (_median("true_error"), ".2g"),
-        "angle in training": (_median("true_angle"), "{:.0f}°".format),
-        "stopped at negative curvature": (lambda g: g.stopped.mean(), "{:.0f} %".format),
-        "products": (_median("products"), ".0f"),
-        "ms in training": (_median("ms"), ".0f"),
-        "peak memory": (_median("peak_bytes"), _bytes),
-        "accuracy, %": (_percent("test_accuracy"), ".1f"),
+    columns: dict[str, Column] = {
+        "method": METHOD,
+        "error at the minimum": ("error", "median", ".2g"),
+        "angle there": ("angle", "median", "{:.0f}°".format),
+        "error in training": ("true_error", "median", ".2g"),
+        "angle in training": ("true_angle", "median", "{:.0f}°".format),
+        "stopped at negative curvature": STOPPED,
+        "products": ("products", "median", ".0f"),
+        "ms in training": ("ms", "median", ".0f"),
+        "peak memory": PEAK_BYTES,
+        "accuracy, %": ("percent", estimate, ".1f"),
     }
-    return _grouped(part, ["way", "iterations"], columns)
+    return tabulate(part, ["way", "iterations"], columns)
 
 
 def _accuracy(rows: pd.DataFrame) -> Table:
     parts, keys = [], ["way", "iterations", "seed"]
     for prox in final_rows(rows).prox.unique():
         budget, timed = within_time(rows, prox)
-        within = timed.set_index(keys).validation_accuracy.rename("within")
+        within = 100 * timed.set_index(keys).validation_accuracy.rename("within")
         parts.append(final_rows(rows[rows.prox == prox]).join(within, on=keys).assign(time=budget))
-    final = pd.concat(parts)
-    final["stopped"] = 100 * final.negative_curvature.where(final.iterations > 0)
-    columns: Columns = {
-        "lambda": (_first("prox"), "g"),
-        "method": (_method, None),
-        "iterations": (_first("iterations"), ".0f"),
-        "runs": (len, None),
-        "after the same tasks (test)": (_percent("test_accuracy"), ".1f"),
-        "after the same seconds (validation)": (_percent("within"), ".1f"),
-        "seconds": (_first("time"), ".1f"),
-        "ms a meta-step": (lambda g: 1e3 * (g.train_s / g.step).mean(), ".0f"),
-        "stopped at negative curvature": (lambda g: g.stopped.mean(), "{:.0f} %".format),
+    final = _titled(pd.concat(parts))
+    columns: dict[str, Column] = {
+        "lambda": LAMBDA,
+        "method": METHOD,
+        "iterations": ITERATIONS,
+        "runs": ("seed", len, None),
+        "after the same tasks (test)": ("percent", estimate, ".1f"),
+        "after the same seconds (validation)": ("within", estimate, ".1f"),
+        "seconds": ("time", None, ".1f"),
+        "ms a meta-step": ("ms", "mean", ".0f"),
+        "stopped at negative curvature": STOPPED,
     }
-    return _grouped(final, ["prox", "way", "iterations"], columns)
+    final["ms"] = 1e3 * final.train_s / final.step
+    return tabulate(final, ["prox", "way", "iterations"], columns)
 
 
 def _systems(rows: pd.DataFrame) -> Table:
-    part = task_rows(rows)
+    part = _titled(task_rows(rows))
     measured = ["condition", "error", "energy_error", "rate_bound", "residual"]
-    part = part.assign(condition=part.eigen_high / part.eigen_low)
+    part["condition"] = part.eigen_high / part.eigen_low
     part[measured] = part[measured].where(part.definite, axis=0)
-    columns: Columns = {
-        "lambda": (_first("prox"), "g"),
-        "where": (lambda g: PLACES[g.point.iloc[0]], None),
-        "curvature": (lambda g: CURVATURES[g.curvature.iloc[0]], None),
-        "iterations": (_first("iterations"), ".0f"),
-        "definite": (lambda g: Cell(f"{sum(g.definite)} of {len(g)}", sum(g.definite)), None),
-        "condition number": (_median("condition"), ".2g"),
-        "error": (_median("error"), ".2g"),
-        "error in A's norm": (_median("energy_error"), ".2g"),
-        "bound of theory": (_median("rate_bound"), ".2g"),
-        "residual": (_median("residual"), ".2g"),
+    columns: dict[str, Column] = {
+        "lambda": LAMBDA,
+        "where": ("where", None, None),
+        "curvature": ("matrix", None, None),
+        "iterations": ITERATIONS,
+        "definite": ("definite", lambda x: Cell(f"{sum(x)} of {len(x)}", sum(x)), None),
+        "condition number": ("condition", "median", ".2g"),
+        "error": ("error", "median", ".2g"),
+        "error in A's norm": ("energy_error", "median", ".2g"),
+        "bound of theory": ("rate_bound", "median", ".2g"),
+        "residual": ("residual", "median", ".2g"),
     }
-    return _grouped(part, ["prox", "point", "curvature", "iterations"], columns)
+    return tabulate(part, ["prox", "point", "curvature", "iterations"], columns)
 
 
 def _certificates(rows: pd.DataFrame) -> Table:
-    columns: Columns = {
-        "where": (lambda g: PLACES[g.point.iloc[0]], None),
-        "iterations": (_first("iterations"), ".0f"),
-        "tasks": (len, None),
-        "error": (_median("true_error"), ".2g"),
-        "certificate": (_median("certificate"), ".2g"),
-        "error within it": (lambda g: 100 * g.holds.mean(), "{:.0f} %".format),
-        "least ratio": (lambda g: (g.certificate / g.true_error).min(), ".2g"),
+    part = _titled(certified_rows(rows))
+    part = part.assign(within=100.0 * part.holds, ratio=part.certificate / part.true_error)
+    columns: dict[str, Column] = {
+        "where": ("where", None, None),
+        "iterations": ITERATIONS,
+        "tasks": ("task", len, None),
+        "error": ("true_error", "median", ".2g"),
+        "certificate": ("certificate", "median", ".2g"),
+        "error within it": ("within", "mean", "{:.0f} %".format),
+        "least ratio": ("ratio", "min", ".2g"),
     }
-    return _grouped(certified_rows(rows), ["point", "iterations"], columns)
+    return tabulate(part, ["point", "iterations"], columns)
 
 
 def _cost(rows: pd.DataFrame) -> Table:
-    columns: Columns = {
-        "method": (_method, None),
-        "iterations": (_first("iterations"), ".0f"),
-        "ms": (lambda g: 1e3 * g.gradient_s.median(), ".0f"),
-        "peak memory": (_median("peak_bytes"), _bytes),
+    part = _titled(part_of(rows, "cost"))
+    columns: dict[str, Column] = {
+        "method": METHOD,
+        "iterations": ITERATIONS,
+        "ms": ("gradient_s", "median", scale(1e3, ".0f")),
+        "peak memory": PEAK_BYTES,
     }
-    return _grouped(part_of(rows, "cost"), ["way", "iterations"], columns)
-
-
-def figures(rows: pd.DataFrame) -> dict[str, Figure]:
-    return {
-        "error": _error_figure(rows),
-        "accuracy": _accuracy_figure(rows),
-        "cost": _cost_figure(rows),
-    }
-
-
-def _error_figure(rows: pd.DataFrame) -> Figure:
-    part = task_rows(rows)
-    part = part[(part.point == "minimum") & part.definite]
-    figure, panels = canvas(2)
-    for axes, curvature in zip(panels, CURVATURES, strict=True):
-        for colour, prox in zip(COLOURS, part.prox.unique(), strict=False):
-            chosen = part[(part.curvature == curvature) & (part.prox == prox)]
-            medians = chosen.groupby("iterations")[["error", "rate_bound"]].median()
-            if medians.empty:
-                continue
-            label = f"λ = {prox:g}"
-            axes.plot(medians.index, medians.error, "o-", color=colour, label=label)
-            bound = axes.plot(medians.index, medians.rate_bound, "--", color=colour)
-            bound[0].set_label(f"bound, {label}")
-        log_axis(axes, "y")
-        title = f"{CURVATURES[curvature]} at the inner minimum, median task"
-        axes.set(xlabel="CG iterations (0: first-order)", ylabel=ERROR, title=title)
-        label_lines(axes)
-    return figure
-
-
-def _accuracy_figure(rows: pd.DataFrame) -> Figure:
-    final = final_rows(rows)
-    proxes = final.prox.unique()
-    numbers = sorted(final[final.way.isin(swept_ways(final))].iterations.unique())
-    figure, panels = canvas(len(proxes))
-    for axes, prox in zip(panels, proxes, strict=True):
-        for shift, way in enumerate(swept_ways(final)):
-            group = sweep_of(final, way, prox)
-            estimates = [Estimate.of(group[group.iterations == n].test_accuracy) for n in numbers]
-            at = [i + 0.12 * shift for i in range(len(numbers))]
-            intervals = [100 * e.interval if group.seed.nunique() > 1 else 0 for e in estimates]
-            means = [100 * e.mean for e in estimates]
-            axes.errorbar(at, means, intervals, fmt="o-", capsize=2, label=NAMES[way])
-        axes.set_xticks(range(len(numbers)), [f"{n:g}" for n in numbers])
-        axes.set(xlabel="iterations (0: first-order)", ylabel="test accuracy, %")
-        axes.set_title(f"λ = {prox:g}, 95 % intervals over seeds")
-        axes.legend(loc="lower left")
-    return figure
-
-
-def swept_ways(final: pd.DataFrame) -> list[str]:
-    return [way for way in SWEPT if way in set(final.way)]
-
-
-def sweep_of(final: pd.DataFrame, way: str, prox: float) -> pd.DataFrame:
-    """Return a method's trainings and the first-order ones, the 0 iterations of every method."""
-    part = final[final.prox == prox]
-    return part[(part.way == way) | (part.iterations == 0)]
-
-
-def _cost_figure(rows: pd.DataFrame) -> Figure:
-    gradient, prox = part_of(rows, "gradient"), first_prox(rows)
-    chosen = gradient[(gradient.point == "minimum") & (gradient.prox == prox)]
-    medians = chosen.groupby(["way", "iterations"], sort=False)[["error", "gradient_s"]].median()
-    figure, (axes,) = canvas(width=6.4, height=4)
-    for colour, way in zip((*COLOURS, "#777777"), chosen.way.unique(), strict=False):
-        part = medians.loc[way]
-        part = part[part.index > 0]
-        axes.plot(1e3 * part.gradient_s, part.error, "o-", color=colour, label=NAMES[way])
-    first = chosen[chosen.iterations == 0]
-    if not first.empty:
-        at = ([1e3 * first.gradient_s.median()], [first.error.median()])
-        axes.plot(*at, "k*", markersize=9, label="first-order")
-    log_axis(axes, "x", base=2)
-    log_axis(axes, "y", base=2)  # errors within a decade
-    axes.set(xlabel="ms to differentiate at the inner minimum", ylabel=ERROR)
-    axes.set_title(f"λ = {prox:g}, a dot for each number of iterations")
-    label_lines(axes)
-    return figure
+    return tabulate(part, ["way", "iterations"], columns)
 
 
 def facts(rows: pd.DataFrame) -> dict[str, Any]:
@@ -373,7 +233,7 @@ def plateaus(rows: pd.DataFrame) -> list[dict[str, Any]]:
                 "way": way,
                 "prox": prox,
                 "number": number,
-                "accuracy": percent(wide[number]),
+                "accuracy": estimate(100 * wide[number]),
                 "seeds": len(wide),
                 "left_out": seeds - len(wide),
                 "largest_gain": max(gains, key=lambda gain: gain.mean, default=None),
@@ -418,7 +278,8 @@ def _timed(rows: pd.DataFrame) -> list[dict[str, Any]]:
         if means.empty:
             continue
         way, number = means.index[-1]
-        accuracy, seeds = percent(groups.get_group((way, number))), timed.seed.nunique()
+        accuracy = estimate(100 * groups.get_group((way, number)))
+        seeds = timed.seed.nunique()
         found.append(
             {"budget": budget, "prox": prox, "way": way, "number": int(number)}
             | {"accuracy": accuracy, "seeds": seeds, "compared": len(means)}

@@ -20,9 +20,10 @@ from metalearn.config.build import build
 from metalearn.errors import TrainingStopped, UsageError
 from metalearn.metagrad import Implicit
 from metalearn.metagrad.by_iterations import WAYS
+from metalearn.studies.cg import figures as cg_figures
 from metalearn.studies.cg import report as cg_report
 from metalearn.studies.cg.points import Place, Points, compared, solved
-from metalearn.studies.cg.report import SWEPT
+from metalearn.studies.cg.rows import SWEPT
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.table import Table
 from metalearn.studies.frame.timing import seconds
@@ -249,7 +250,7 @@ class CGStudy:
         return cg_report.tables(rows)
 
     def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
-        return cg_report.figures(rows)
+        return cg_figures.figures(rows)
 
     def facts(self, rows: pd.DataFrame) -> dict[str, Any]:
         return cg_report.facts(rows)

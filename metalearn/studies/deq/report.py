@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from metalearn.studies.frame.findings import format_count
 from metalearn.studies.frame.groups import PEAK, Column, scale, tabulate
-from metalearn.studies.frame.plot import canvas, label_lines, log_axis
+from metalearn.studies.frame.plot import canvas, lines, log_axis
 from metalearn.studies.frame.table import Cell, Table, make_table
 from metalearn.system.memory import format_bytes
 
@@ -88,15 +88,14 @@ def figures(rows: pd.DataFrame) -> dict[str, Figure]:
 
 def _memory_figure(rows: pd.DataFrame) -> Figure:
     figure, (axes,) = canvas()
-    for core, label in (("unrolled", "unrolled"), ("deq", "DEQ")):
-        part = rows[(rows.part == "memory") & (rows.core == core)]
-        axes.plot(part.depth, part.peak_bytes / 1e6, marker="o", label=label)
+    part = rows[rows.part == "memory"].sort_values("core", ascending=False, kind="stable")
     log_axis(axes, "x", base=2)
     log_axis(axes, "y")
     axes.set(
         xlabel="applications of the cell, forward", ylabel="peak memory of a training step, MB"
     )
-    label_lines(axes)
+    titles = {"unrolled": "unrolled", "deq": "DEQ"}
+    lines(axes, part.assign(mb=part.peak_bytes / 1e6), "depth", "mb", "core", titles.__getitem__)
     return figure
 
 
@@ -106,15 +105,14 @@ def _conditioning_figure(rows: pd.DataFrame) -> Figure:
         (panels[0], "condition_number", "condition number of I - J, median"),
         (panels[1], "backward_iterations", "backward iterations (GMRES to 1e-4)"),
     ):
-        watched = _conditioning(rows)
-        for weight in watched.jacobian_weight.unique():
-            part = watched[watched.jacobian_weight == weight]
-            label = f"weight {weight:g}" if weight else "no regularisation"
-            axes.plot(part.epoch, part[column], marker="o", label=label)
         log_axis(axes, "x", base=2)
         axes.set(xlabel="epoch", title=title)
-        label_lines(axes)
+        lines(axes, _conditioning(rows), "epoch", column, "jacobian_weight", _weight)
     return figure
+
+
+def _weight(weight: float) -> str:
+    return f"weight {weight:g}" if weight else "no regularisation"
 
 
 def _sequence_figure(rows: pd.DataFrame) -> Figure:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from metalearn.studies.fewshot.report import (
+from metalearn.studies.frame.accuracy import (
     accuracy_cell,
     budget_title,
     own_rows,

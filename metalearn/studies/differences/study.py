@@ -14,9 +14,9 @@ from metalearn import config
 from metalearn.errors import check_known
 from metalearn.studies.differences import report as differences_report
 from metalearn.studies.differences.changes import BASES, CHANGES, Change
-from metalearn.studies.fewshot.trained import TrainedStudy
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.table import Table
+from metalearn.studies.frame.trained import TrainedStudy
 from metalearn.training.protocol import Protocol
 
 

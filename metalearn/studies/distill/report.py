@@ -19,7 +19,7 @@ from metalearn.studies.frame.groups import (
     scale,
     tabulate,
 )
-from metalearn.studies.frame.plot import canvas, label_lines
+from metalearn.studies.frame.plot import canvas, lines
 from metalearn.studies.frame.table import Table, make_table
 
 BASELINES = {
@@ -102,15 +102,12 @@ def _images(rows: pd.DataFrame) -> Figure:
 
 def _training(rows: pd.DataFrame) -> Figure:
     figure, panels = canvas(2)
-    curves = rows[rows.what == "curve"]
-    for name, group in curves.groupby("source", sort=False):
-        mean = group.groupby("step")[["validation_accuracy", "train_s"]].mean()
-        panels[0].plot(mean.index, mean.validation_accuracy, label=NAMES[str(name)])
-        panels[1].plot(mean.train_s, mean.validation_accuracy, label=NAMES[str(name)])
+    curves = rows[rows.what == "curve"].groupby(["source", "step"], sort=False)
+    mean = curves[["validation_accuracy", "train_s"]].mean().reset_index()
     panels[0].set(xlabel="meta-steps", ylabel="validation accuracy, %")
     panels[1].set(xlabel="seconds")
-    for axes in panels:
-        label_lines(axes)
+    for axes, x in zip(panels, ("step", "train_s"), strict=True):
+        lines(axes, mean, x, "validation_accuracy", "source", NAMES.__getitem__, marker="")
     return figure
 
 

@@ -9,14 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from metalearn.studies.fewshot.report import (
-    PUBLISHED,
-    curves,
-    method_title,
-    setting_title,
-    settings,
-    test_rows,
-)
+from metalearn.studies.fewshot.report import curves, settings
+from metalearn.studies.frame.accuracy import PUBLISHED, method_title, setting_title, test_rows
 from metalearn.studies.frame.plot import COLOURS, canvas, label_lines, log_axis
 
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from metalearn.studies.frame.accuracy import (
+    accuracy_cell,
+    describe_training,
+    format_duration,
+    method_title,
+    own_rows,
+    rank,
+    setting_title,
+    test_rows,
+)
 from metalearn.studies.frame.published.accuracy import (
     dataset_title,
     join_distinct,
@@ -18,52 +26,12 @@ from metalearn.studies.frame.published.accuracy import (
     select_published,
 )
 from metalearn.studies.frame.published.accuracy import setting_title as ways_and_shots
-from metalearn.studies.frame.table import Cell, Format, Table, make_cell, make_table
-from metalearn.studies.frame.validation_curve import falls, step_seconds
+from metalearn.studies.frame.table import Cell, Format, Table, make_table
+from metalearn.studies.frame.validation_curve import falls, late_gain, step_seconds
 from metalearn.system.provenance import short
-from metalearn.training.estimate import Estimate
-
-PUBLISHED = {
-    "maml": "MAML",
-    "fomaml": "first-order MAML",
-    "reptile": "Reptile",
-    "imaml": "iMAML, gradient descent",
-    "imaml_hf": "iMAML, Hessian-free",
-    "imaml_authors_code": "iMAML, the authors' code",
-}
-"""The methods that have published figures, by the names of the published table."""
 
 SHARES = {0.1: "10 % of it", 0.25: "25 % of it", 0.5: "50 % of it", 1.0: "all of it"}
 """The shares of the shared training time at which methods are compared."""
-
-
-def method_title(method: Any) -> str:
-    base = method.removesuffix("_tuned")
-    return PUBLISHED.get(base, base) + (", tuned" if base != method else "")
-
-
-_TEST_COLUMNS = (
-    *("setting", "method", "seed", "base", "change", "mode", "inner_steps", "trained_inner_steps"),
-    *("dataset", "ways", "shots", "accuracy"),
-)
-
-
-def test_rows(rows: pd.DataFrame, setting: str | None = None) -> pd.DataFrame:
-    """Select the test rows. They have all columns even where guards stopped every run."""
-    missing = [column for column in _TEST_COLUMNS if column not in rows]
-    test = rows[rows.part == "test"].reindex(columns=[*rows.columns, *missing])
-    return test if setting is None else test[test.setting == setting]
-
-
-def own_rows(rows: pd.DataFrame, mode: str | None = None) -> pd.DataFrame:
-    """Select the test rows at the number of inner steps that each run was trained with.
-
-    Args:
-        mode: the batch statistics, "transductive" or "inductive"; None: both.
-    """
-    test = test_rows(rows)
-    own = test[test.inner_steps == test.trained_inner_steps]
-    return own if mode is None else own[own["mode"] == mode]
 
 
 def settings(rows: pd.DataFrame) -> list[str]:
@@ -77,46 +45,6 @@ def curves(rows: pd.DataFrame, setting: Any) -> dict[str, pd.DataFrame]:
 
 def _by_method(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {str(method): group for method, group in rows.groupby("method", sort=False)}
-
-
-def pooled(group: pd.DataFrame) -> Estimate:
-    """Estimate the accuracy over seeds where there are several, else over the one seed's tasks."""
-    if len(group) > 1:
-        return Estimate.of(group.accuracy)
-    return Estimate(float(group.accuracy.iloc[0]), float(group.accuracy_interval.iloc[0]))
-
-
-def accuracy_cell(group: pd.DataFrame) -> Cell:
-    """Return "98.21 ± 0.12 (seeds 0.05)", in percent, of a row for each seed.
-
-    The numbers are the mean over seeds, the 95 % interval over tasks (averaged over seeds) and the
-    standard deviation over seeds, where there are several.
-    """
-    if group.empty:
-        return Cell("")
-    percent = 100 * group[["accuracy", "accuracy_interval"]].astype(float)
-    cell = make_cell(Estimate(percent.accuracy.mean(), percent.accuracy_interval.mean()), ".2f")
-    if len(group) == 1:
-        return cell
-    return Cell(f"{cell.text} (seeds {percent.accuracy.std():.2f})", cell.key)
-
-
-def setting_title(test: pd.DataFrame) -> str:
-    first = test.iloc[0]
-    return f"{dataset_title(first.dataset)} {ways_and_shots(first.ways, first.shots)}"
-
-
-def budget_title(test: pd.DataFrame) -> str:
-    """Return the setting, the meta-steps and the test tasks of runs that have these alike."""
-    return f"{setting_title(test)}, {_training(test.iloc[0])}, {test.tasks.iloc[0]:,.0f} test tasks"
-
-
-def _training(row: Any) -> str:
-    return f"{row.steps:,.0f} meta-steps of {row.meta_batch:.0f} tasks"
-
-
-def format_duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.3g} min"
 
 
 def tables(rows: pd.DataFrame) -> dict[str, Table]:
@@ -146,7 +74,7 @@ def _beside(test: pd.DataFrame, dataset: str) -> Table:
                 )
                 for pair in pairs
             },
-            "trained for": join_distinct(map(_training, part.itertuples())),
+            "trained for": join_distinct(map(describe_training, part.itertuples())),
         }
         for (method, mode), part in own_rows(test).groupby(["method", "mode"], sort=False)
     ]
@@ -262,25 +190,6 @@ def _setting_facts(rows: pd.DataFrame, setting: str) -> dict[str, Any]:
     }
 
 
-def rank(groups: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """Return the methods from the highest mean accuracy to the lowest.
-
-    Each has its `method`, its `accuracy` as text and `tied`: its accuracy differs from the first
-    one's by no more than both 95 % intervals together.
-    """
-    order = sorted(groups, key=lambda name: groups[name].accuracy.mean(), reverse=True)
-    estimates = {name: pooled(groups[name]) for name in order}
-    return [
-        {
-            "method": name,
-            "accuracy": accuracy_cell(groups[name]).text,
-            "tied": abs(one.mean - first.mean) <= math.hypot(one.interval, first.interval),
-        }
-        for first in [estimates[name] for name in order[:1]]
-        for name, one in estimates.items()
-    ]
-
-
 def _paper(run: Any) -> dict[str, str] | None:
     """Return the `accuracy` and `budget` that a paper reports for a run's method and setting."""
     base = method_title(run.method.removesuffix("_tuned"))
@@ -297,15 +206,3 @@ def _mode_gains(test: pd.DataFrame) -> dict[str, float] | None:
         return None
     gain = 100 * (modes.transductive - modes.inductive)
     return {"least": gain.min(), "greatest": gain.max()}
-
-
-def late_gain(curve: pd.DataFrame) -> float:
-    """Return how far the best validation accuracy rose in the last quarter of the meta-steps.
-
-    The gain is in points, the mean over seeds; nan where a seed has no validation before.
-    """
-    gains = [
-        one.accuracy.max() - one[one.step <= 0.75 * one.step.max()].accuracy.max()
-        for _, one in curve.groupby("seed")
-    ]
-    return float(100 * np.mean(gains))

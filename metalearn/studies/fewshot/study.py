@@ -14,10 +14,11 @@ from metalearn import config
 from metalearn.errors import UsageError, check_known
 from metalearn.studies.fewshot import figures as fewshot_figures
 from metalearn.studies.fewshot import report as fewshot_report
-from metalearn.studies.fewshot.runs import Budget
-from metalearn.studies.fewshot.trained import TrainedStudy
 from metalearn.studies.frame import Cell
+from metalearn.studies.frame.accuracy import PUBLISHED
+from metalearn.studies.frame.study_run import Budget
 from metalearn.studies.frame.table import Table
+from metalearn.studies.frame.trained import TrainedStudy
 from metalearn.training.protocol import Protocol
 
 NAMED = re.compile(r"(\w+_\d+w\d+s)_(\w+)")
@@ -84,7 +85,7 @@ class FewShotStudy(TrainedStudy):
             {"setting": setting, "method": method, "seed": seed}
             for seed in self.seeds
             for setting in self.settings
-            for method in self.methods or fewshot_report.PUBLISHED
+            for method in self.methods or PUBLISHED
             if (setting, method) in known
         ]
 

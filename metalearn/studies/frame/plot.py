@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-from metalearn.system.files import replace_text
 
 # The palette of Okabe & Ito 2008 without yellow, which is hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -86,13 +84,30 @@ def label_lines(axes: Axes) -> None:
         )
 
 
+def lines(
+    axes: Axes,
+    rows: pd.DataFrame,
+    x: str,
+    y: str,
+    hue: str,
+    names: Callable[[Any], str] = str,
+    **style: Any,
+) -> None:
+    """Draw column `y` of the rows against `x`, a line for each value of `hue`, and label the lines.
+
+    Set logarithmic axes before, by which the labels are placed.
+
+    Args:
+        names: the label by the value of `hue`.
+        style: as `Axes.plot` takes it; without it each point is a dot.
+    """
+    for value, part in rows.groupby(hue, sort=False):
+        axes.plot(part[x], part[y], label=names(value), **{"marker": "o", **style})
+    label_lines(axes)
+
+
 def svg(figure: Figure) -> str:
     text = io.StringIO()
     with mpl.rc_context(dict(STYLE)):
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Save a figure as SVG by `replace_text`, so that the file is never partial."""
-    replace_text(path, svg(figure))

@@ -9,18 +9,44 @@ from typing import Any
 
 import pandas as pd
 
+from metalearn.errors import UsageError
 from metalearn.studies.frame.protocol import Cell, Row
 from metalearn.system.files import replace_text
 
 
 class RowFile:
-    """The rows of each cell, in a file; a cell is in the file with all its rows, or not at all."""
+    """The rows of each cell, in a file; a cell is in the file with all its rows, or not at all.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._measured: list[dict[str, Any]] = []
         if path.exists():
-            self._measured = [json.loads(line) for line in path.read_text().splitlines()]
+            self._measured = [self._parse(line) for line in self._lines()]
+
+    def _lines(self) -> list[bytes]:
+        try:
+            return [line for line in self.path.read_bytes().split(b"\n") if line.strip()]
+        except OSError as error:
+            raise UsageError(f"{self.path} cannot be read ({error.strerror}); delete it") from error
+
+    def _parse(self, line: bytes) -> dict[str, Any]:
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            found = None
+        if isinstance(found, dict):
+            cell, rows, seconds = (found.get(name) for name in ("cell", "rows", "seconds"))
+            several = isinstance(rows, list) and rows and all(isinstance(r, dict) for r in rows)
+            if isinstance(cell, dict) and several and isinstance(seconds, int | float):
+                return found
+        raise UsageError(
+            f"{self.path} is damaged: {line[:40]!r} holds no rows of a measurement. Delete the "
+            "line, or the file: what is missing is measured again."
+        )
 
     def __contains__(self, cell: Cell) -> bool:
         return self._of(cell) is not None

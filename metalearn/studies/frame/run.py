@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,14 @@ import torch
 from metalearn.config import read_defaults
 from metalearn.config.build import signature_defaults
 from metalearn.config.canonical import select_changed
-from metalearn.errors import UsageError
+from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
 from metalearn.studies.frame.code import digest_code
 from metalearn.studies.frame.findings import render_findings
-from metalearn.studies.frame.index import write_index
-from metalearn.studies.frame.plot import save
+from metalearn.studies.frame.index import read_origins, write_index
+from metalearn.studies.frame.plot import svg
 from metalearn.studies.frame.protocol import Study
 from metalearn.studies.frame.rows import RowFile
-from metalearn.system.files import replace_text
+from metalearn.system.files import locked, read_json, replace_text
 from metalearn.system.provenance import provenance
 from metalearn.training.progress import RunProgress
 from metalearn.training.tracking import Tracker
@@ -65,8 +67,9 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
     and names the code that made the rest.
 
     Raises:
-        UsageError: a folder cannot be written, the options ask for one measurement twice, or there
-            are no published rows to go by.
+        UsageError: a folder cannot be written or is in use by another process, a file that the
+            study reads is damaged, the options ask for one measurement twice, or there are no
+            published rows to go by.
         ArithmeticError: a measurement met what is not finite, or has no derivative; those before it
             are kept.
     """
@@ -77,67 +80,118 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
         if cell in cells[:i]:
             asked = ", ".join(f"{k}={v}" for k, v in cell.items())
             raise UsageError(f"{asked} is asked for twice; leave one of the equal values out")
-    origin = provenance(device)
     folder, scratch = publication.results / publication.name, publication.scratch / publication.name
-    for path in (folder, scratch):
-        try:
+    read_origins(publication.results, but_for=folder)  # what the index will list
+    origin = provenance(device)
+    with _writing(folder, scratch):
+        for path in (folder, scratch):
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(
-                f"{path} cannot be written ({error.strerror}); choose another folder"
-            ) from error
-
-    file = RowFile(scratch / f"rows-{_key(study, publication.options, origin)}.jsonl")
-    left = [cell for cell in cells if cell not in file]
-    done = len(cells) - len(left)
-    with RunProgress(len(cells), start=done, unit="measurement", every_s=5) as progress:
-        about = f", about {publication.minutes:g} min on 2 cores" if publication.minutes else ""
-        progress.say(f"{study.title}: {len(cells)} measurements{about}")
-        if done:
-            progress.say(f"going on from {done} of them, in {file.path}")
-        for i, cell in enumerate(left, start=done + 1):
-            began = time.perf_counter()
-            rows = study.measure(cell, device)
-            file.add(cell, rows, time.perf_counter() - began)
-            progress.update(i, ", ".join(str(v) for v in cell.values() if v is not None))
-        table = file.frame(cells)
-        origin |= {
-            "title": study.title,
-            "options": publication.options,
-            "measure_s": round(file.seconds(cells), 1),
-            "threads": torch.get_num_threads(),
-        }
-        written = _publish(study, table, folder, origin)
-        write_index(publication.results)
-        _track(publication, study, table, scratch, progress.say)
-        for finding in render_findings(study, table):
-            progress.say(f"- {finding}")
-        progress.say(f"wrote {folder}/: {', '.join(written)}")
-    file.path.unlink()
+    with locked(folder), locked(scratch):
+        file = RowFile(scratch / f"rows-{_key(study, publication.options, origin)}.jsonl")
+        left = [cell for cell in cells if cell not in file]
+        done = len(cells) - len(left)
+        if check := getattr(study, "check", None):
+            check(left, device)
+        with RunProgress(len(cells), start=done, unit="measurement", every_s=5) as progress:
+            about = f", about {publication.minutes:g} min on 2 cores" if publication.minutes else ""
+            progress.say(f"{study.title}: {len(cells)} measurements{about}")
+            if done:
+                progress.say(f"going on from {done} of them, in {file.path}")
+            for i, cell in enumerate(left, start=done):
+                began = time.perf_counter()
+                with _ending(f"{i} of {len(cells)} measurements are finished"):
+                    rows = study.measure(cell, device)
+                with _writing(file.path):
+                    file.add(cell, rows, time.perf_counter() - began)
+                progress.update(i + 1, ", ".join(str(v) for v in cell.values() if v is not None))
+            table = file.frame(cells)
+            origin |= {
+                "title": study.title,
+                "options": publication.options,
+                "measure_s": round(file.seconds(cells), 1),
+                "threads": torch.get_num_threads(),
+            }
+            with _writing(folder, scratch):
+                written = _publish(_report(study, table), folder, origin)
+                write_index(publication.results)
+            _track(publication, study, table, scratch, progress.say)
+            for finding in render_findings(study, table):
+                progress.say(f"- {finding}")
+            progress.say(f"wrote {folder}/: {', '.join(written)}")
+        file.path.unlink()
     return folder
+
+
+@contextmanager
+def _ending(done: str) -> Iterator[None]:
+    """Say what is kept where a signal or a stopped training ends a measurement.
+
+    The sentence names no run of the measurement, since the run's folder may be gone.
+    """
+    kept = f"{done}; the same command goes on"
+    try:
+        yield
+    except KeyboardInterrupt as ended:
+        raise TrainingInterrupted(signal.SIGINT, kept) from ended
+    except TrainingInterrupted as ended:
+        raise TrainingInterrupted(ended.status - 128, kept) from ended
+    except TrainingStopped as ended:
+        raise TrainingStopped(f"{str(ended).partition('; ')[0]}; {kept}") from ended
+
+
+@contextmanager
+def _writing(*paths: Path) -> Iterator[None]:
+    """Turn an OSError into a UsageError that names the paths."""
+    try:
+        yield
+    except OSError as error:
+        named = " or ".join(map(str, paths))
+        raise UsageError(
+            f"{named} cannot be written ({error.strerror}); mend this, or choose another folder. "
+            "The same command goes on from the measurements that are finished."
+        ) from error
 
 
 def _republish(study: Study, publication: Publication, device: torch.device) -> Path:
     folder = publication.results / publication.name
+    if not folder.is_dir():
+        raise UsageError(f"measure=false, and {folder} is no folder; leave measure=false out")
+    with locked(folder):
+        return _remake(study, publication, device, folder)
+
+
+def _remake(study: Study, publication: Publication, device: torch.device, folder: Path) -> Path:
     try:
-        rows = pd.read_csv(folder / "rows.csv")
-        origin = json.loads((folder / "provenance.json").read_text())
+        rows, origin = pd.read_csv(folder / "rows.csv"), read_json(folder / "provenance.json")
     except (OSError, ValueError) as error:
         raise UsageError(
             f"measure=false, and {folder} holds no rows and provenance to go by; leave it out"
         ) from error
     # The name of the class, wherever its module lay when the rows were measured.
-    made_by = str(origin.get("options", {}).get("_target_")).rpartition(".")[2]
+    options = origin.get("options") if isinstance(origin, dict) else None
+    target = options.get("_target_") if isinstance(options, dict) else None
+    made_by = str(target).rpartition(".")[2]
     if made_by != type(study).__name__:
         raise UsageError(
             f"measure=false, and the rows in {folder} are of another study ({made_by}); name the "
             "folder of this one"
         )
+    try:
+        if rows.empty:
+            raise ValueError("no row")
+        made = _report(study, rows)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"measure=false, and {folder}/rows.csv does not hold what the study measures "
+            f"({' '.join(str(error).split())[:100]}); leave measure=false out"
+        ) from error
+    read_origins(publication.results, but_for=folder)  # what the index will list
     now = provenance(device)
     origin["remade"] = {name: now[name] for name in ("command", "commit", "date")}
-    for name in _publish(study, rows, folder, origin):
-        print(f"wrote {folder / name}")
-    write_index(publication.results)
+    with _writing(folder):
+        for name in _publish(made, folder, origin):
+            print(f"wrote {folder / name}")
+        write_index(publication.results)
     return folder
 
 
@@ -154,23 +208,30 @@ def _key(study: Study, options: dict[str, Any], origin: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def _publish(study: Study, rows: pd.DataFrame, folder: Path, origin: dict[str, Any]) -> list[str]:
-    """Make everything from the rows, then write it; return the names of the files."""
+def _report(study: Study, rows: pd.DataFrame) -> dict[str, str]:
+    """Make everything from the rows: the texts of the files by name."""
     figures, tables = study.figures(rows), study.tables(rows)
     findings = render_findings(study, rows)
     text = [f"# {study.title}", "", *(f"- {f}" for f in findings), ""]
     for caption, table in tables.items():
-        text += [f"**{caption}**", "", table.to_markdown(), ""]
+        text += [f"**{' '.join(caption.split())}**", "", table.to_markdown(), ""]
     text += [f"![{name}]({name}.svg)" for name in figures]
-    replace_text(folder / "rows.csv", rows.convert_dtypes().to_csv(index=False))
-    replace_text(folder / "table.md", "\n".join(text).rstrip() + "\n")
     lines = [f"{json.dumps(caption)}: {json.dumps(t.to_json())}" for caption, t in tables.items()]
-    replace_text(folder / "tables.json", "{\n" + ",\n".join(lines) + "\n}\n")
-    replace_text(folder / "findings.json", json.dumps(findings, indent=1) + "\n")
-    for name, figure in figures.items():
-        save(figure, folder / f"{name}.svg")
+    return {
+        "rows.csv": rows.convert_dtypes().to_csv(index=False),
+        "table.md": "\n".join(text).rstrip() + "\n",
+        "tables.json": "{\n" + ",\n".join(lines) + "\n}\n",
+        "findings.json": json.dumps(findings, indent=1) + "\n",
+        **{f"{name}.svg": svg(figure) for name, figure in figures.items()},
+    }
+
+
+def _publish(report: dict[str, str], folder: Path, origin: dict[str, Any]) -> list[str]:
+    """Write a report and its provenance; return the names of the files."""
+    for name, text in report.items():
+        replace_text(folder / name, text)
     for old in folder.glob("*.svg"):
-        if old.stem not in figures:
+        if old.name not in report:
             old.unlink()
     replace_text(folder / "provenance.json", json.dumps(origin, indent=1) + "\n")
     return sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))

@@ -56,7 +56,8 @@ class Table:
 
     def to_markdown(self) -> str:
         """Return the table in Markdown."""
-        return self.texts().to_markdown(index=False, disable_numparse=True)
+        texts = self.texts().rename(columns=escape_markdown).map(escape_markdown)
+        return texts.to_markdown(index=False, disable_numparse=True)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, from which `from_json` makes an equal table."""
@@ -71,6 +72,8 @@ class Table:
     def from_json(cls, content: Mapping[str, Any]) -> Table:
         """Make the table that `to_json` wrote; one without "keys" is of an earlier release."""
         columns, rows = [str(c) for c in content["columns"]], content["rows"]
+        if any(len(row) != len(columns) for row in rows):
+            raise ValueError("a row has more or fewer cells than there are columns")
         if "keys" not in content:
             return make_table(columns, rows)
         cells = [
@@ -130,11 +133,33 @@ def make_cell(value: Any, form: Format | None = None) -> Cell:
     if not isinstance(value, int | float):
         return Cell(str(value))
     if callable(form):
-        return Cell(form(value), float(value))
+        return Cell(form(value), to_float(value))
     if form is None and isinstance(value, float):
         whole = value.is_integer() and abs(value) < 1e9
         return Cell(str(int(value)) if whole else f"{value:.4g}", value)
-    return Cell(format(value, form or ""), float(value))
+    return Cell(format(value, form or ""), to_float(value))
+
+
+def quartiles(row: Any, name: str, spec: str) -> Cell | None:
+    """Make the cell of a median with its quartiles in brackets; None where the row has none."""
+    values = [row.get(f"{name}{end}", math.nan) for end in ("", "_low", "_high")]
+    if any(math.isnan(value) for value in values):
+        return None
+    middle, low, high = (format(value, spec) for value in values)
+    return Cell(f"{middle} [{low}, {high}]", values[0])
+
+
+def to_float(value: float) -> float:
+    """Return a number as a float; an integer beyond the floats is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def escape_markdown(text: Any) -> str:
+    """Return a text that stays in its cell of a Markdown table: on one line, its | escaped."""
+    return " ".join(str(text).splitlines()).replace("|", "\\|")
 
 
 def _plain(key: float | None) -> float | str | None:

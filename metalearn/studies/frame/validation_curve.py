@@ -51,3 +51,15 @@ def fall(curve: pd.DataFrame) -> dict[str, Any] | None:
     both = math.hypot(best.accuracy_interval.mean(), last.accuracy_interval.mean())
     high, low = float(best.accuracy.mean()), float(last.accuracy.mean())
     return {"best": 100 * high, "at": span(best), "last": 100 * low} if high - low > both else None
+
+
+def late_gain(curve: pd.DataFrame) -> float:
+    """Return how far the best validation accuracy rose in the last quarter of the meta-steps.
+
+    The gain is in points, the mean over seeds; nan where a seed has no validation before.
+    """
+    gains = [
+        one.accuracy.max() - one[one.step <= 0.75 * one.step.max()].accuracy.max()
+        for _, one in curve.groupby("seed")
+    ]
+    return float(100 * np.mean(gains))

@@ -191,3 +191,15 @@ PROBLEMS: dict[str, Callable[[float, int, Sequence[int]], KnownProblem]] = {
     "quadratic": Quadratic,
     "logistic": Logistic,
 }
+
+
+def relative_error(found: Tensor, exact: Tensor) -> dict[str, float]:
+    """Return the relative error of (T, size) gradients: geometric mean and range over the tasks."""
+    errors = (found - exact).norm(dim=1) / exact.norm(dim=1)
+    # Errors below rounding are unknown, and the logarithm of 0 is infinite.
+    errors = errors.clamp_min(torch.finfo(errors.dtype).eps)
+    return {
+        "error": float(errors.log().mean().exp()),
+        "error_low": float(errors.min()),
+        "error_high": float(errors.max()),
+    }

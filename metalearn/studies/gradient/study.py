@@ -24,7 +24,7 @@ from metalearn.studies.frame.oracle_calls import Cost, spent
 from metalearn.studies.frame.table import Table
 from metalearn.studies.gradient import figures as gradient_figures
 from metalearn.studies.gradient import report as gradient_report
-from metalearn.studies.gradient.problems import PROBLEMS, KnownProblem
+from metalearn.studies.gradient.problems import PROBLEMS, KnownProblem, relative_error
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class GradientStudy:
                         "unknowns": self.size,
                         "steps": steps,
                         "cg_iters": count,
-                        **_error(grads, problem.exact),
+                        **relative_error(grads, problem.exact),
                         "gradients": cost.gradients,
                         "products": cost.products,
                         "evaluations": cost.evaluations,
@@ -218,7 +218,9 @@ class GradientStudy:
                 metagrad = METHODS["unrolled"](loop.of(m, largest, count), None)
                 theory = loop.rate(m, largest) ** count
             grads = _each(begun, metagrad, problem)
-            rows.append({"products": count, **_error(grads, problem.exact), "theory": theory})
+            rows.append(
+                {"products": count, **relative_error(grads, problem.exact), "theory": theory}
+            )
         return rows
 
     def _bias(self, problem: KnownProblem, at: Any) -> list[Row]:
@@ -238,8 +240,8 @@ class GradientStudy:
                     {
                         "steps": steps,
                         "cg_iters": count,
-                        **_error(grads, problem.exact),
-                        "error_of_steps": _error(grads, of_steps)["error"],
+                        **relative_error(grads, problem.exact),
+                        "error_of_steps": relative_error(grads, of_steps)["error"],
                     }
                 )
         return rows
@@ -288,15 +290,3 @@ def _each(problem: BilevelProblem, metagrad: MetaGradient, known: KnownProblem) 
     """Compute each task's own meta-gradient, (T, size)."""
     grads: Tensor = metagrad(problem, known.meta, known.task).grads["theta"]
     return grads * len(known.task)
-
-
-def _error(found: Tensor, exact: Tensor) -> dict[str, float]:
-    """Return the relative error: the geometric mean and the range over the tasks."""
-    errors = (found - exact).norm(dim=1) / exact.norm(dim=1)
-    # Errors below rounding are unknown, and the logarithm of 0 is infinite.
-    errors = errors.clamp_min(torch.finfo(errors.dtype).eps)
-    return {
-        "error": float(errors.log().mean().exp()),
-        "error_low": float(errors.min()),
-        "error_high": float(errors.max()),
-    }

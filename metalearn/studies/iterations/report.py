@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from metalearn.studies.cg.report import CURVATURES
-from metalearn.studies.fewshot.report import budget_title, own_rows
+from metalearn.studies.frame.accuracy import budget_title, own_rows
 from metalearn.studies.frame.findings import format_count
 from metalearn.studies.frame.plot import COLOURS, canvas, log_axis
 from metalearn.studies.frame.table import Format, Table, make_cell, make_table

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from metalearn import config
 from metalearn.errors import UsageError, check_known
 from metalearn.studies.cg.report import CURVATURES
-from metalearn.studies.fewshot.runs import StudyRun
-from metalearn.studies.fewshot.trained import TrainedStudy, measure_run
 from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.study_run import StudyRun
 from metalearn.studies.frame.table import Table
+from metalearn.studies.frame.trained import TrainedStudy, measure_run
 from metalearn.studies.iterations import report as iterations_report
 from metalearn.studies.iterations.errors import EXACT, SOLVERS, gradient_errors
 from metalearn.studies.iterations.report import NO_CURVATURE

@@ -19,7 +19,7 @@ from metalearn.studies.frame.groups import (
     scale,
     tabulate,
 )
-from metalearn.studies.frame.plot import COLOURS, canvas, label_lines
+from metalearn.studies.frame.plot import COLOURS, canvas, lines
 from metalearn.studies.frame.table import Table, make_table
 from metalearn.training.estimate import Estimate
 
@@ -129,11 +129,10 @@ def _search(rows: pd.DataFrame) -> Figure:
     largest = curves.groupby(["source", "step"])[shares].mean().max().max()
     figure, panels = canvas(len(methods), width=3.2)
     for axes, method in zip(panels, methods, strict=True):
-        mean = curves[curves.source == method].groupby("step")[shares].mean()
-        for share in shares:
-            axes.plot(mean.index, 100 * mean[share], label=share.removeprefix("share_"))
+        mean = 100 * curves[curves.source == method].groupby("step")[shares].mean()
+        long = mean.reset_index().melt("step", var_name="share")
         axes.set(xlabel="meta-steps", title=NAMES[method], ylim=(0, 105 * float(largest)))
-        label_lines(axes)
+        lines(axes, long, "step", "value", "share", lambda s: s.removeprefix("share_"), marker="")
     panels[0].set_ylabel("share, %: mean over edges and seeds")
     return figure
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from metalearn.studies.frame.plot import canvas, label_lines, log_axis
+from metalearn.studies.frame.plot import canvas, lines, log_axis
 from metalearn.studies.frame.table import Cell, Format, Table, make_cell, make_table
 from metalearn.studies.memory.report import line
 from metalearn.system.memory import format_bytes
@@ -251,13 +251,9 @@ def figures(rows: pd.DataFrame) -> dict[str, Figure]:
         (panels[0], "steps", "inner steps"),
         (panels[1], "inner_grad_norm", "norm of the inner gradient"),
     ):
-        for method in METHODS:
-            part = _select(rows, "convergence", method)
-            axes.plot(part[column], part.error, marker="o", label=method)
         log_axis(axes, "x", base=2 if column == "steps" else 10)
         log_axis(axes, "y")
         axes.set(xlabel=label, ylabel="relative error of the meta-gradient")
+        lines(axes, rows[rows.part == "convergence"], column, "error", "method")
     panels[1].invert_xaxis()
-    for axes in panels:
-        label_lines(axes)
     return {"convergence": figure}

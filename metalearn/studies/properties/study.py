@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -32,7 +31,7 @@ from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.oracle_calls import Counted
 from metalearn.studies.frame.table import Table
 from metalearn.studies.frame.timing import seconds
-from metalearn.studies.gradient.problems import Logistic
+from metalearn.studies.gradient.problems import Logistic, relative_error
 from metalearn.studies.memory.methods import NETWORKS, setting, work
 from metalearn.studies.properties import report as properties_report
 from metalearn.studies.properties.implementation import (
@@ -41,7 +40,9 @@ from metalearn.studies.properties.implementation import (
     functions_run,
     lines_of,
 )
+from metalearn.system.files import damaged, read_json
 from metalearn.system.memory import peak_bytes
+from metalearn.system.provenance import short
 
 CPU = torch.device("cpu")
 METHODS = ("unrolled", "implicit")
@@ -103,6 +104,12 @@ class PropertiesStudy:
         found += [{"part": "convergence", "steps": k} for k in sorted(self.steps)]
         found += [{"part": "implementation", "method": method} for method in METHODS]
         return found + [{"part": "evidence", "study": name} for name in STUDIES]
+
+    def check(self, cells: Sequence[Cell], device: torch.device) -> None:
+        """Read the other studies that the cells name; raise UsageError if one is damaged."""
+        for cell in cells:
+            if cell["part"] == "evidence":
+                self._evidence(str(cell["study"]))
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
         if device != CPU:
@@ -185,8 +192,10 @@ class PropertiesStudy:
                 {
                     "method": method,
                     "inner_grad_norm": float(result.inner.grad_norm.log().mean().exp()),
-                    "error": _error(grads, problem.exact),
-                    "error_of_steps": None if of_steps is None else _error(grads, of_steps),
+                    "error": relative_error(grads, problem.exact)["error"],
+                    "error_of_steps": None
+                    if of_steps is None
+                    else relative_error(grads, of_steps)["error"],
                 }
             )
         return rows
@@ -213,19 +222,25 @@ class PropertiesStudy:
     def _evidence(self, name: str) -> Row:
         """Return the findings of another study, if it lies in `results`."""
         folder = Path(self.results) / name
-        try:
-            origin = json.loads((folder / "provenance.json").read_text())
-            findings = json.loads((folder / "findings.json").read_text())
-            measured = len(pd.read_csv(folder / "rows.csv"))
-        except FileNotFoundError:
+        paths = [folder / name for name in ("provenance.json", "findings.json", "rows.csv")]
+        if not all(path.is_file() for path in paths):
             return {"found": False}
+        origin, findings = read_json(paths[0]), read_json(paths[1])
+        if not isinstance(origin, dict) or not {"title", "command"} <= set(origin):
+            raise UsageError(damaged(paths[0]))
+        if not isinstance(findings, list):
+            raise UsageError(damaged(paths[1]))
+        try:
+            measured = len(pd.read_csv(paths[2]))
+        except ValueError as error:
+            raise UsageError(damaged(paths[2])) from error
         return {
             "found": True,
             "title": origin["title"],
             "command": origin["command"],
-            "commit": (origin.get("commit") or "none")[:7],
+            "commit": short(origin.get("commit")) or "none",
             "measured": measured,
-            "findings": "\n".join(findings),
+            "findings": "\n".join(map(str, findings)),
         }
 
     def tables(self, rows: pd.DataFrame) -> dict[str, Table]:
@@ -264,9 +279,3 @@ def forward_gradient(problem: Logistic, inner: GradientDescent) -> Tensor:
         warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
         found: Tensor = torch.func.vmap(along)(torch.eye(theta.shape[1], dtype=theta.dtype))
     return found.mT
-
-
-def _error(found: Tensor, exact: Tensor) -> float:
-    """Return the geometric mean of the tasks' relative errors, each at least float rounding."""
-    errors = (found - exact).norm(dim=1) / exact.norm(dim=1)
-    return float(errors.clamp_min(torch.finfo(errors.dtype).eps).log().mean().exp())

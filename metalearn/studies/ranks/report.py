@@ -8,8 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from metalearn.studies.frame.plot import canvas, label_lines
-from metalearn.studies.frame.table import Table, make_table
-from metalearn.studies.speed.report import quartiles
+from metalearn.studies.frame.table import Table, make_table, quartiles
 
 
 def tables(rows: pd.DataFrame, meta_batch: int) -> dict[str, Table]:

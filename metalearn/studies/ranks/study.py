@@ -25,7 +25,7 @@ from metalearn.config.options import (
     Some,
     one_sentence,
 )
-from metalearn.errors import UsageError
+from metalearn.errors import TrainingStopped, UsageError
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.table import Table
 from metalearn.studies.frame.timing import spread
@@ -115,7 +115,9 @@ class RanksStudy:
                 text=True,
             )
             if done.returncode:
-                raise RuntimeError(f"training on {ranks} ranks failed: {done.stderr[-2000:]}")
+                said = [line for line in done.stderr.splitlines() if line.startswith("metalearn")]
+                reason = said[-1] if said else f"status {done.returncode}"
+                raise TrainingStopped(f"training on {ranks} ranks failed: {reason}")
             lines = (run_dir / "metrics.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines]
         return statistics.median(row["step_s"] for row in rows[WARMING:]), rows[-1]["query_loss"]

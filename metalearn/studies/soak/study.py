@@ -25,7 +25,7 @@ from metalearn.config.options import (
     one_of,
     one_sentence,
 )
-from metalearn.errors import UsageError
+from metalearn.errors import TrainingStopped, UsageError
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.table import Table
 from metalearn.studies.soak import report as soak_report
@@ -92,7 +92,7 @@ class SoakStudy:
                 rows = self._watch(process, folder / "metrics.jsonl")
             if process.returncode:
                 output = (Path(scratch) / "output.txt").read_text().strip().splitlines()
-                raise RuntimeError(f"training ended with {process.returncode}: {output[-1:]}")
+                raise TrainingStopped(f"training ended with {process.returncode}: {output[-1:]}")
             lines = (folder / "metrics.jsonl").read_text().splitlines()
             times = [json.loads(line)["step_s"] for line in lines]
         begins = [0, *(row["step"] for row in rows)]

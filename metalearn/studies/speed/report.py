@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
-from metalearn.studies.frame.plot import COLOURS, canvas, label_lines, log_axis
-from metalearn.studies.frame.table import Cell, Format, Table, make_table
+from metalearn.studies.frame.table import Cell, Format, Table, make_table, quartiles
 from metalearn.studies.speed.exact import SAME, same
 from metalearn.system.memory import format_bytes
 
@@ -203,15 +198,6 @@ def _competitors(part: pd.DataFrame) -> Table:
     return make_table(columns, shown)
 
 
-def quartiles(row: Any, name: str, spec: str) -> Cell | None:
-    """Make the cell of a median with its quartiles in brackets; None where the row has none."""
-    values = [row.get(f"{name}{end}", math.nan) for end in ("", "_low", "_high")]
-    if any(math.isnan(value) for value in values):
-        return None
-    middle, low, high = (format(value, spec) for value in values)
-    return Cell(f"{middle} [{low}, {high}]", values[0])
-
-
 def _curve(part: pd.DataFrame, axis: str) -> Table:
     columns: dict[str, Format | None] = {axis: "g"}
     shown = []
@@ -285,55 +271,3 @@ def _curve_facts(method: str, axis: str, part: pd.DataFrame) -> dict[str, Any]:
             for than, own in lost.groupby("competitor", sort=False)
         ],
     }
-
-
-def figures(rows: pd.DataFrame) -> dict[str, Figure]:
-    found = {}
-    for method in METHODS:
-        if names := [name for name in workloads(rows) if name.startswith(f"{method}-")]:
-            found[f"time_{method}"] = _bars(rows, names)
-        if lines := [(axis, part) for of, axis, part in curves(rows) if of == method]:
-            found[f"scaling_{method}"] = _lines(lines, METHODS[method])
-    return found
-
-
-def _bars(rows: pd.DataFrame, names: Sequence[str]) -> Figure:
-    figure, panels = canvas(len(names), width=4.2, height=3.0)
-    for axes, name in zip(panels, names, strict=True):
-        part = competitors(rows, name).iloc[::-1]
-        each: Any = list(part.itertuples())
-        errors = [part.seconds - part.seconds_low, part.seconds_high - part.seconds]
-        axes.barh(
-            [f"{r.competitor}{' *' if r.differs else ''}" for r in each],
-            part.seconds,
-            xerr=errors,
-            color=["0.75" if r.differs else COLOURS[bool(r.library)] for r in each],
-            error_kw={"lw": 0.8},
-        )
-        floor = float(part.floor_operations.iloc[0] / best_rate(rows))
-        axes.axvline(floor, color="black", lw=0.8, ls="--")
-        axes.annotate(
-            "arithmetic",
-            (floor, 1.0),
-            xycoords=("data", "axes fraction"),
-            fontsize=7,
-            va="bottom",
-            ha="center",
-        )
-        axes.grid(axis="y", visible=False)
-        axes.set(xlabel="seconds (* another gradient)")
-        axes.set_title(name, pad=12)
-    return figure
-
-
-def _lines(lines: Sequence[tuple[str, pd.DataFrame]], title: str) -> Figure:
-    figure, panels = canvas(len(lines), width=3.6, height=3.0)
-    for axes, (axis, part) in zip(panels, lines, strict=True):
-        for name, own in part.groupby("competitor", sort=False):
-            axes.plot(own.value, own.seconds, "o-", label=str(name))
-        log_axis(axes, "x", base=2)
-        log_axis(axes, "y")
-        axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-        axes.set(xlabel=AXES[axis], ylabel="seconds of one meta-gradient", title=title)
-        label_lines(axes)
-    return figure

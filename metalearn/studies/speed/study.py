@@ -17,6 +17,7 @@ from metalearn.errors import UsageError
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.table import Table
 from metalearn.studies.frame.timing import Times, clocked, rounds, spread
+from metalearn.studies.speed import figures as speed_figures
 from metalearn.studies.speed import report as speed_report
 from metalearn.studies.speed.competitors import (
     BATCHED,
@@ -239,7 +240,7 @@ class SpeedStudy:
         return speed_report.tables(rows)
 
     def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
-        return speed_report.figures(rows)
+        return speed_figures.figures(rows)
 
     def facts(self, rows: pd.DataFrame) -> dict[str, Any]:
         return speed_report.facts(rows)

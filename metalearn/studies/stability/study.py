@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 
 from metalearn import config
 from metalearn.errors import UsageError, check_known
-from metalearn.studies.fewshot.runs import Budget
-from metalearn.studies.fewshot.trained import TrainedStudy
 from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.study_run import Budget
 from metalearn.studies.frame.table import Table
+from metalearn.studies.frame.trained import TrainedStudy
 from metalearn.studies.stability import report as stability_report
 from metalearn.training.metrics_file import MetricsFile
 

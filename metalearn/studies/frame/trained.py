@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 
 from metalearn.errors import UsageError
-from metalearn.studies.fewshot.runs import Budget, StudyRun
 from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.study_run import Budget, StudyRun
 from metalearn.training.protocol import Protocol
 
 
@@ -79,6 +79,11 @@ class TrainedStudy:
 
     def run_of(self, cell: Cell, device: torch.device) -> StudyRun:
         return StudyRun.of(Path(self.runs), self.run_words(cell), device)
+
+    def check(self, cells: Sequence[Cell], device: torch.device) -> None:
+        """Read the summaries of the cells' runs; raise UsageError if one is damaged."""
+        for cell in cells:
+            self.run_of(cell, device).summary()
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
         return measure_run(self.run_of(cell, device), self.budget, self.protocol, device)

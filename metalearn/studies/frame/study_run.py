@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from metalearn import config
 from metalearn.config.canonical import canonicalise, select_changed
 from metalearn.errors import TrainingStopped, UsageError
+from metalearn.system.files import damaged, read_json
 from metalearn.training import checkpoint
 from metalearn.training.evaluation_file import write
 from metalearn.training.loop import train
@@ -131,10 +132,19 @@ class StudyRun:
         return ""
 
     def summary(self) -> dict[str, Any]:
-        """Return the run's newest summary, empty before the run has ended once."""
+        """Return the run's newest summary, empty before the run has ended once.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
         path = self.folder / "summary.json"
-        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        return found
+        if not path.is_file():
+            return {}
+        found = read_json(path)
+        numbers = [found.get(name) for name in ("steps", "train_s")] if found else [None]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise UsageError(damaged(path))
+        return dict(found)
 
     def _target(self, budget: Budget) -> int | None:
         """Return the meta-step to train to next, None at the end."""
@@ -215,7 +225,10 @@ class StudyRun:
         path = self.folder / f"{name}-{hashlib.sha256(content).hexdigest()[:8]}.json"
         if not path.is_file():
             write(path, {"rows": measure(best)})
-        rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+        found = read_json(path)
+        rows = found.get("rows") if isinstance(found, dict) else None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise UsageError(damaged(path))
         return rows
 
 
