@@ -13,15 +13,11 @@ from omegaconf import DictConfig
 from metalearn import config
 from metalearn.config.canonical import canonicalise
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
-from metalearn.parallel.ranks import ALONE, Ranks, job, joined, may_restart, restarted
+from metalearn.parallel.ranks import ALONE, Ranks, job, joined, may_restart, restarted, world_size
 from metalearn.training import checkpoint
+from metalearn.training.agreement import check_same, describe_options, on_every_rank
+from metalearn.training.checks import WITH_RESUME
 from metalearn.training.run_folder import check_unused
-
-WITH_RESUME = (
-    *("resume", "steps", "device", "threads", "wandb", "checkpoint_every", "keep_checkpoints"),
-    *("on_nonfinite", "on_failed_solve", "on_explosion", "explosion_factor", "keep_best"),
-)
-"""The options that `resume=` allows beside it: length, device, tracking, guards."""
 
 Complain = Callable[[Exception], None]
 
@@ -40,7 +36,7 @@ def run(words: list[str], complain: Complain) -> int:
     if asks_for_sweep:
         if resumed:
             raise UsageError("resume= goes on with one run; leave -m out")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if world_size() > 1:
             raise UsageError("-m is no work for several processes; start it without torchrun")
         from metalearn.config import sweep
 
@@ -48,10 +44,14 @@ def run(words: list[str], complain: Complain) -> int:
             config.compose("train", words)  # every job is sound before the first one starts
         return sweep.multirun("train", overrides, lambda cfg: _begin(cfg, ALONE, complain))
     with joined() as ranks:
+        asked = on_every_rank(ranks, lambda: config.compose("train", overrides))
+        # Before any other exchange, which ranks with other words would take part in differently.
+        if ranks.size > 1:
+            check_same(ranks, describe_options(asked))
         if resumed:
-            cfg, folder = ranks.lead(lambda: _resumed(overrides))
+            cfg, folder = ranks.lead(lambda: _resumed(asked, config.keys(overrides)))
             return _train_into(cfg, folder, True, ranks, complain)
-        return _begin(config.compose("train", overrides), ranks, complain)
+        return _begin(asked, ranks, complain)
 
 
 def _begin(cfg: DictConfig, ranks: Ranks, complain: Complain) -> int:
@@ -86,15 +86,13 @@ def _begun_by_this_job(folder: Path, cfg: DictConfig) -> bool:
     return False
 
 
-def _resumed(overrides: list[str]) -> tuple[DictConfig, Path]:
-    """Return the config of the run that resume= names, with the overrides, and its folder."""
-    given = config.keys(overrides)
+def _resumed(asked: DictConfig, given: set[str]) -> tuple[DictConfig, Path]:
+    """Return the config of the run that resume= names, with the options given, and its folder."""
     if odd := sorted(given.difference(WITH_RESUME)):
         raise UsageError(
             f"{odd[0]}= cannot be given beside resume=, which keeps the run's own config; only "
             f"{', '.join(WITH_RESUME[1:])} can"
         )
-    asked = config.compose("train", overrides)
     folder = Path(asked.resume or "")
     if asked.resume is None or not os.path.isfile(folder / "config.yaml"):
         raise UsageError(f"resume={asked.resume}: there is no run; give the folder of one in runs/")
@@ -106,6 +104,9 @@ def _resumed(overrides: list[str]) -> tuple[DictConfig, Path]:
         )
     for key in given.difference(("resume",)):
         cfg[key] = asked[key]
+    if cfg.parts == "measured":  # which earlier releases took
+        cfg.parts = None
+        print("parts=measured is no option now: the run goes on with one micro-batch")
     return cfg, folder
 
 

@@ -355,7 +355,7 @@ from metalearn.commands.main import main
         (["train", "meta_batch=1000000000000"], "at most 100000 tasks"),
         (["train", "parts=0"], "from 1 to meta_batch=3"),
         (["train", "parts=9"], "from 1 to meta_batch=3"),
-        (["train", "parts=some"], "'measured'"),
+        (["train", "parts=measured"], "from 1 to meta_batch=3"),
         (["train", "model=conv4", "model.channels=0"], "at least 1"),
         (["train", "model=conv4", "model.norm=layer"], "'group' or 'none'"),
         (["train", "model=conv4", "model.activation=tanh"], "'relu' or 'silu'"),

@@ -20,7 +20,6 @@ from rank_runs import joined, on_ranks, train, train_and_ask, train_on_a_full_di
 from tiny_run import rows, timeless
 from ways import WAYS
 
-from metalearn import config
 from metalearn.commands.main import main
 from metalearn.errors import TrainingStopped, UsageError
 from metalearn.metagrad import NonFiniteGradient
@@ -31,8 +30,6 @@ from metalearn.parallel.sharding import ShardedGradient
 from metalearn.problem import FewShot
 from metalearn.tasks.sinusoid import SinusoidSampler
 from metalearn.training import checkpoint
-from metalearn.training import loop as trainer
-from metalearn.training import state as training_state
 from metalearn.training.evaluation import evaluate
 from metalearn.training.messages import figures
 from metalearn.tree import leaves_of
@@ -173,24 +170,6 @@ def _left(ranks: Ranks) -> str:
 def test_a_rank_that_is_gone_is_said_so():
     found = on_ranks(2, joined, _left)
     assert found[1] == "left" and "rank 0 lost the others" in found[0] and "resume=" in found[0]
-
-
-def _measured(ranks: Ranks, folder: str) -> tuple[int, str]:
-    """The choice of parts fails on rank 1 alone."""
-
-    def fails(*args: object) -> int:
-        if ranks.rank == 1:
-            raise NonFiniteGradient("not finite")
-        return 2
-
-    training_state.fastest_parts = fails  # type: ignore[assignment]
-    cfg = config.compose("train", [*WORDS, "parts=measured", "steps=2"])
-    trainer.train(cfg, Path(folder), ranks=ranks)
-    return checkpoint.load(Path(folder) / "last.pt")["parts"]
-
-
-def test_parts_are_each_ranks_own_and_may_fail_to_be_measured(tmp_path):
-    assert on_ranks(2, joined, _measured, str(tmp_path / "run")) == [[2, 1], [2, 1]]
 
 
 def _starved(ranks: Ranks) -> str:
