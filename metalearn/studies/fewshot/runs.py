@@ -131,10 +131,21 @@ class StudyRun:
         return ""
 
     def summary(self) -> dict[str, Any]:
-        """Return the run's newest summary, empty before the run has ended once."""
+        """Return the run's newest summary, empty before the run has ended once.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
         path = self.folder / "summary.json"
-        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        return found
+        if not path.is_file():
+            return {}
+        try:
+            found: dict[str, Any] = json.loads(path.read_text())
+            if type(found["steps"]) is int and type(found["train_s"]) in (int, float):
+                return found
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UsageError(_damaged(path)) from error
+        raise UsageError(_damaged(path))
 
     def _target(self, budget: Budget) -> int | None:
         """Return the meta-step to train to next, None at the end."""
@@ -237,3 +248,7 @@ def _identify_saved(folder: Path) -> dict[str, Any] | None:
 
 def _digest(options: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _damaged(path: Path) -> str:
+    return f"{path} is damaged: expected the summary of a run. Delete it, and the run goes on"
