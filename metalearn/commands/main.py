@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError, nearest
+from metalearn.system.output import lasting_output
 
 USAGE = """\
 metalearn VERB [key=value ...]      differentiating through optimisation
@@ -40,16 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     for name, level in (("KINETO_LOG_LEVEL", "6"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
         os.environ.setdefault(name, level)  # before torch: its profiler talks on stderr
+    with lasting_output() as out:
+        status = _status(words)
+        out.flush()
+    return 141 if status == 0 and isinstance(out.error, BrokenPipeError) else status
+
+
+def _status(words: list[str]) -> int:
+    """Run a command and return its exit status, whatever becomes of its output."""
     try:
-        status = _run(words)
-        sys.stdout.flush()
-        return status
+        _check_working_folder()
+        return _run(words)
     except UsageError as error:
         _complain(" ".join(str(error).split()))
         return 2
-    except BrokenPipeError:  # the output goes to a program that has ended, such as head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:  # any look at a path may find it
             raise
@@ -104,6 +109,17 @@ def _run(words: list[str]) -> int:
     return study.run(verb, rest)
 
 
+def _check_working_folder() -> None:
+    """Raise UsageError if the working folder has been deleted, or may not be looked at."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError(
+            f"the working folder cannot be used ({error.strerror}): expected one that exists. Go "
+            "to another one by cd"
+        ) from error
+
+
 def _complain(error: Exception | str) -> None:
     rank = os.environ.get("RANK", "0")
     print(f"metalearn{'' if rank == '0' else f' (rank {rank})'}: {error}", file=sys.stderr)
@@ -111,7 +127,11 @@ def _complain(error: Exception | str) -> None:
 
 def _refuse_ranks(verb: str) -> None:
     """Raise UsageError among several processes of torchrun, each of which would do all the work."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    from metalearn.parallel.ranks import world_size
+
+    if world_size() > 1:
         raise UsageError(f"{verb} is no work for several processes; start it without torchrun")
 
 

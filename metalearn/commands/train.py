@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -14,8 +15,10 @@ from metalearn import config
 from metalearn.config.canonical import canonicalise
 from metalearn.config.old_names import rename_overrides
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
-from metalearn.parallel.ranks import ALONE, Ranks, job, joined, may_restart, restarted
+from metalearn.parallel.ranks import ALONE, Ranks, job, joined, may_restart, restarted, world_size
 from metalearn.training import checkpoint, data_source
+from metalearn.training.agreement import check_same, describe_options, on_every_rank
+from metalearn.training.checks import WITH_RESUME
 from metalearn.training.run_folder import check_unused
 
 SHORT = {
@@ -23,21 +26,6 @@ SHORT = {
     "source": ("tasks.dataset.source={}",),
 }
 """The words for which an option is short; {} stands for its value."""
-WITH_RESUME = (
-    *(
-        "resume",
-        "import",
-        "steps",
-        "device",
-        "threads",
-        "wandb",
-        "checkpoint_every",
-        "keep_checkpoints",
-    ),
-    *("on_nonfinite", "on_failed_solve", "on_explosion", "explosion_factor", "keep_best"),
-    data_source.OPTION,
-)
-"""The options that `resume=` allows beside it: length, device, tracking, guards, moved data."""
 
 Complain = Callable[[Exception], None]
 
@@ -56,7 +44,7 @@ def run(words: list[str], complain: Complain) -> int:
     if asks_for_sweep:
         if resumed:
             raise UsageError("resume= goes on with one run; leave -m out")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if world_size() > 1:
             raise UsageError("-m is no work for several processes; start it without torchrun")
         from metalearn.config import sweep
 
@@ -64,10 +52,17 @@ def run(words: list[str], complain: Complain) -> int:
             config.compose("train", words)  # every job is sound before the first one starts
         return sweep.multirun("train", overrides, lambda cfg: _begin(cfg, ALONE, complain))
     with joined() as ranks:
+        # The run's own tasks have this option, and not those that the words would compose.
+        moved = config.values(overrides).get(data_source.OPTION) if resumed else None
+        given = [w for w in overrides if moved is None or not w.startswith(data_source.OPTION)]
+        asked = on_every_rank(ranks, lambda: config.compose("train", given))
+        # Before any other exchange, which ranks with other words would take part in differently.
+        if ranks.size > 1:
+            check_same(ranks, describe_options(asked))
         if resumed:
-            cfg, folder = ranks.lead(lambda: _resumed(overrides))
+            cfg, folder = ranks.lead(lambda: _resumed(asked, config.keys(given), moved))
             return _train_into(cfg, folder, True, ranks, complain)
-        return _begin(config.compose("train", overrides), ranks, complain)
+        return _begin(asked, ranks, complain)
 
 
 def _in_full(words: list[str]) -> list[str]:
@@ -119,18 +114,13 @@ def _begun_by_this_job(folder: Path, cfg: DictConfig) -> bool:
     return False
 
 
-def _resumed(overrides: list[str]) -> tuple[DictConfig, Path]:
-    """Return the config of the run that resume= names, with the overrides, and its folder."""
-    given = config.keys(overrides)
+def _resumed(asked: DictConfig, given: set[str], moved: Any) -> tuple[DictConfig, Path]:
+    """Return the config of the run that resume= names, with the options given, and its folder."""
     if odd := sorted(given.difference(WITH_RESUME)):
         raise UsageError(
             f"{odd[0]}= cannot be given beside resume=, which keeps the run's own config; only "
-            f"{', '.join(WITH_RESUME[1:-1])} and source can"
+            f"{', '.join(WITH_RESUME[1:])} and source can"
         )
-    moved = config.values(overrides).get(data_source.OPTION)
-    asked = config.compose(
-        "train", [word for word in overrides if not word.startswith(f"{data_source.OPTION}=")]
-    )
     folder = Path(asked.resume or "")
     if asked.resume is None or not os.path.isfile(folder / "config.yaml"):
         raise UsageError(f"resume={asked.resume}: there is no run; give the folder of one in runs/")
@@ -140,10 +130,13 @@ def _resumed(overrides: list[str]) -> tuple[DictConfig, Path]:
             f"steps={asked.steps}, but schedule=cosine brings the rate to 0 at this run's "
             f"{cfg.steps} meta-steps; leave steps= out, or train anew with steps={asked.steps}"
         )
-    for key in given.difference(("resume", data_source.OPTION)):
+    for key in given.difference(("resume",)):
         cfg[key] = asked[key]
     if moved is not None:
         data_source.move(cfg, moved, str(folder))
+    if cfg.parts == "measured":  # which earlier releases took
+        cfg.parts = None
+        print("parts=measured is no option now: the run goes on with one micro-batch")
     return cfg, folder
 
 

@@ -9,7 +9,16 @@ from metalearn.config.compose import (
     run_name,
     saved,
 )
-from metalearn.config.overrides import PACKAGE, config_folder, groups, keys, parse, text_of, values
+from metalearn.config.overrides import (
+    PACKAGE,
+    config_folder,
+    groups,
+    keys,
+    parse,
+    shell_word,
+    text_of,
+    values,
+)
 
 __all__ = [
     "PACKAGE",
@@ -24,6 +33,7 @@ __all__ = [
     "read_defaults",
     "run_name",
     "saved",
+    "shell_word",
     "text_of",
     "values",
 ]

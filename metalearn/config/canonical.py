@@ -34,6 +34,23 @@ def canonicalise(config: DictConfig, but_for: Collection[str] = ()) -> dict[str,
     return drop_argument_defaults(own)
 
 
+def find_difference(
+    one: Mapping[str, Any], other: Mapping[str, Any]
+) -> tuple[str, Any, Any] | None:
+    """Return the first option that differs, by its dotted name, with both values.
+
+    None: the nests are equal. An option that one of them leaves out has "its default" there.
+    """
+    for key in sorted({**one, **other}):
+        a, b = one.get(key, "its default"), other.get(key, "its default")
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            if inner := find_difference(a, b):
+                return f"{key}.{inner[0]}", inner[1], inner[2]
+        elif a != b or isinstance(a, bool) is not isinstance(b, bool):
+            return key, a, b
+    return None
+
+
 def drop_argument_defaults(value: Any) -> Any:
     """Return a nest of plain values less the arguments equal to their constructor's default.
 

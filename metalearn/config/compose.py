@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -210,7 +212,7 @@ def run_name(config: DictConfig, choices: Any) -> str:
 
 def _composed(verb: str, overrides: list[str]) -> DictConfig:
     try:
-        with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        with _own_hydra():
             config = hydra.compose(verb, overrides, return_hydra_config=True)
         own = [str(key) for key in config if key != "hydra"]
         resolved(OmegaConf.masked_copy(config, own))
@@ -219,6 +221,19 @@ def _composed(verb: str, overrides: list[str]) -> DictConfig:
         raise UsageError(_does_not_fit(error, config.hydra.runtime.choices)) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(" ".join(str(error).split())) from error
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Initialise Hydra on `configs/`, and give a caller's own Hydra its place back."""
+    state = GlobalHydra.instance()
+    callers = state.hydra
+    state.clear()
+    try:
+        with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = callers
 
 
 def _does_not_fit(error: InterpolationKeyError, choices: Any) -> str:

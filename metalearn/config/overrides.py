@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,11 @@ from metalearn.errors import UsageError, nearest
 PACKAGE = Path(__file__).resolve().parent.parent
 HYDRAS = ("hydra.", "hydra/")
 _OF_HYDRA = ("launcher", "sweeper")  # what a sweep may choose
+_PATHS = (
+    *("run_dir", "resume", "init_from", "name", "checkpoint", "source", "out", "results", "runs"),
+)
+"""The options that take a text as it stands, by the last part of their names."""
+_LISTS = ("checkpoint", "runs")  # which also take several of them
 
 
 def config_folder() -> Path:
@@ -28,11 +35,9 @@ def config_folder() -> Path:
 def parse(overrides: list[str]) -> list[Override]:
     """Parse overrides; raise UsageError if a word is no key=value."""
     parsed = []
-    for word in overrides:
-        try:
-            (override,) = OverridesParser.create().parse_overrides([word])
-        except HydraException as error:
-            raise UsageError(f"{word!r} cannot be read; expected key=value") from error
+    for given in overrides:
+        override = _parse_word(given)
+        word = text_of(override)
         if not override.key_or_group:
             raise UsageError(f"{word!r} names no option; expected key=value")
         # In the word too, of which a sweep's value shows its choices only later; in the value too,
@@ -50,6 +55,49 @@ def parse(overrides: list[str]) -> list[Override]:
             raise UsageError(f"{word!r} takes an option away; give it a value, key=value")
         parsed.append(override)
     return parsed
+
+
+def _parse_word(word: str) -> Override:
+    """Parse a word; a path that Hydra's grammar does not take is quoted first."""
+    if any("\ud800" <= sign <= "\udfff" for sign in word):
+        raise UsageError(f"{word!a} cannot be read: expected text in UTF-8. Rename the file")
+    key, _, value = word.partition("=")
+    name = key.rpartition(".")[2].lstrip("+")
+    try:
+        (override,) = OverridesParser.create().parse_overrides([word])
+    except HydraException as error:
+        if name not in _PATHS or not value:
+            raise UsageError(f"{word!r} cannot be read; expected key=value") from error
+    else:
+        if name != "resume" or not override.is_sweep_override():  # no sweep resumes a run
+            return override
+    if name in _LISTS and value.startswith("[") and value.endswith("]"):
+        value = f"[{','.join(map(quote, value[1:-1].split(',')))}]"
+    else:
+        value = quote(value)
+    try:
+        (override,) = OverridesParser.create().parse_overrides([f"{key}={value}"])
+    except HydraException as error:
+        raise UsageError(f"{word!r} cannot be read; expected key=value") from error
+    return override
+
+
+def quote(value: str) -> str:
+    """Return a text in the quotes of Hydra's grammar."""
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        return value
+    value = re.sub(r"(\\*)'", r"\1\1\'", value)
+    return f"'{value}{value[len(value.rstrip(chr(92))) :]}'"
+
+
+def shell_word(key: str, value: object) -> str:
+    """Return `key=value` as it is typed in a shell, for a value that is taken as it stands."""
+    word = f"{key}={value}"
+    try:
+        same = values([word])[key] == str(value)
+    except UsageError:
+        same = False
+    return shlex.quote(word if same else f"{key}={quote(str(value))}")
 
 
 def keys(overrides: list[str]) -> set[str]:

@@ -10,34 +10,77 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from metalearn.config import config_folder, parse, run_name, text_of
+from metalearn.config.overrides import HYDRAS, is_group, quote
 from metalearn.errors import UsageError
 from metalearn.system.files import replace_text
 
 
 def jobs(overrides: list[str]) -> Iterable[list[str]]:
-    """Return the overrides of each job of a sweep; `seed=0,1` gives two jobs."""
-    parsed = parse(overrides)
-    options = [
-        [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()]
-        if o.is_sweep_override()
-        else [text_of(o)]
-        for o in parsed
-    ]
-    return [list(job) for job in itertools.product(*options)]
+    """Return the overrides of each job of a sweep; `seed=0,1` gives two jobs.
+
+    Raises:
+        UsageError: the values of an override cannot be listed.
+    """
+    return [list(job) for job in itertools.product(*map(_choices, parse(overrides)))]
+
+
+def _choices(override: Override) -> list[str]:
+    """Return an override for each of its values."""
+    if not override.is_sweep_override():
+        return [text_of(override)]
+    value: Any = override.value()
+    try:
+        if isinstance(value, Glob):
+            files = (config_folder() / override.key_or_group).glob("*.yaml")
+            values = value.filter(sorted(path.stem for path in files))
+        else:
+            values = list(override.sweep_string_iterator())
+    except (HydraException, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"{text_of(override)}: expected values that can be listed ({reason}). Give a,b"
+        ) from error
+    if not values:
+        raise UsageError(f"{text_of(override)}: expected at least one value. Give a,b")
+    return [f"{override.get_key_element()}={v}" for v in values]
+
+
+def _for_each_job(override: Override) -> str:
+    """Return an override for Hydra's sweep, which applies it to jobs alone.
+
+    Hydra also composes a config of the defaults of those groups that are swept, and an option of
+    another choice is none there.
+    """
+    key, _, value = text_of(override).partition("=")
+    kept = override.is_sweep_override() or is_group(override) or not value
+    if kept or override.key_or_group.startswith(HYDRAS):
+        return text_of(override)
+    return f"{key}=choice({value})"
 
 
 def multirun(verb: str, overrides: list[str], run: Callable[[DictConfig], int]) -> int:
     """Runs a sweep by the launcher that `hydra/launcher=` names, one job after the other without;
     the worst exit status of its jobs. What another launcher writes is in runs/sweeps/."""
     if not any(o.key_or_group == "hydra/launcher" for o in parse(overrides)):
-        with TemporaryDirectory() as scratch:  # for Hydra's own file of the sweep; runs have theirs
-            return _sweep(verb, overrides, run, Path(scratch))
+        try:
+            Path("runs").mkdir(exist_ok=True)
+            scratch = TemporaryDirectory(dir="runs", prefix=".sweep-")
+        except OSError as error:
+            raise UsageError(
+                f"runs: expected a folder that can be written ({error.strerror}). Start the sweep "
+                "in another folder."
+            ) from error
+        with scratch as path:  # for Hydra's own file of the sweep; runs have theirs
+            return _sweep(verb, overrides, run, Path(path).absolute())
     folder = Path("runs/sweeps") / datetime.now().strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
     return _sweep(verb, overrides, run, folder.absolute())
 
@@ -64,7 +107,8 @@ def _sweep(verb: str, overrides: list[str], run: Callable[[DictConfig], int], fo
         replace_text(folder / f"status-{hydra_config.job.num}.json", json.dumps([status, said]))
 
     argv = sys.argv
-    sys.argv = ["metalearn", "--multirun", f"hydra.sweep.dir={folder}", *overrides]
+    words = [_for_each_job(override) for override in parse(overrides)]
+    sys.argv = ["metalearn", "--multirun", f"hydra.sweep.dir={quote(str(folder))}", *words]
     try:
         configs = str(config_folder())
         hydra.main(version_base="1.3", config_path=configs, config_name=verb)(job)()

@@ -108,6 +108,10 @@ PATIENCE = 300.0
 """The time in seconds that the processes of one attempt wait for each other at its start."""
 
 
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""The variables of torchrun by which the processes of a run find each other."""
+
+
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """Join the process group of torchrun, and yield this process's `Ranks`.
@@ -116,14 +120,27 @@ def joined() -> Iterator[Ranks]:
     tensors on a GPU. Each process uses the GPU with its local rank.
 
     Raises:
-        UsageError: a machine with GPUs has fewer GPUs than processes.
+        UsageError: a machine with GPUs has fewer GPUs than processes, or a variable of torchrun's
+            is missing or has another value than torchrun gives it.
     """
-    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys():
+    size, rank, local = world_size(), _whole("RANK"), _whole("LOCAL_RANK")
+    _whole("MASTER_PORT", most=65535)
+    if missing := [name for name in _VARIABLES if not os.environ.get(name)]:
+        if size > 1 or rank:
+            raise UsageError(
+                f"{missing[0]} is not set beside WORLD_SIZE={size} and RANK={rank}: expected "
+                f"{', '.join(_VARIABLES)}. Start the processes by torchrun, or unset them all"
+            )
         yield Ranks()
         return
+    if rank >= size:
+        raise UsageError(
+            f"RANK={rank}: expected a whole number below WORLD_SIZE={size}. Start the processes by "
+            "torchrun"
+        )
     backend = "gloo"
     if torch.cuda.is_available() and dist.is_nccl_available():
-        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        gpus = torch.cuda.device_count()
         if local >= gpus:
             raise UsageError(
                 f"process {local + 1} on this machine has no GPU, of which there are {gpus}; "
@@ -132,7 +149,6 @@ def joined() -> Iterator[Ranks]:
             )
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     with _in_touch():
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             store, kept = _store(rank)
@@ -190,6 +206,28 @@ def _answering(host: str, torchruns: Any) -> int:
             return found
 
 
+def world_size() -> int:
+    """Return the number of processes that torchrun says; 1 without torchrun.
+
+    Raises:
+        UsageError: WORLD_SIZE is no whole number of at least 1.
+    """
+    return _whole("WORLD_SIZE", default=1, least=1)
+
+
+def _whole(name: str, default: int = 0, least: int = 0, most: int = 2**31 - 1) -> int:
+    """Return the whole number in an environment variable, `default` where it is not set."""
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit()) or not least <= int(text) <= most:
+        raise UsageError(
+            f"{name}={text!r} in the environment: expected a whole number from {least} to {most}. "
+            "Unset it, or start by torchrun"
+        )
+    return int(text)
+
+
 def job() -> str | None:
     """Return the id of the torchrun job, which all its attempts share.
 
@@ -201,11 +239,11 @@ def job() -> str | None:
 
 def restarted() -> bool:
     """Return True if torchrun started this process to replace one that ended."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _whole("TORCHELASTIC_RESTART_COUNT") > 0
 
 
 def may_restart() -> bool:
-    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    return _whole("TORCHELASTIC_MAX_RESTARTS") > 0
 
 
 @contextmanager
@@ -215,7 +253,7 @@ def _in_touch() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise TrainingStopped(
-            f"stopped: rank {os.environ['RANK']} lost the others "
+            f"stopped: rank {os.environ.get('RANK', 0)} lost the others "
             f"({' '.join(str(error).split())[:200]}); go on with resume= and the run's folder"
         ) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -38,7 +39,7 @@ def written_beside(path: Path, data: bytes) -> Iterator[Path]:
         with part.open("xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         yield part
     finally:
         with suppress(OSError):  # the disk's own error is the one to report
@@ -105,6 +106,18 @@ def sync_folder(folder: Path) -> None:
     """Write the folder's own entries, such as a rename, to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync(descriptor: int) -> None:
+    """Force a file or a folder to the disk, on the file systems that can do it.
+
+    Network and user-space file systems may refuse it for folders, and some for all files.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise

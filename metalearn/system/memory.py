@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 T = TypeVar("T")
@@ -119,16 +117,17 @@ def _cpu_peak(function: Callable[[], T]) -> tuple[T, int]:
 def _events(profiler: profile) -> Iterator[tuple[int, int]]:
     """Yield (address, bytes) of every allocation and release (bytes < 0), in order of time.
 
-    The exported trace is the profiler's only public record of them with addresses.
+    The tree of events holds them with addresses. The exported trace does too, but it is a file,
+    for which a temporary folder may have no room.
     """
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        trace = json.loads(path.read_text())["traceEvents"]
-    events = [event for event in trace if event.get("name") == "[memory]"]
-    # "Ev Idx" counts the events of one thread. It orders equal time stamps (about 1 ns).
-    events.sort(key=lambda event: (event["ts"], event["args"]["Ev Idx"]))
-    for event in events:
-        detail = event["args"]
-        if detail["Device Type"] == 0:  # the CPU
-            yield detail["Addr"], detail["Bytes"]
+    record: Any = profiler.profiler
+    stack, found = list(reversed(record.kineto_results.experimental_event_tree())), []
+    while stack:
+        event = stack.pop()
+        stack += reversed(event.children)
+        kind, detail = event.typed
+        if kind == _EventType.Allocation and detail.device.type == "cpu":
+            found.append((event.start_time_ns, detail.ptr, detail.alloc_size))
+    found.sort(key=lambda event: event[0])  # stable: the tree orders equal time stamps
+    for _, address, size in found:
+        yield address, size

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from metalearn.errors import UsageError
-from metalearn.system.files import with_home
+from metalearn.system.files import sync, with_home
 from metalearn.tasks.images import LabelledImages
 from metalearn.tasks.unfinished import temporary_folder
 
@@ -25,12 +25,21 @@ def cache_folder() -> Path:
     """Return the folder of the cache.
 
     It is `$METALEARN_CACHE`, else `$XDG_CACHE_HOME/metalearn`, else `~/.cache/metalearn`.
+
+    Raises:
+        UsageError: the user has no home folder, and neither variable is set.
     """
     if chosen := os.environ.get("METALEARN_CACHE"):
         return with_home(chosen)
     if base := os.environ.get("XDG_CACHE_HOME"):
         return with_home(base) / "metalearn"
-    return with_home("~/.cache/metalearn")
+    try:
+        return with_home("~/.cache/metalearn")
+    except UsageError as error:
+        raise UsageError(
+            "METALEARN_CACHE is not set, and this user has no home folder: expected a folder for "
+            "datasets. Set METALEARN_CACHE to one"
+        ) from error
 
 
 def cached(name: str, build: Callable[[], Splits]) -> Splits:
@@ -100,7 +109,7 @@ def _write(path: Path, splits: Splits) -> None:
         with (folder / path.name).open("xb") as file:
             np.savez(file, **arrays)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         (folder / path.name).replace(path)
 
 

@@ -19,6 +19,7 @@ import torch
 from metalearn.config import PACKAGE
 from metalearn.errors import UsageError, nearest
 from metalearn.system.files import replace_bytes, sync_folder, written_beside
+from metalearn.training.saved_fields import check_fields
 
 FORMAT = 2
 """Format 1 had no checksum and no random states: it can be evaluated, but not resumed."""
@@ -74,8 +75,8 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         DamagedCheckpoint: the file is torn or tampered with, or no checkpoint at all.
-        UsageError: there is no such file, it cannot be read or is of another format, or parts are
-            missing. A file whose checksum is right is never taken for a damaged one.
+        UsageError: there is no such file, it cannot be read or is of another format, or fields are
+            missing or of another type. A file whose checksum is right is no damaged one.
     """
     try:
         if not path.is_file():
@@ -97,7 +98,7 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or "format" not in state:
         refusal = UsageError if sealed else DamagedCheckpoint
         raise refusal(f"{path} is no checkpoint of metalearn's")
-    if state["format"] not in (1, FORMAT):
+    if type(state["format"]) is not int or state["format"] not in (1, FORMAT):
         raise UsageError(
             f"{path} is a checkpoint of format {state['format']}; this release reads 1 and {FORMAT}"
         )
@@ -105,6 +106,7 @@ def load(path: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{path} is damaged: its checksum is missing")
     if missing := sorted(KEYS - state.keys()):
         raise UsageError(f"{path} is a checkpoint without {', '.join(missing)}; train it again")
+    check_fields(state, (*KEYS, "average"), path)
     return state
 
 
@@ -128,10 +130,10 @@ def save_newest(folder: Path, state: dict[str, Any], keep: int) -> None:
     """Makes `state` the folder's last.pt; the ones before it become last.1.pt and so on, `keep`
     files in all. A failure to write leaves them as they were."""
     with written_beside(generation(folder, 0), _sealed(state)) as part:
-        for old in generations(folder)[keep:]:
-            old.unlink()
-        for n in reversed(range(keep - 1)):
-            if generation(folder, n).exists():
+        for n in reversed(_numbers(folder)):
+            if n >= keep:
+                generation(folder, n).unlink()
+            elif n + 1 < keep:
                 generation(folder, n).replace(generation(folder, n + 1))
         part.replace(generation(folder, 0))
     sync_folder(folder)
@@ -204,10 +206,13 @@ def best(folder: Path, place: int) -> Path:
 
 def generations(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, the newest first."""
+    return [generation(folder, n) for n in _numbers(folder)]
+
+
+def _numbers(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
-    numbered = {int(m[1] or 0) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name))}
-    return [generation(folder, n) for n in sorted(numbered)]
+    return sorted({int(m[1] or 0) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name))})
 
 
 _NAME = re.compile(r"last(?:\.(\d+))?\.pt")

@@ -2,12 +2,55 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig, OmegaConf
 
+from metalearn.config.canonical import canonicalise, find_difference
 from metalearn.errors import UsageError
+
+WITH_RESUME = (
+    *(
+        "resume",
+        "import",
+        "steps",
+        "device",
+        "threads",
+        "wandb",
+        "checkpoint_every",
+        "keep_checkpoints",
+    ),
+    *("on_nonfinite", "on_failed_solve", "on_explosion", "explosion_factor", "keep_best"),
+)
+"""The options that a resumed run may change: length, device, tracking, guards."""
 
 MOST_TASKS = 100_000
 """The most tasks of a meta-step; 5-way 1-shot tasks of Omniglot then take 3 GB."""
+
+
+def check_same_run(config: DictConfig, saved: DictConfig, where: Path) -> None:
+    """Check that a checkpoint is of the run that resumes from it.
+
+    Args:
+        config: the run's.
+        saved: the checkpoint's own, completed by `config.checked`.
+        where: the checkpoint.
+
+    Raises:
+        UsageError: an option that a resumed run keeps is another.
+    """
+    free = (*WITH_RESUME, "run_dir")
+    own, other = (canonicalise(one, but_for=free) for one in (config, saved))
+    for one in (own, other):
+        one.get("tasks", {}).get("dataset", {}).pop("source", None)  # data may have moved
+    if other["parts"] == "measured":
+        other["parts"] = None  # as which such a run goes on
+    if difference := find_difference(own, other):
+        name, value, another = difference
+        raise UsageError(
+            f"{name}={value}: expected {another}, with which {where} was trained. Put back the "
+            "run's own config.yaml and checkpoints, or train anew"
+        )
 
 
 def check_options(config: DictConfig) -> None:
@@ -29,10 +72,10 @@ def check_options(config: DictConfig) -> None:
             "meta-step's are drawn before it"
         )
     parts, most = config.parts, config.meta_batch
-    if parts not in (None, "measured") and not (type(parts) is int and 1 <= parts <= most):
+    if parts is not None and not (type(parts) is int and 1 <= parts <= most):
         raise UsageError(
-            f"parts={parts}; expected a whole number from 1 to meta_batch={most}, 'measured', or "
-            "null for the whole meta-batch at once"
+            f"parts={parts}: expected a whole number from 1 to meta_batch={most}, or null for the "
+            "whole meta-batch at once. Leave parts= out."
         )
     if config.schedule not in ("constant", "cosine"):
         raise UsageError(f"schedule={config.schedule}; expected 'constant' or 'cosine'")

@@ -47,7 +47,7 @@ class Guards:
         on_failed_solve: for a meta-step in which the linear solve of every task broke off
             (`messages.ENDED_BADLY`), so that the gradient is of little worth.
         on_explosion: for a gradient whose norm is above `explosion_factor` times the median of the
-            last 100.
+            last 100. A median of 0 judges nothing: it has no scale.
         explosion_factor: above 1.
 
     Raises:
@@ -93,7 +93,7 @@ class Guards:
                 raise FailedSolve(f"the linear solve of every task broke off ({how})")
         if self.on_explosion != "keep" and 5 * len(self._norms) >= WINDOW:
             median = statistics.median(self._norms)
-            if norm > self.explosion_factor * median:
+            if 0 < self.explosion_factor * median < norm:
                 raise Explosion(
                     f"the meta-gradient's norm {norm:.3g} is {norm / median:.3g} times the median "
                     f"of the last {len(self._norms)}"

@@ -15,9 +15,11 @@ from metalearn.parallel.ranks import ALONE, Ranks
 from metalearn.system.provenance import provenance
 from metalearn.system.random_state import seed_all
 from metalearn.tasks import Sampler
+from metalearn.training.agreement import check_same, describe_options, on_every_rank
 from metalearn.training.checks import check_options
 from metalearn.training.evaluation import evaluate
 from metalearn.training.experiment import Experiment
+from metalearn.training.fingerprint import describe_start
 from metalearn.training.guards import REFUSALS
 from metalearn.training.messages import (
     figures,
@@ -52,6 +54,32 @@ def train(
             it, if only the validation loss is not finite), or the folder takes no more.
         TrainingInterrupted: a signal asked for it; last.pt holds the state at that moment.
     """
+    state, held_out = on_every_rank(ranks, lambda: prepare(config, resume, ranks))
+    if ranks.size > 1:
+        own = describe_options(config) | {"resume": resume}
+        check_same(ranks, own | describe_start(state.experiment))
+    if not resume:
+        state.measure()
+    # The code that trains is meant, whatever becomes of the checkout meanwhile.
+    origin = provenance(state.experiment.device)
+    with Session(run_dir, config, resume, ranks) as session:
+        row = session.begin(state)
+        if row is not None:
+            _validate(config, state, held_out, session, row)
+            session.log(row)
+            session.save(state)
+        take_meta_steps(config, state, held_out, session)
+        summary = summarise(config, state, session) | origin
+        session.finish(summary)
+    return summary
+
+
+def prepare(config: DictConfig, resume: bool, ranks: Ranks) -> tuple[TrainingState, HeldOut]:
+    """Build what a run needs, and try it on a task; nothing is written, no rank communicates.
+
+    Raises:
+        UsageError: the config asks for what can't be had.
+    """
     check_options(config)
     seed_all(config.seed)
     experiment = Experiment.of(config)
@@ -59,20 +87,11 @@ def train(
         experiment.start_from(config.init_from)
     state = TrainingState(config, experiment, ranks)
     validation = experiment.tasks.sampler("validation", config.validation.seed, experiment.device)
-    held_out = HeldOut(validation)
     experiment.tasks.sampler("test", config.test.seed, experiment.device)  # too short fails now
     streams = state.streams()
     experiment.check(state.sampler.sample(1))
     state.rewind(streams)
-    if not resume:
-        state.measure()
-    origin = provenance(experiment.device)  # of the code that trains, whatever becomes of it
-    with Session(run_dir, config, resume, ranks) as session:
-        session.begin(state)
-        take_meta_steps(config, state, held_out, session)
-        summary = summarise(config, state, session) | origin
-        session.finish(summary)
-    return summary
+    return state, HeldOut(validation)
 
 
 class HeldOut:
@@ -148,8 +167,14 @@ def _validate(
 
     Raises:
         TrainingStopped: the loss is not finite, or memory does not hold a task.
+        TrainingInterrupted: a signal asked for it; the meta-step is saved, its validation pends.
     """
-    experiment, meta = state.experiment, state.judged
+    experiment, meta, streams = state.experiment, state.judged, state.streams()
+
+    def leave_unless_done(done: int) -> None:
+        if done < config.validation.tasks:
+            session.leave_if_asked(state, (row, streams))
+
     try:
         scores = evaluate(
             experiment.settled(experiment.problem, meta),
@@ -157,6 +182,7 @@ def _validate(
             meta,
             held_out.rewound(),
             config.validation.tasks,
+            progress=leave_unless_done,
             ranks=state.ranks,
             say=session.say,
         )

@@ -6,11 +6,13 @@ import fcntl
 import json
 import math
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from metalearn.errors import UsageError
+from metalearn.system.files import sync
 
 
 class MetricsFile:
@@ -25,12 +27,18 @@ class MetricsFile:
         """Open the file: a new run creates it, a resumed run needs it.
 
         Raises:
-            UsageError: another process trains into it, or it is absent.
+            UsageError: another process trains into it, or it is absent or no file of its own.
             OSError: it cannot be written.
         """
         if resume and not self.path.is_file():
             raise UsageError(f"{self.path} is absent; put it back, or train anew")
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        if os.path.lexists(self.path) and not stat.S_ISREG(os.lstat(self.path).st_mode):
+            raise UsageError(
+                f"{self.path}: expected a file of the run's own, not a link, a folder or a device. "
+                "Put the file itself there, or choose another run_dir="
+            )
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        descriptor = os.open(self.path, flags, 0o666)
         try:
             _lock(descriptor, self.path)
         except UsageError:
@@ -52,20 +60,23 @@ class MetricsFile:
 
     def cut(self, step: int) -> None:
         """Drops the rows after `step`, which the resumed run makes again; raises as `rows` does,
-        and where rows up to `step` are missing."""
+        and where a row up to `step` is missing."""
         assert self._descriptor is not None
         end = have = 0
         rows = self._parsed()
         while have < step:  # what follows is dropped, so that it may be anything
             found = next(rows, None)
-            if found is None or found[0]["step"] > step:
-                break
+            if found is None:
+                raise UsageError(
+                    f"{self.path} ends at meta-step {have}, before the checkpoint's {step}; put it "
+                    "back, or train anew"
+                )
+            if found[0]["step"] != have + 1:
+                raise UsageError(
+                    f"{self.path} has meta-step {found[0]['step']} after {have}: expected a row "
+                    f"for each of the checkpoint's {step}. Put it back, or train anew"
+                )
             have, end = found[0]["step"], found[1]
-        if have != step:
-            raise UsageError(
-                f"{self.path} ends at meta-step {have}, before the checkpoint's {step}; put it "
-                "back, or train anew"
-            )
         os.ftruncate(self._descriptor, end)
 
     def append(self, row: dict[str, Any]) -> None:
@@ -83,7 +94,7 @@ class MetricsFile:
     def sync(self) -> None:
         """Force the file to the disk."""
         assert self._descriptor is not None
-        os.fsync(self._descriptor)
+        sync(self._descriptor)
 
     def close(self) -> None:
         if self._descriptor is not None:
@@ -100,8 +111,9 @@ class MetricsFile:
                     number, end = number + 1, end + len(line)
                     try:
                         row = json.loads(line)
-                        row["step"], row["step_s"]
-                        if not line.endswith(b"\n"):
+                        step, seconds = row["step"], row["step_s"]
+                        whole = type(step) is int and type(seconds) in (int, float)
+                        if not whole or not line.endswith(b"\n"):
                             raise ValueError
                     except (ValueError, TypeError, KeyError) as error:
                         if end >= size:

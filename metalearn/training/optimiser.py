@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -85,8 +86,42 @@ class OuterOptimiser:
         return {"optimiser": self._optimiser.state_dict(), "halvings": self.halvings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._optimiser.load_state_dict(state["optimiser"])
+        """Restore a state of `state_dict`. The optimiser's options stay those of its own.
+
+        Raises:
+            ValueError: the state is none of this optimiser's, with these parameters.
+        """
+        saved, own = state["optimiser"]["state"], self._optimiser.state_dict()
+        if saved and not _is_like(saved, self._state_after_a_step()):
+            raise ValueError("the state does not fit the optimiser")
+        self._optimiser.load_state_dict({"state": saved, "param_groups": own["param_groups"]})
         self.halvings = state["halvings"]
+
+    def _state_after_a_step(self) -> dict[str, Any]:
+        trial = copy.deepcopy(self._optimiser)
+        for group in trial.param_groups:
+            for p in group["params"]:
+                p.grad = torch.zeros_like(p)
+        trial.step()
+        found: dict[str, Any] = trial.state_dict()["state"]
+        return found
+
+
+def _is_like(value: Any, like: Any) -> bool:
+    """Return True if a nest has the keys, types and shapes of another one."""
+    if isinstance(like, dict):
+        return (
+            isinstance(value, dict)
+            and value.keys() == like.keys()
+            and all(_is_like(value[key], like[key]) for key in like)
+        )
+    if isinstance(like, torch.Tensor):
+        return (
+            isinstance(value, torch.Tensor)
+            and value.shape == like.shape
+            and value.dtype.is_floating_point == like.dtype.is_floating_point
+        )
+    return type(value) is type(like)
 
 
 def descend(

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from metalearn.config import shell_word
 from metalearn.errors import TrainingStopped, UsageError
 from metalearn.parallel.ranks import ALONE, Ranks
 from metalearn.system import random_state as randomness
@@ -26,7 +27,8 @@ def check_unused(folder: Path) -> None:
     """Raise UsageError if `folder` holds a run with a checkpoint."""
     if checkpoint.generations(folder) or MetricsFile(folder / "metrics.jsonl").begun():
         raise UsageError(
-            f"run_dir={folder} holds a run already; choose another, or resume={folder}"
+            f"run_dir={folder} holds a run already; choose another, or "
+            f"{shell_word('resume', folder)}"
         )
 
 
@@ -59,6 +61,7 @@ class RunFolder:
         self.metrics = MetricsFile(folder / "metrics.jsonl")
         self.last = checkpoint.generation(folder, 0)
         self._tracker: Tracker | None = None
+        self.loaded = self.last  # the checkpoint that the run goes on from
         self._saved: int | None = None  # the last checkpoint's step
         self._damaged: list[Path] = []
 
@@ -82,10 +85,13 @@ class RunFolder:
 
     @led
     def load(self) -> tuple[dict[str, Any], list[str]]:
-        """The state to go on from, and a sentence for each checkpoint that is damaged; writes
-        nothing, and raises as `checkpoint.newest` does."""
+        """Return the state to go on from, and a sentence for each checkpoint that is damaged.
+
+        It writes nothing, and raises as `checkpoint.newest` does.
+        """
         state, damaged = checkpoint.newest(self.folder)
         self._saved, self._damaged = state["step"], list(damaged)
+        self.loaded = checkpoint.generations(self.folder)[len(damaged)]
         return state, [f"{error}; the one before it is used" for error in damaged.values()]
 
     @led
@@ -181,5 +187,6 @@ class RunFolder:
             raise TrainingStopped(
                 f"stopped: {self.folder} cannot be written ({error.strerror}); "
                 + (kept if self._saved is not None else "")
-                + f"make it writable, with room, then `metalearn train resume={self.folder}`"
+                + "make it writable, with room, then `metalearn train "
+                + f"{shell_word('resume', self.folder)}`"
             ) from error

@@ -9,9 +9,10 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig
 
-from metalearn.config import checked
+from metalearn.config import checked, shell_word
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
 from metalearn.parallel.ranks import Ranks
+from metalearn.training.checks import check_same_run
 from metalearn.training.messages import closing, progress_line
 from metalearn.training.progress import RunProgress
 from metalearn.training.run_folder import RunFolder
@@ -47,11 +48,15 @@ class Session:
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
-    def begin(self, state: TrainingState) -> None:
+    def begin(self, state: TrainingState) -> dict[str, Any] | None:
         """Put the saved state back, or save the first one.
 
+        Returns:
+            The row of the last meta-step if a signal has broken off its validation, else None.
+
         Raises:
-            UsageError: the folder cannot be written or gone on from, or `steps` lie behind.
+            UsageError: the folder cannot be written or gone on from, `steps` lie behind, or the
+                checkpoint is another run's.
         """
         saved, damaged = self._folder.load() if self._resume else ({}, [])
         if self._resume:
@@ -60,8 +65,10 @@ class Session:
                     f"steps={self._config.steps}; this run has taken {saved['step']} meta-steps "
                     "already"
                 )
-            state.load_state_dict(saved)
-            before = checked(saved["config"], str(self._folder.last), "train")
+            where = self._folder.loaded
+            before = checked(saved["config"], str(where), "train")
+            check_same_run(self._config, before, where)
+            state.load_state_dict(saved, where)
             if before.device != self._config.device:
                 state.measure()
         silent = self._ranks.rank > 0
@@ -70,11 +77,14 @@ class Session:
         )
         for sentence in damaged:
             self.say(sentence)
-        self._folder.start(self.say, state.step, saved.get("wandb_id"))
+        unvalidated: dict[str, Any] | None = saved.get("unvalidated")
+        done = state.step if unvalidated is None else state.step - 1
+        self._folder.start(self.say, done, saved.get("wandb_id"))
         if self._resume:
             self._folder.save_best(state.best_states())  # those there may be of a later meta-step
         else:
             self.save(state)
+        return unvalidated
 
     def steps(self, state: TrainingState) -> Iterator[int]:
         """Yield the numbers of the meta-steps that are left.
@@ -97,10 +107,25 @@ class Session:
             if signum:
                 self._leave(signum, state)
 
-    def leave_if_asked(self, state: TrainingState) -> None:
-        """Raise TrainingInterrupted if a signal asked for it; the saved state stays as it is."""
-        if signum := self._signal():
-            self._leave(signum, state)
+    def leave_if_asked(
+        self, state: TrainingState, unvalidated: tuple[dict[str, Any], dict[str, Any]] | None = None
+    ) -> None:
+        """Raise TrainingInterrupted if a signal asked for it.
+
+        Args:
+            unvalidated: the row of a meta-step under validation, and the `streams` of the state
+                before that. Both are saved, and the resumed run begins with that validation. None:
+                the saved state stays as it is.
+        """
+        if not (signum := self._signal()):
+            return
+        if unvalidated is not None:
+            row, streams = unvalidated
+            state.rewind(streams)
+            state.check_ranks()
+            self.log(row)
+            self._folder.save(state.state_dict() | {"unvalidated": row})
+        self._leave(signum, state)
 
     def _signal(self) -> int | None:
         """Return the signal that any rank has got by now."""
@@ -110,7 +135,7 @@ class Session:
         raise TrainingInterrupted(
             signum,
             f"left after meta-step {state.step}; go on with "
-            f"`metalearn train resume={self._folder.folder}`",
+            f"`metalearn train {shell_word('resume', self._folder.folder)}`",
         )
 
     def stop(

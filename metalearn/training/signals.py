@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -39,4 +40,5 @@ class Interruption:
             signal.signal(other, signal.SIG_DFL)  # by the system, even within a long operation
         name = signal.Signals(signum).name
         text = f"metalearn: {name}: leaving after this meta-step; a second signal ends it at once\n"
-        os.write(2, text.encode())  # print is not made for signal handlers
+        with suppress(OSError):  # an error would be raised wherever the run is now
+            os.write(2, text.encode())  # print is not made for signal handlers

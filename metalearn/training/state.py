@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +21,10 @@ from metalearn.system.memory import peak_bytes
 from metalearn.tasks import TaskBatch
 from metalearn.training.averaging import MovingAverage
 from metalearn.training.best import Best
-from metalearn.training.calibration import fastest_parts
 from metalearn.training.experiment import Experiment, build_optimiser
 from metalearn.training.guards import Guards
 from metalearn.training.optimiser import OuterOptimiser
+from metalearn.training.saved_fields import MISFITS, check_fields, check_fit, misfit
 from metalearn.tree import fixed, leaves_of, like_tree
 
 
@@ -46,8 +47,7 @@ class TrainingState:
             config.steps,
             config.clip_norm,
         )
-        given = config.parts if isinstance(config.parts, int) else 1
-        self._split = SplitGradient(experiment.metagrad, given)
+        self._split = SplitGradient(experiment.metagrad, config.parts or 1)
         self._gradient = ShardedGradient(self._split, ranks)
         self.guards = Guards(
             config.on_nonfinite,
@@ -84,32 +84,25 @@ class TrainingState:
         return self.guards.accept(norm)
 
     def measure(self) -> None:
-        """Measure the peak bytes of one meta-gradient, on the rank that takes the most, and where
-        wanted the fastest number of parts. Tasks and random states are as before.
+        """Measure the peak bytes of one meta-gradient, on the rank that takes the most.
+
+        Tasks and random states are as before.
 
         It is apart from the run because on a CPU the profiler slows what it sees.
         """
         drawn = self.sampler.state_dict()
         task = self.sampler.sample(self._config.meta_batch)
         self.sampler.load_state_dict(drawn)
-        experiment, ranks = self.experiment, self.ranks
-        self.peak, failed = 0, False
+        self.peak = 0
         # An error here is met again by the first meta-step, or the profiler had no room.
-        with random_state.untouched():
-            if self._config.parts == "measured":
-                own = task[ranks.share(len(task))]
-                try:
-                    self._split.parts = fastest_parts(
-                        experiment.metagrad, experiment.problem, experiment.meta, own
-                    )
-                except (NonFiniteGradient, OutOfMemory):
-                    failed = True
-            if not ranks.largest(failed):  # all ranks take part in what follows
-                with contextlib.suppress(NonFiniteGradient, OutOfMemory, MemoryError):
-                    _, self.peak = peak_bytes(
-                        lambda: self.meta_gradient(task, print), experiment.device
-                    )
-        self.peak = ranks.largest(self.peak)
+        with (
+            random_state.untouched(),
+            contextlib.suppress(NonFiniteGradient, OutOfMemory, MemoryError),
+        ):
+            _, self.peak = peak_bytes(
+                lambda: self.meta_gradient(task, print), self.experiment.device
+            )
+        self.peak = self.ranks.largest(self.peak)
 
     @property
     def judged(self) -> Meta:
@@ -171,25 +164,57 @@ class TrainingState:
             for one in self.best.kept
         ]
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], where: Path | str = "the state") -> None:
         """Go on from a state. An average that the state lacks begins here.
 
+        Args:
+            where: the state's file, for the error.
+
         Raises:
-            UsageError: the meta-parameters are another model's.
+            UsageError: the meta-parameters are another model's, or a field is of another type.
         """
-        device = self.experiment.device
+        device, meta = self.experiment.device, self.experiment.meta
+        check_fields(state, state.keys() - {"format"}, where)
         self.experiment.load(state["meta"])
+        averages = [state["average"]] if state.get("average") else []
+        for one in (*averages, *filter(None, [state["chosen"]]), *state.get("runners_up", [])):
+            check_fit(one["meta"], meta, "average, chosen or runners_up", where)
+        self._check_carry(state["carry"], where)
         self._average = self._new_average()
         if self._average is not None and state.get("average"):
             self._average.load_state_dict(state["average"])
         self.step, self.peak = state["step"], state["peak"]
         self.carry = like_tree(state["carry"], [x.to(device) for x in leaves_of(state["carry"])])
         self.best.load_state_dict(state, device)
-        self.optimiser.load_state_dict(state)
+        try:
+            self.optimiser.load_state_dict(state)
+        except MISFITS as error:
+            raise misfit(where, "optimiser", "the state of this run's optimiser") from error
         self.guards.load_state_dict(state["guards"])
         parts, here = state["parts"], self.ranks
-        self._split.parts = parts[here.rank] if len(parts) == here.size else max(parts)
-        self.rewind(state)
+        if state["config"].get("parts") == "measured":
+            parts = [1]
+        parts_here = parts[here.rank] if len(parts) == here.size else max(parts)
+        self._split.parts = min(parts_here, self._config.meta_batch)
+        try:
+            self.rewind(state)
+            self.sampler.sample(1)
+            self.rewind(state)
+        except MISFITS as error:
+            raise misfit(where, "sampler or random", "the states of this run") from error
+
+    def _check_carry(self, carry: dict[str, Any], where: Path | str) -> None:
+        """Raise UsageError if the meta-gradient of this run leaves another carry."""
+        if not carry:
+            return
+        experiment, streams = self.experiment, self.streams()
+        task = self.sampler.sample(1)
+        try:
+            with contextlib.suppress(NonFiniteGradient, OutOfMemory, MemoryError):
+                made = experiment.metagrad(experiment.problem, experiment.meta, task)
+                check_fit(carry, made.carry, "carry", where)
+        finally:
+            self.rewind(streams)
 
 
 def _check(config: DictConfig, experiment: Experiment, ranks: Ranks) -> None:

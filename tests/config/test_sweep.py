@@ -9,6 +9,8 @@ import pytest
 from tiny_run import TINY
 
 from metalearn.commands.main import main
+from metalearn.config import sweep
+from metalearn.errors import UsageError
 
 WORDS = [*TINY, "wandb=disabled", "validation.every=6"]
 
@@ -68,3 +70,27 @@ def test_a_launcher_is_a_sweeps(tmp_path, capsys):
     assert main(["train", *WORDS, "hydra/launcher=joblib"]) == 2
     assert "hydra/launcher=joblib is a sweep's; add -m" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_options_of_swept_groups_and_globs_reach_their_jobs():
+    """Hydra's own config of the defaults has metagrad=imaml, without `truncate`."""
+    seen = []
+
+    def job(cfg):
+        seen.append((cfg.metagrad.get("truncate"), cfg.metagrad.inner.steps, cfg.seed))
+        return 0
+
+    words = ["metagrad=maml_truncated,maml_batched", "metagrad.truncate=2", "seed=4"]
+    assert sweep.multirun("train", words, job) == 0
+    assert seen == [(2, 16, 4), (2, 5, 4)]
+    assert sweep.jobs(["metagrad=glob(ani*)"]) == [["metagrad=anil"]]
+    for choice in sweep.jobs(["metagrad=glob(maml_*)", "seed=1"]):
+        assert choice[0].startswith("metagrad=maml_") and choice[1] == "seed=1"
+
+
+@pytest.mark.parametrize(
+    "word", ["metagrad=glob(nothing*)", "seed=interval(0,1)", "seed=range(0,3,0)", "seed=glob(*)"]
+)
+def test_values_that_cannot_be_listed_are_refused(word):
+    with pytest.raises(UsageError, match="Give a,b"):
+        sweep.jobs([word])

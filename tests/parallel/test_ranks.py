@@ -20,7 +20,6 @@ from rank_runs import joined, on_ranks, train, train_and_ask, train_on_a_full_di
 from tiny_run import rows, timeless
 from ways import WAYS
 
-from metalearn import config
 from metalearn.commands.main import main
 from metalearn.errors import TrainingStopped, UsageError
 from metalearn.metagrad import NonFiniteGradient
@@ -29,10 +28,9 @@ from metalearn.parallel.batches import OutOfMemory, SplitGradient
 from metalearn.parallel.ranks import Ranks
 from metalearn.parallel.sharding import ShardedGradient
 from metalearn.problem import FewShot
+from metalearn.tasks import ImageTasks, LabelledImages
 from metalearn.tasks.sinusoid import SinusoidSampler
 from metalearn.training import checkpoint
-from metalearn.training import loop as trainer
-from metalearn.training import state as training_state
 from metalearn.training.evaluation import evaluate
 from metalearn.training.messages import figures
 from metalearn.tree import leaves_of
@@ -175,24 +173,6 @@ def test_a_rank_that_is_gone_is_said_so():
     assert found[1] == "left" and "rank 0 lost the others" in found[0] and "resume=" in found[0]
 
 
-def _measured(ranks: Ranks, folder: str) -> tuple[int, str]:
-    """The choice of parts fails on rank 1 alone."""
-
-    def fails(*args: object) -> int:
-        if ranks.rank == 1:
-            raise NonFiniteGradient("not finite")
-        return 2
-
-    training_state.fastest_parts = fails  # type: ignore[assignment]
-    cfg = config.compose("train", [*WORDS, "parts=measured", "steps=2"])
-    trainer.train(cfg, Path(folder), ranks=ranks)
-    return checkpoint.load(Path(folder) / "last.pt")["parts"]
-
-
-def test_parts_are_each_ranks_own_and_may_fail_to_be_measured(tmp_path):
-    assert on_ranks(2, joined, _measured, str(tmp_path / "run")) == [[2, 1], [2, 1]]
-
-
 def _starved(ranks: Ranks) -> str:
     """Judging fails on rank 1 alone; the others are told at each batch that all come along."""
 
@@ -294,6 +274,73 @@ def test_more_ranks_than_tasks_are_refused(tmp_path):
     assert statuses(found) == [2, 2]
     assert "meta_batch=1 has too few tasks for 2 processes" in found[0][1]
     assert not (tmp_path / "run").exists()
+
+
+def _train_its_own(words: list[list[str]]) -> tuple[int, str]:
+    return train(words[int(os.environ["RANK"])])
+
+
+def _train_on_other_images(words: list[str]) -> tuple[int, str]:
+    """The last rank has another pixel in its test split."""
+    split = ImageTasks.split
+
+    def changed(self: ImageTasks, name: str) -> LabelledImages:
+        data = split(self, name)
+        if name == "test":
+            data.images[-1, 0, 0, 0] = 77
+        return data
+
+    if os.environ["RANK"] == "1":
+        ImageTasks.split = changed  # type: ignore[method-assign]
+    return train(words)
+
+
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [
+        ("metagrad.inner.lr=0.1", "metagrad.inner.lr=0.2"),
+        ("validation.every=5", "validation.every=2"),
+        ("tasks.shots=1", "tasks.shots=x"),
+    ],
+)
+def test_ranks_with_other_options_are_refused(tmp_path, own, other):
+    words = [*WORDS, "steps=4", f"run_dir={tmp_path / 'run'}"]
+    found = on_ranks(2, _train_its_own, [[*words, own], [*words, other]])
+    assert statuses(found) == [2, 2] and found[0][1] in found[1][1].replace(" (rank 1)", "")
+    assert own.partition("=")[0] in found[0][1] and not (tmp_path / "run").exists()
+
+
+def test_ranks_with_other_images_are_refused(tmp_path):
+    words = [*WORDS, "steps=4", f"run_dir={tmp_path / 'run'}"]
+    found = on_ranks(2, _train_on_other_images, words)
+    assert statuses(found) == [2, 2]
+    assert "data.test.images" in found[0][1] and not (tmp_path / "run").exists()
+
+
+TORCHRUNS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        (TORCHRUNS, "MASTER_PORT"),
+        ({**TORCHRUNS, "MASTER_PORT": ""}, "MASTER_PORT"),
+        ({**TORCHRUNS, "MASTER_PORT": "99999"}, "MASTER_PORT"),
+        ({**TORCHRUNS, "MASTER_PORT": "2999", "RANK": "2"}, "RANK"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE"),
+        ({"RANK": "-1"}, "RANK"),
+        ({"RANK": "1"}, "WORLD_SIZE"),
+    ],
+)
+def test_incomplete_or_odd_variables_are_refused(monkeypatch, capsys, tmp_path, variables, name):
+    for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    assert main(["train", *WORDS, f"run_dir={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err
+    assert name in said and said.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 def test_restarts_need_a_folder_to_find_the_run_by(monkeypatch, capsys, tmp_path):

@@ -170,6 +170,13 @@ def test_a_gradient_far_above_its_median():
     Guards().check(result(1e6))
 
 
+def test_a_median_of_0_judges_nothing():
+    guards = Guards(on_explosion="skip")
+    for _ in range(20):
+        guards.accept(guards.check(result(0.0)))
+    assert guards.accept(guards.check(result(1.0))) == pytest.approx(1.0)
+
+
 def test_a_norm_that_its_type_cannot_hold_is_not_finite():
     """Each element is finite, and the optimiser would square it."""
     with pytest.raises(NonFiniteGradient, match="norm is inf"):

@@ -9,17 +9,14 @@ from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from metalearn.inner import GradientDescent
 from metalearn.linear_solve import CG
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
-from metalearn.parallel.batches import SplitGradient
 from metalearn.problem import FewShot
 from metalearn.studies.frame.timing import clocked, rounds
 from metalearn.studies.speed import peers
 from metalearn.studies.speed.workloads import Gradient, Run, Setting, Workload
-from metalearn.training.calibration import fastest_parts
 
 Make = Callable[[Setting], Run]
 """A function that prepares a setting. Each call of its result computes one meta-gradient."""
@@ -57,50 +54,21 @@ class Competitor:
         return not self.library or importlib.util.find_spec(self.library) is not None
 
 
-@dataclass(frozen=True)
-class Ours:
-    """Our meta-gradient of a setting, which takes the batch in `split.parts` micro-batches."""
+def ours(metagrad: Callable[[Workload], MetaGradient]) -> Make:
+    """Return the function that prepares our meta-gradient of a setting."""
 
-    split: SplitGradient
-    problem: FewShot
-    setting: Setting
-
-    def __call__(self) -> Gradient:
-        result = self.split(self.problem, self.meta, self.setting.task)
-        return list(result.grads.values())
-
-    @property
-    def meta(self) -> dict[str, Tensor]:
-        return dict(self.setting.model.named_parameters())
-
-
-def ours(metagrad: Callable[[Workload], MetaGradient]) -> Callable[[Setting], Ours]:
-    def make(setting: Setting) -> Ours:
+    def make(setting: Setting) -> Run:
         w = setting.workload
+        differentiate = metagrad(w)
         problem = FewShot(setting.model, w.prox if w.method == "imaml" else 0.0)
-        return Ours(SplitGradient(metagrad(w)), problem, setting)
+        meta = dict(setting.model.named_parameters())
 
-    return make
+        def run() -> Gradient:
+            return list(differentiate(problem, meta, setting.task).grads.values())
 
-
-def choose_parts(make: Make, setting: Setting) -> Make:
-    """Return ours with the fastest number of micro-batches here, as `parts=measured` trains."""
-    first = make(setting)
-    assert isinstance(first, Ours)
-    parts = fastest_parts(first.split.metagrad, first.problem, first.meta, setting.task)
-
-    def made(setting: Setting) -> Run:
-        run = make(setting)
-        assert isinstance(run, Ours)
-        run.split.parts = parts
         return run
 
-    return made
-
-
-def parts_of(run: Run) -> int:
-    """Return the number of micro-batches of a batch, 1 for a peer."""
-    return run.split.parts if isinstance(run, Ours) else 1
+    return make
 
 
 def choose_layout(make: Make, setting: Setting) -> Make:
@@ -140,7 +108,6 @@ _WRONG = "torch's batch norm has a wrong second derivative under vmap"
 COMPETITORS: dict[str, dict[str, Competitor]] = {
     "imaml": {
         "ours": Competitor(ours(BATCHED["imaml"])),
-        "ours, parts": Competitor(ours(BATCHED["imaml"]), choose=choose_parts),
         "ours, recomputed": Competitor(ours(partial(_implicit, linearisation="recomputed"))),
         "ours, Gauss-Newton": Competitor(
             ours(partial(_implicit, curvature="gauss_newton")), differs="Gauss-Newton curvature"
@@ -159,7 +126,6 @@ COMPETITORS: dict[str, dict[str, Competitor]] = {
     },
     "maml": {
         "ours": Competitor(ours(BATCHED["maml"])),
-        "ours, parts": Competitor(ours(BATCHED["maml"]), choose=choose_parts),
         "ours, by higher": Competitor(
             ours(lambda w: Unrolled(_descent(w), "higher")), in_flight="one"
         ),

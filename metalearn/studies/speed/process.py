@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from metalearn.studies.frame.timing import clocked
-from metalearn.studies.speed.competitors import COMPETITORS, parts_of
+from metalearn.studies.speed.competitors import COMPETITORS
 from metalearn.studies.speed.floor import count_operations
 from metalearn.studies.speed.workloads import Gradient, Workload, setting
 from metalearn.system.memory import keep_freed_memory, peak_bytes
@@ -31,14 +31,12 @@ class Facts:
         gradient: the meta-gradient of the workload.
         smooth_gradient: the meta-gradient of `workload.smooth()`.
         task_gradients: the gradient of each task, computed in a batch of copies of that task.
-        parts: the number of micro-batches.
         operations: the operations of the whole batch, by `torch.utils.flop_counter`.
     """
 
     gradient: list[np.ndarray]
     smooth_gradient: list[np.ndarray]
     task_gradients: list[list[np.ndarray]]
-    parts: int
     peak_bytes: int
     operations: int
 
@@ -84,7 +82,6 @@ class Contender:
             gradient=_on_cpu(self._run()),
             smooth_gradient=_on_cpu(self._make(setting(self._workload.smooth(), self._device))()),
             task_gradients=[_on_cpu(self._make(batch)()) for batch in alone],
-            parts=parts_of(self._run),
             peak_bytes=peak_bytes(self._run, self._device)[1],
             operations=self._workload.tasks * count_operations(self._make(start.of(0))),
         )

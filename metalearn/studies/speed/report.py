@@ -170,7 +170,6 @@ def _competitors(part: pd.DataFrame) -> Table:
         f"tasks within {SAME:.0e}": None,
         "peak": lambda size: format_bytes(round(size)),
         "a task in flight": lambda size: format_bytes(round(size)),
-        "parts": ".0f",
         "differs": None,
     }
     shown = []
@@ -191,7 +190,6 @@ def _competitors(part: pd.DataFrame) -> Table:
                 tasks if row["tasks_checked"] else None,
                 row["peak_bytes"],
                 row["task_bytes"],
-                row["parts"],
                 row["differs"],
             )
         )
@@ -208,7 +206,6 @@ def _curve(part: pd.DataFrame, axis: str) -> Table:
             cells[f"{name}, s"] = quartiles(row, "seconds", ".4f")
             if name != "batched":
                 cells[f"{name} / batched"] = quartiles(row, "times_ours", ".2f")
-        cells["parts chosen"] = float(point.parts.astype(float).max())
         columns |= {title: columns.get(title) for title in cells}
         shown.append(cells)
     return make_table(columns, shown)

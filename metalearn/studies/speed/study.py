@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -23,9 +22,7 @@ from metalearn.studies.speed.competitors import (
     BATCHED,
     COMPETITORS,
     Competitor,
-    choose_parts,
     ours,
-    parts_of,
 )
 from metalearn.studies.speed.exact import Reference, same
 from metalearn.studies.speed.floor import matrix_product, operations
@@ -159,14 +156,12 @@ class SpeedStudy:
                     facts[name] = worker.facts(0 if c.differs else self.copies)
                 except Failed as failure:
                     _leave_out(failure, workers, absent)
-            if "ours, parts" in workers and facts["ours, parts"].parts == 1:  # `ours` again
-                workers.pop("ours, parts").close()
             times, rate = self._timed(workers, absent, device)
         reference = Reference.of(w, device)
         rows: list[dict[str, Any]] = [
             {
                 "competitor": name,
-                **_described(chosen[name], w, facts[name].parts),
+                **_described(chosen[name], w),
                 **taken.row(),
                 **reference.errors(
                     facts[name].gradient, facts[name].smooth_gradient, facts[name].task_gradients
@@ -219,7 +214,6 @@ class SpeedStudy:
         runs["one by one"] = _each([batched(one) for one in singles])
         if method == "maml" and Competitor(maml_by_higher, "higher").installed:
             runs["higher"] = _each([maml_by_higher(one) for one in singles])
-        parts = parts_of(choose_parts(batched, start)(start))
         for run in runs.values():
             run()
         timed = {name: clocked(run, device) for name, run in runs.items()}
@@ -231,7 +225,6 @@ class SpeedStudy:
                 "competitor": name,
                 **taken.row(),
                 **spread("times_ours", taken.wall / times["batched"].wall),
-                "parts": parts if name == "batched" else None,
             }
             for name, taken in times.items()
         ]
@@ -246,12 +239,11 @@ class SpeedStudy:
         return speed_report.facts(rows)
 
 
-def _described(competitor: Competitor, w: Workload, parts: int = 1) -> dict[str, Any]:
+def _described(competitor: Competitor, w: Workload) -> dict[str, Any]:
     return {
         "library": competitor.library,
         "differs": competitor.differs,
-        "parts": parts,
-        "in_flight": 1 if competitor.in_flight == "one" else math.ceil(w.tasks / parts),
+        "in_flight": 1 if competitor.in_flight == "one" else w.tasks,
         "absent": False,
         "reason": "",
     }
