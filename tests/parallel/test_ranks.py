@@ -188,7 +188,7 @@ def _measured(ranks: Ranks, folder: str) -> tuple[int, str]:
     return checkpoint.load(Path(folder) / "last.pt")["parts"]
 
 
-def test_parts_are_each_ranks_own_and_may_fail_to_be_measured(tmp_path):
+def test_parts_are_each_ranks_own_and_may_fail_to_be_measured(trained, tmp_path):
     assert on_ranks(2, joined, _measured, str(tmp_path / "run")) == [[2, 1], [2, 1]]
 
 
