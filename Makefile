@@ -13,7 +13,8 @@ demo: bootstrap  ## a first look: a few minutes at most, no data needed
 	@.venv/bin/python scripts/demo.py
 
 # One thread a worker: the tests' tensors are small, and threads of several workers would fight for the cores.
-pytest := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4
+# A file's tests go to one worker, which makes the fixtures that they share once.
+pytest := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test: bootstrap  ## the tests, without the slow ones
 	@$(pytest) -m "not slow"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -48,14 +49,24 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
     groups = [o for o in parsed if is_group(o)]
     for override in groups:
         check_choice(override)
-    base = _composed(verb, [hydra_word(o) for o in groups if not o.is_sweep_override()])
+    # Of Hydra's own words, a launcher's name chooses a group of options too.
+    choosing = [o for o in parsed if is_group(o) or o.key_or_group.startswith(HYDRAS)]
+    words = [hydra_word(o) for o in choosing if not o.is_sweep_override()]
+    base = _composed(verb, tuple(words), config_folder())
     for override in parsed:
         if override.is_sweep_override():
             raise UsageError(f"{text_of(override)}; a sweep needs -m, and a list is key=[a,b]")
     own = [o for o in parsed if not is_group(o) and not o.key_or_group.startswith(HYDRAS)]
     for override in own:
         check_value(override, base)
-    config = _composed(verb, [hydra_word(o) for o in parsed])
+    config = base.copy()
+    with _explained(config):
+        for override in own:
+            if override.is_add() and OmegaConf.select(config, override.key_or_group) is not None:
+                raise UsageError(f"{text_of(override)} adds an option that is there; leave out +")
+            key, value = override.key_or_group, override.value()
+            OmegaConf.update(config, key, value, force_add=override.is_add())
+        _check_resolved(config)
     _check_references(own, base, config)
     _fit_targets(config, [o.key_or_group for o in own])
     choices = config.hydra.runtime.choices
@@ -210,27 +221,42 @@ def run_name(config: DictConfig, choices: Any) -> str:
     return name
 
 
-def _composed(verb: str, overrides: list[str]) -> DictConfig:
+@functools.lru_cache
+def _composed(verb: str, words: tuple[str, ...], folder: Path) -> DictConfig:
+    """Compose the chosen groups; the config is shared, so that it must not be changed."""
     try:
-        with _own_hydra():
-            config = hydra.compose(verb, overrides, return_hydra_config=True)
-        own = [str(key) for key in config if key != "hydra"]
-        resolved(OmegaConf.masked_copy(config, own))
-        return config
+        with _own_hydra(folder):
+            config = hydra.compose(verb, list(words), return_hydra_config=True)
+    except HydraException as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    with _explained(config):
+        _check_resolved(config)
+    return config
+
+
+def _check_resolved(config: DictConfig) -> None:
+    resolved(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
+
+
+@contextmanager
+def _explained(config: DictConfig) -> Iterator[None]:
+    """Raise UsageError in place of OmegaConf's errors."""
+    try:
+        yield
     except InterpolationKeyError as error:
         raise UsageError(_does_not_fit(error, config.hydra.runtime.choices)) from error
-    except (HydraException, OmegaConfBaseException) as error:
+    except OmegaConfBaseException as error:
         raise UsageError(" ".join(str(error).split())) from error
 
 
 @contextmanager
-def _own_hydra() -> Iterator[None]:
-    """Initialise Hydra on `configs/`, and give a caller's own Hydra its place back."""
+def _own_hydra(folder: Path) -> Iterator[None]:
+    """Initialise Hydra on the folder of configs, and give a caller's own Hydra its place back."""
     state = GlobalHydra.instance()
     callers = state.hydra
     state.clear()
     try:
-        with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        with hydra.initialize_config_dir(str(folder), version_base="1.3"):
             yield
     finally:
         GlobalHydra.instance().hydra = callers

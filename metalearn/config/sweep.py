@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from metalearn.config import config_folder, parse, run_name, text_of
+from metalearn.config import compose, config_folder, parse, text_of
 from metalearn.config.overrides import HYDRAS, is_group, quote
 from metalearn.errors import UsageError
 from metalearn.system.files import replace_text
@@ -92,8 +92,8 @@ def _sweep(verb: str, overrides: list[str], run: Callable[[DictConfig], int], fo
 
     def job(config: DictConfig) -> None:
         hydra_config = HydraConfig.get()
-        name = run_name(config, hydra_config.runtime.choices)
-        config.name = f"{name}-{hydra_config.job.num}"
+        config = compose(verb, list(hydra_config.overrides.task))
+        config.name = f"{config.name}-{hydra_config.job.num}"
         ended = _ended(folder)
         if any(status >= 128 for status, _ in ended):
             return  # a signal that one job got is meant for the sweep

@@ -134,23 +134,15 @@ def finished(tmp_path_factory):
 
 
 ALTERED = [
-    ("metagrad._target_", "os.system", "not built from a config"),
     ("metagrad.inner._target_", "torch.hub.load", "not built from a config"),
-    ("model.sizes", [{"_target_": "os.system", "_args_": ["touch executed"]}], "not built"),
     ("tasks.more", [{"_target_": "os.system", "_args_": ["touch executed"]}], "not built"),
     ("name", "${oc.env:SECRET}", "calls a resolver"),
     ("model.sizes", [784, "${oc.decode:${oc.env:SECRET}}", 5], "calls a resolver"),
     # with `env` in another option, so that the resolver's name is not in the text
-    ("name", "${oc.${wandb_mode}:SECRET}", "calls a resolver"),
-    ("name", "${oc.${${indirect}}:SECRET}", "calls a resolver"),
-    ("name", "${${oc_}.${wandb_mode}:SECRET}", "calls a resolver"),
-    ("metagrad.inner.tol", "${oc.decode:${oc.${wandb_mode}:SECRET}}", "calls a resolver"),
+    ("name", "${${oc_}.${${indirect}}:SECRET}", "calls a resolver"),
     ("model.sizes", [784, {"a": "${oc.${wandb_mode}:SECRET}"}, 5], "calls a resolver"),
-    ("name", "\\${oc.${wandb_mode}:SECRET}", "calls a resolver"),
     # with the sign in another option: a call once it is resolved, and made a config again
     ("name", "${dollar}{oc.env:SECRET}", "refers to an option in a roundabout way"),
-    ("name", "${dollar}{dollar}", "refers to an option in a roundabout way"),
-    ("metagrad.curvature", "${dollar}{oc.env:SECRET}", "in a roundabout way"),
     ("metagrad", 3, "lacks metagrad"),
     ("tasks.ways", "${nothing}", "cannot be read as a config"),
     ("problem.prox", "large", "problem.prox=large"),
@@ -220,11 +212,6 @@ def test_a_word_of_hydras_own_cannot_call_anything(tmp_path, monkeypatch, capsys
 
 ROUNDABOUT = [
     (["train", "device=env", "name='${oc.${device}:WANDB_API_KEY}'"], "calls a resolver"),
-    (
-        ["train", "device=env", "schedule=device", "name='${oc.${${schedule}}:WANDB_API_KEY}'"],
-        "calls a resolver",
-    ),
-    (["train", "-m", "seed=0,1", "name='${oc.${wandb}:WANDB_API_KEY}'"], "calls a resolver"),
     (["train", "-m", "name='${oc.${wandb}:WANDB_API_KEY}',x"], "calls a resolver"),
     (["train", "+optimiser.x=[1,{a: '${oc.${wandb}:WANDB_API_KEY}'}]"], "calls a resolver"),
     (["train", "name=$\\{oc.env\\:WANDB_API_KEY\\}"], "calls a resolver"),

@@ -31,12 +31,12 @@ def test_and_no_others(word):
 def test_what_one_preset_holds_may_be_given_to_the_other(verb, name):
     own = OmegaConf.load(config.config_folder() / verb / f"{name}.yaml")
     lists = {key: own[key] for key in own if isinstance(own[key], ListConfig)}
-    for preset in options.PRESETS:
-        defaults = options.study(verb, name, [f"preset={preset}"])[1].options
-        for key, value in lists.items():
-            for given in (value, defaults[key]):
-                words = [f"preset={preset}", f"{key}={_written(list(given))}"]
-                assert options.study(verb, name, words)[1].options[key] == list(given)
+    presets = [options.study(verb, name, [f"preset={p}"])[1].options for p in options.PRESETS]
+    for preset, found in zip(reversed(options.PRESETS), presets, strict=True):
+        given = {key: list(found[key]) for key in lists}
+        words = [f"{key}={_written(value)}" for key, value in given.items()]
+        made = options.study(verb, name, [f"preset={preset}", *words])[1].options
+        assert {key: made[key] for key in lists} == given
 
 
 def _written(values: list[object]) -> str:

@@ -7,6 +7,7 @@ import io
 import shutil
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from metalearn.errors import UsageError
+from metalearn.tasks import omniglot as module
 from metalearn.tasks.images import LabelledImages
 from metalearn.tasks.omniglot import (
     LISTED,
@@ -23,6 +25,7 @@ from metalearn.tasks.omniglot import (
     omniglot_background,
 )
 
+Splits = dict[str, LabelledImages]
 SPLITS = (4, 1, 3)  # of the small source: 2 alphabets of 4 characters, 2 drawings each
 
 
@@ -58,12 +61,17 @@ def load(source: Path | None, **options: int) -> dict[str, LabelledImages]:
 
 
 @pytest.fixture(scope="module")
-def real(
-    omniglot_source: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, LabelledImages]:
+def sets(omniglot_source: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Splits]:
+    """The real splits and the release's own sets, of drawings that are read once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METALEARN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return omniglot(omniglot_source)
+        patch.setattr(module, "_read", cache(module._read))
+        return [omniglot(omniglot_source), omniglot_background(omniglot_source)]
+
+
+@pytest.fixture(scope="module")
+def real(sets: list[Splits]) -> Splits:
+    return sets[0]
 
 
 def test_the_whole_of_omniglot(real: dict[str, LabelledImages]) -> None:
@@ -238,9 +246,6 @@ def test_validation_leaves_an_alphabet_to_train_on(small: Path, validation: int)
         omniglot_background(small, validation=validation, characters=8, drawings=2)
 
 
-def test_the_whole_background_set(
-    omniglot_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    splits = omniglot_background(omniglot_source)
-    counts = {k: len(v.classes) for k, v in splits.items()}
+def test_the_whole_background_set(sets: list[Splits]) -> None:
+    counts = {k: len(v.classes) for k, v in sets[1].items()}
     assert counts["train"] + counts["validation"] == 964 and counts["test"] == 659

@@ -3,11 +3,9 @@ nothing."""
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import wandb_log
-from forked_runs import ForkedRuns
-from tiny_run import TINY, rows, run, timeless
+from tiny_run import rows, run, timeless
 
 from metalearn.commands.main import main
 from metalearn.training import checkpoint, tracking
@@ -220,29 +216,3 @@ def test_wandb_that_cannot_be_reached(whole, tmp_path, monkeypatch, capsys):
     assert run(tmp_path / "r", "metagrad=imaml", "checkpoint_every=1", "wandb=online") == 0
     assert capsys.readouterr().out.count("W&B stopped") == 1
     assert timeless(tmp_path / "r") == timeless(whole)
-
-
-def test_wandbs_process_killed_in_the_middle(tmp_path):
-    folder = tmp_path / "r"
-    words = [*TINY, "steps=300", "metagrad=imaml", "wandb=offline", "validation.every=100"]
-    with ForkedRuns(tmp_path) as runs:
-        pid = runs.start("train", *words, f"run_dir={folder}")
-        runs.signal_when(pid, 0, folder / "metrics.jsonl", lines=20)
-        os.kill(wandb_service(pid), signal.SIGKILL)
-        assert runs.wait() == 0
-        assert runs.output.read_text().count("W&B stopped") == 1
-        assert [row["step"] for row in rows(folder)] == list(range(1, 301))
-        assert json.loads((folder / "summary.json").read_text())["steps"] == 300
-        # The next session's W&B run has the rows that this one's lost.
-        assert runs.run("train", f"resume={folder}", "steps=302") == 0
-    (file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
-    assert [row["_step"] for row in wandb_log.history(file)] == list(range(1, 303))
-
-
-def wandb_service(pid: int) -> int:
-    """W&B's own process, a child of the run's."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    (found,) = (
-        int(p) for p in children if b"wandb-core" in Path(f"/proc/{p}/cmdline").read_bytes()
-    )
-    return found
