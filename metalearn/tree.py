@@ -120,7 +120,7 @@ class Raveler:
         def on_matrices(matrix: Tensor) -> Tensor:
             with torch.enable_grad():
                 image = function(self.unravel(matrix))
-            return self.ravel(fixed(image))
+            return self.ravel(detached(image))
 
         return on_matrices
 
@@ -156,12 +156,12 @@ def like_tree(tree: Tree, leaves: Sequence[Tensor]) -> Tree:
     return tree_unflatten(list(leaves), tree_flatten(tree)[1])
 
 
-def fixed(tree: Tree) -> Tree:
+def detached(tree: Tree) -> Tree:
     """Return the tree with every tensor detached."""
     return like_tree(tree, [x.detach() for x in leaves_of(tree)])
 
 
-def live(tree: Tree) -> Tree:
+def requires_grad_copy(tree: Tree) -> Tree:
     """Return the tree with every tensor replaced by a detached leaf that requires grad."""
     return like_tree(tree, [x.detach().requires_grad_() for x in leaves_of(tree)])
 

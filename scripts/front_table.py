@@ -92,7 +92,7 @@ def _studies(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
     for path in sorted(results.glob("fewshot*/rows.csv")):
         origin: Any = json.loads((path.parent / "provenance.json").read_text())
         options = origin["options"]
-        if options["words"] or options["test_tasks"] < 1000:
+        if options.get("overrides", options.get("words")) or options["test_tasks"] < 1000:
             continue
         limit = options["train_minutes"]
         budget = f"{limit} minutes" if limit else f"{options['steps']} meta-steps"

@@ -40,10 +40,10 @@ def run(words: list[str]) -> int:
     from metalearn.training import checkpoint
     from metalearn.training.evaluation_file import check_out, default_out, write
     from metalearn.training.opened import MODES
-    from metalearn.training.protocol import Protocol, label
+    from metalearn.training.protocol import EvaluationProtocol, label
 
     modes = [m for m, own in MODES.items() if cfg.transductive in (None, own)]
-    protocol = Protocol(
+    protocol = EvaluationProtocol(
         *(cfg.benchmark, cfg.source, cfg.split, cfg.tasks, cfg.seed, modes, cfg.queries),
         inner_steps=list(cfg.inner_steps),
         ways=cfg.ways,

@@ -15,7 +15,15 @@ from metalearn import config
 from metalearn.config.canonical import canonicalise
 from metalearn.config.old_names import rename_overrides
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
-from metalearn.parallel.ranks import ALONE, Ranks, job, joined, may_restart, restarted, world_size
+from metalearn.parallel.ranks import (
+    ALONE,
+    Ranks,
+    job,
+    may_restart,
+    process_group,
+    restarted,
+    world_size,
+)
 from metalearn.training import checkpoint, data_source
 from metalearn.training.agreement import check_same, describe_options, on_every_rank
 from metalearn.training.checks import WITH_RESUME
@@ -51,7 +59,7 @@ def run(words: list[str], complain: Complain) -> int:
         for words in sweep.jobs(overrides):
             config.compose("train", words)  # every job is sound before the first one starts
         return sweep.multirun("train", overrides, lambda cfg: _begin(cfg, ALONE, complain))
-    with joined() as ranks:
+    with process_group() as ranks:
         # The run's own tasks have this option, and not those that the words would compose.
         moved = config.values(overrides).get(data_source.OPTION) if resumed else None
         given = [w for w in overrides if moved is None or not w.startswith(data_source.OPTION)]
@@ -60,7 +68,7 @@ def run(words: list[str], complain: Complain) -> int:
         if ranks.size > 1:
             check_same(ranks, describe_options(asked))
         if resumed:
-            cfg, folder = ranks.lead(lambda: _resumed(asked, config.keys(given), moved))
+            cfg, folder = ranks.on_rank_zero(lambda: _resumed(asked, config.keys(given), moved))
             return _train_into(cfg, folder, True, ranks, complain)
         return _begin(asked, ranks, complain)
 
@@ -89,10 +97,10 @@ def _begin(cfg: DictConfig, ranks: Ranks, complain: Complain) -> int:
     if cfg.run_dir is None:
         if may_restart():
             raise UsageError("run_dir= is missing, by which a restart would find the run; give it")
-        folder = ranks.lead(lambda: _fresh(Path("runs"), cfg.name))
+        folder = ranks.on_rank_zero(lambda: _fresh(Path("runs"), cfg.name))
         return _train_into(cfg, folder, False, ranks, complain)
     folder = Path(cfg.run_dir)
-    begun = ranks.lead(lambda: _begun_by_this_job(folder, cfg))
+    begun = ranks.on_rank_zero(lambda: _begun_by_this_job(folder, cfg))
     return _train_into(cfg, folder, begun, ranks, complain)
 
 
@@ -134,9 +142,6 @@ def _resumed(asked: DictConfig, given: set[str], moved: Any) -> tuple[DictConfig
         cfg[key] = asked[key]
     if moved is not None:
         data_source.move(cfg, moved, str(folder))
-    if cfg.parts == "measured":  # which earlier releases took
-        cfg.parts = None
-        print("parts=measured is no option now: the run goes on with one micro-batch")
     return cfg, folder
 
 

@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-PROBLEM = ("prox", "prox_head", "adapt", "transductive", "statistics", "learn_rates", "learn_prox")
-"""The options of training that became the problem's own: prox is now problem.prox."""
+_PROBLEM = ("prox", "prox_head", "adapt", "transductive", "statistics", "learn_rates", "learn_prox")
+TRAINING: Mapping[str, str] = {
+    **{name: f"problem.{name}" for name in _PROBLEM},
+    "parts": "micro_batches",
+    "tasks.distinct": "tasks.task_pool",
+}
+"""The present name of each renamed option of `metalearn train`."""
+STUDIES: Mapping[str, str] = {"words": "overrides"}
+"""The present name of each renamed option of studies."""
 
 
-def rename_overrides(overrides: Sequence[str]) -> list[str]:
-    """Return a user's overrides of `metalearn train` under the present names.
+def rename_overrides(overrides: Sequence[str], names: Mapping[str, str] = TRAINING) -> list[str]:
+    """Return a user's overrides under the present names.
 
     Each old name is answered by one line on stderr that has the new one.
     """
-    return [_renamed(word) for word in overrides]
+    return [_renamed(word, names) for word in overrides]
 
 
-def _renamed(word: str) -> str:
-    old = "|".join(PROBLEM)
-    word = re.sub(rf"\$\{{({old})\}}", r"${problem.\1}", word)
-    if re.match(r"problem=(null)?$", word):
-        _say("problem=null", "problem=few_shot")
+def _renamed(word: str, names: Mapping[str, str]) -> str:
+    word = re.sub(r"\$\{([\w.]+)\}", lambda found: f"${{{names.get(found[1], found[1])}}}", word)
+    key, equals, value = word.partition("=")
+    if names is TRAINING and key == "problem" and value in ("", "null") and equals:
+        _say(word, "problem=few_shot")
         return "problem=few_shot"
-    if found := re.match(rf"({old})=", word):
-        _say(f"{found[1]}=", f"problem.{found[1]}=")
-        return f"problem.{word}"
-    return word
+    if not equals or key not in names:
+        return word
+    _say(f"{key}=", f"{names[key]}=")
+    return f"{names[key]}={value}"
 
 
-@functools.cache
 def _say(old: str, new: str) -> None:
     print(f"metalearn: {old} is now {new}", file=sys.stderr)
 
@@ -44,7 +49,15 @@ def rename_saved(config: DictConfig) -> DictConfig:
 
     A problem that an earlier version called null or by its class takes its present target.
     """
-    old: dict[str, Any] = {name: config.pop(name) for name in PROBLEM if name in config}
+    if "parts" in config:
+        parts = config.pop("parts")
+        if parts == "measured":
+            _say("parts=measured", "micro_batches=null")
+        config["micro_batches"] = None if parts == "measured" else parts
+    tasks = config.get("tasks")
+    if isinstance(tasks, DictConfig) and "distinct" in tasks:
+        tasks["task_pool"] = tasks.pop("distinct")
+    old: dict[str, Any] = {name: config.pop(name) for name in _PROBLEM if name in config}
     problem = config.get("problem")
     if isinstance(problem, DictConfig) and problem.get("_target_") != _OLD_HEAD:
         return config

@@ -14,7 +14,7 @@ from metalearn.errors import UsageError, nearest
 
 # What an option takes whose default is null, by the last part of its name.
 _NULLABLE: dict[str, type] = {
-    **dict.fromkeys(("threads", "queries", "steps", "truncate", "distinct"), int),
+    **dict.fromkeys(("threads", "queries", "steps", "truncate", "task_pool"), int),
     **dict.fromkeys(("ways", "shots"), int),
     **dict.fromkeys(("clip_norm", "prox_head", "tol", "step_size"), float),
     **dict.fromkeys(("name", "run_dir", "resume", "init_from", "source"), str),

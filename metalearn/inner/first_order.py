@@ -18,7 +18,7 @@ from metalearn.inner.solver import (
     check_tol,
     value_and_grad,
 )
-from metalearn.tree import fixed, leaves_of, live, task_norm
+from metalearn.tree import detached, leaves_of, requires_grad_copy, task_norm
 
 Memory = tuple[list[Tensor], ...]
 """The method's memory of earlier gradients: lists of tensors like the params."""
@@ -52,9 +52,9 @@ class LoopState:
         """Return the tensors of the state that can have a gradient, params first."""
         return leaves_of((self.params, self.memory))
 
-    def live(self) -> LoopState:
+    def requires_grad_copy(self) -> LoopState:
         """Return the same state with its tensors detached, as leaves that require grad."""
-        params, memory = live((self.params, self.memory))
+        params, memory = requires_grad_copy((self.params, self.memory))
         return LoopState(params, memory, self.count, self.moving, self.taken)
 
 
@@ -120,7 +120,7 @@ class GradientMethod(InnerSolver):
         tol, moving, taken = self.stopping(), state.moving, state.taken
         params, memory = state.params, state.memory
         if not create_graph:
-            params, memory = fixed((params, memory))
+            params, memory = detached((params, memory))
         for count in range(state.count + 1, state.count + steps + 1):
             _, grads = value_and_grad(objective, params, create_graph)
             with torch.set_grad_enabled(create_graph):

@@ -9,7 +9,7 @@ import torch
 
 from metalearn.linear_solve.solution import MatVec, Solution, Status
 from metalearn.linear_solve.system import System, divide, dot, power_of_two, require, rows
-from metalearn.tree import Raveler, Tree, gradients, leaves_of, like_tree, live
+from metalearn.tree import Raveler, Tree, gradients, leaves_of, like_tree, requires_grad_copy
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,9 @@ class NormalCG:
         if self.transpose is not None:
             return raveler.matvec(self.transpose)
         with torch.enable_grad():
-            at = live(like_tree(like, [torch.zeros_like(leaf) for leaf in leaves_of(like)]))
+            at = requires_grad_copy(
+                like_tree(like, [torch.zeros_like(leaf) for leaf in leaves_of(like)])
+            )
             image = matvec(at)
         raveler.ravel(image)  # raises if the structure differs
         if not all(leaf.requires_grad for leaf in leaves_of(image)):

@@ -19,7 +19,7 @@ from metalearn.metagrad.certificate import Certificate
 from metalearn.metagrad.curvature import GaussNewton, Hessian
 from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.system.random_state import replayed, torch_states
-from metalearn.tree import fixed, live, task_norm
+from metalearn.tree import detached, requires_grad_copy, task_norm
 
 
 @dataclass(frozen=True)
@@ -81,22 +81,24 @@ class IMAMLAuthorsCode(MetaGradient):
                 )
         states = torch_states()
         with replayed(states):
-            start = problem.init(fixed(meta), task)
+            start = problem.init(detached(meta), task)
         adapted = self.adapt(problem, meta, task)
-        params: Params = live(
+        params: Params = requires_grad_copy(
             {
                 name: p - self.prox_lr * self.prox * (p - start[name])
                 for name, p in adapted.params.items()
             }
         )
-        loss, metrics, by_params, direct = outer_gradient(problem, params, live(meta), task)
+        loss, metrics, by_params, direct = outer_gradient(
+            problem, params, requires_grad_copy(meta), task
+        )
         if any(d is not None for d in direct):
             raise UsageError(
                 "the outer objective depends on meta directly, for which the authors' code has no "
                 "term; use Implicit"
             )
         make = Hessian if self.curvature == "hessian" else GaussNewton
-        curvature = make(problem, params, fixed(meta), task)
+        curvature = make(problem, params, detached(meta), task)
 
         def operator(v: list[Any]) -> list[Any]:
             products = curvature.matvec(v)
@@ -107,11 +109,11 @@ class IMAMLAuthorsCode(MetaGradient):
 
         solution = self.linear_solver(operator, by_params, batched=True)
         grad_norm = task_norm(curvature.gradient)
-        carried = through_init(problem, fixed(meta), task, solution.value, states)
+        carried = through_init(problem, detached(meta), task, solution.value, states)
         return MetaGradientResult(
             mean_over_tasks(meta, carried, len(grad_norm)),
             loss,
             metrics,
-            InnerSolution(fixed(params), curvature.objective, grad_norm, adapted.steps),
+            InnerSolution(detached(params), curvature.objective, grad_norm, adapted.steps),
             Certificate.of(grad_norm, solution),
         )

@@ -14,7 +14,14 @@ from metalearn.inner import AtRates, GradientMethod, InnerSolution, InnerSolver,
 from metalearn.metagrad.certificate import Certificate
 from metalearn.problem import BilevelProblem, Meta, Params, RatedProblem
 from metalearn.system.random_state import TorchStates, replayed
-from metalearn.tree import fixed, leaves_of, like_tree, live, named_leaves, partials
+from metalearn.tree import (
+    detached,
+    leaves_of,
+    like_tree,
+    named_leaves,
+    partials,
+    requires_grad_copy,
+)
 
 
 class NonFiniteGradient(ArithmeticError):
@@ -48,7 +55,7 @@ class MetaGradientResult:
     inner: InnerSolution
     certificate: Certificate | None = None
     solution: Params | None = None
-    carry: dict[str, Any] = field(default_factory=dict)
+    solver_state: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_losses(self.outer_loss, len(self.inner.objective))
@@ -89,7 +96,7 @@ class MetaGradient:
     `inner`, or that of the converged inner problem. None: neither."""
 
     def __call__(
-        self, problem: BilevelProblem, meta: Meta, task: Any, **carry: Any
+        self, problem: BilevelProblem, meta: Meta, task: Any, **solver_state: Any
     ) -> MetaGradientResult:
         differentiate: Callable[..., MetaGradientResult] = self.differentiate
         if self.one_by_one and getattr(problem, "couples_tasks", False):
@@ -98,12 +105,12 @@ class MetaGradient:
                 f"not {self}. Choose backend=batched, or linearisation=kept."
             )
         if self.one_by_one or not hasattr(problem, "on_features"):
-            return differentiate(problem, meta, task, **carry)
+            return differentiate(problem, meta, task, **solver_state)
         shared: Any = problem
-        meta = live(meta)
+        meta = requires_grad_copy(meta)
         with torch.enable_grad():
             inputs = {"features": shared.features(meta, task), "rest": shared.rest(meta)}
-        result = differentiate(shared.on_features, fixed(inputs), task, **carry)
+        result = differentiate(shared.on_features, detached(inputs), task, **solver_state)
         grads = partials(leaves_of(inputs), leaves_of(meta), leaves_of(result.grads))
         return replace(result, grads=mean_over_tasks(meta, grads, 1))
 
@@ -123,7 +130,7 @@ class MetaGradient:
 
     def adapt(self, problem: BilevelProblem, meta: Meta, task: Any) -> InnerSolution:
         """Run the inner loop alone, as evaluation does."""
-        meta = fixed(meta)
+        meta = detached(meta)
         if hasattr(problem, "on_features"):
             shared: Any = problem
             task = shared.support_only(task)
@@ -209,7 +216,7 @@ def through_init(
         states: the random states before the inner loop's own `init`, which may draw dropout masks.
     """
     with torch.enable_grad(), replayed(states):
-        meta = live(meta)
+        meta = requires_grad_copy(meta)
         start = list(problem.init(meta, task).values())
         return partials(start, leaves_of(meta), weights)
 

@@ -17,7 +17,15 @@ from metalearn.autograd import without_saved_tensor_hooks
 from metalearn.errors import UsageError
 from metalearn.problem import BilevelProblem, CompositeProblem, Meta, Params
 from metalearn.system.random_state import drawn_since, torch_states
-from metalearn.tree import add, fixed, gradients, leaves_of, like_tree, live, partials
+from metalearn.tree import (
+    add,
+    detached,
+    gradients,
+    leaves_of,
+    like_tree,
+    partials,
+    requires_grad_copy,
+)
 
 
 class Curvature(Protocol):
@@ -79,7 +87,7 @@ class GaussNewton:
         with torch.enable_grad():
             with without_saved_tensor_hooks():
                 linearised: Any = torch.func.vjp(
-                    lambda params: problem.inner_outputs(params, meta, task), fixed(params)
+                    lambda params: problem.inner_outputs(params, meta, task), detached(params)
                 )
             self._outputs, self._pull = outputs, _ = linearised
             self._points = [o.detach().requires_grad_() for o in leaves_of(outputs)]
@@ -129,12 +137,12 @@ class Recomputed:
     ) -> None:
         def of_task(t: int) -> Curvature:
             own = {name: p[t : t + 1] for name, p in params.items()}
-            return make(problem, live(own), meta, task[t : t + 1])
+            return make(problem, requires_grad_copy(own), meta, task[t : t + 1])
 
         self._of_task, self._meta = of_task, leaves_of(meta)
         states = torch_states()
         with torch.enable_grad():
-            objective = problem.inner_objective(params, fixed(meta), task)
+            objective = problem.inner_objective(params, detached(meta), task)
             if drawn_since(states):
                 raise UsageError(
                     "linearisation=recomputed: expected an inner objective without random numbers, "

@@ -16,7 +16,7 @@ from metalearn.metagrad.base import (
 from metalearn.metagrad.certificate import Certificate
 from metalearn.problem import BilevelProblem, Meta
 from metalearn.system.random_state import TorchStates, torch_states
-from metalearn.tree import add, fixed, live
+from metalearn.tree import add, detached, requires_grad_copy
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ def first_order_at(
     `states` are the random states before its inner loop.
     """
     loss, metrics, by_params, direct = outer_gradient(
-        problem, live(solution.params), live(meta), task
+        problem, requires_grad_copy(solution.params), requires_grad_copy(meta), task
     )
-    carried = through_init(problem, fixed(meta), task, by_params, states)
+    carried = through_init(problem, detached(meta), task, by_params, states)
     summed = [add(a, b) for a, b in zip(direct, carried, strict=True)]
     grads = mean_over_tasks(meta, summed, len(solution.objective))
     return MetaGradientResult(grads, loss, metrics, solution, certificate)

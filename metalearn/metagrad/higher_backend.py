@@ -15,7 +15,7 @@ from metalearn.errors import UsageError
 from metalearn.inner import Adam, GradientDescent, GradientMethod, LoopState, StepRates
 from metalearn.metagrad.base import check_losses, step_rates
 from metalearn.problem import BilevelProblem, Meta, Params
-from metalearn.tree import add, fixed, gradients, leaves_of, live, partials
+from metalearn.tree import add, detached, gradients, leaves_of, partials, requires_grad_copy
 
 
 class _Holder(nn.Module):
@@ -51,7 +51,7 @@ def _one_task(
 ) -> tuple[Tensor, dict[str, Tensor], Params, list[Tensor | None]]:
     import higher
 
-    constant, meta = fixed(meta), live(meta)
+    constant, meta = detached(meta), requires_grad_copy(meta)
     rates = step_rates(problem, meta)
     with torch.enable_grad():
         start = problem.init(meta, task)

@@ -23,7 +23,7 @@ from metalearn.metagrad.curvature import Curvature, GaussNewton, Hessian, Recomp
 from metalearn.metagrad.first_order import first_order_at
 from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.system.random_state import torch_states
-from metalearn.tree import add, fixed, live, task_norm
+from metalearn.tree import add, detached, requires_grad_copy, task_norm
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,12 @@ class Implicit(MetaGradient):
             certificate = Certificate(adapted.grad_norm)
             return first_order_at(adapted, problem, meta, task, states, certificate)
 
-        constant = fixed(meta)
+        constant = detached(meta)
         params, steps = self.inner.minimise(
             lambda params: problem.inner_objective(params, constant, task),
             problem.init(constant, task),
         )
-        params, meta = live(params), live(meta)
+        params, meta = requires_grad_copy(params), requires_grad_copy(meta)
         loss, metrics, by_params, direct = outer_gradient(problem, params, meta, task)
 
         curvature = self._curvature(problem, params, meta, task)
@@ -136,15 +136,15 @@ class Implicit(MetaGradient):
         summed = [add(d, None if m is None else -m) for d, m in zip(direct, mixed, strict=True)]
         grad_norm = task_norm(curvature.gradient)
         x = dict(zip(params, solution.value, strict=True))
-        carry = {}
+        solver_state = {}
         if self.warm_start:
             sound = solution.status <= Status.MAX_ITERS
-            carry["x0"] = {name: _mean_of(sound, value) for name, value in x.items()}
+            solver_state["x0"] = {name: _mean_of(sound, value) for name, value in x.items()}
         return MetaGradientResult(
             mean_over_tasks(meta, summed, len(grad_norm)),
             loss,
             metrics,
-            InnerSolution(fixed(params), curvature.objective, grad_norm, steps),
+            InnerSolution(detached(params), curvature.objective, grad_norm, steps),
             Certificate.of(
                 grad_norm,
                 solution,
@@ -153,7 +153,7 @@ class Implicit(MetaGradient):
                 inner_rate=self._inner_rate(solution),
             ),
             x,
-            carry,
+            solver_state,
         )
 
     def _inner_rate(self, solution: Solution) -> float | None:

@@ -17,7 +17,7 @@ from metalearn.metagrad.base import (
 )
 from metalearn.problem import BilevelProblem, Meta
 from metalearn.system.random_state import replayed, torch_states
-from metalearn.tree import fixed
+from metalearn.tree import detached
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Reptile(MetaGradient):
 
     def differentiate(self, problem: BilevelProblem, meta: Meta, task: Any) -> MetaGradientResult:
         refuse_learned_rates(problem)
-        constant = fixed(meta)
+        constant = detached(meta)
         states = torch_states()
         solution = self.adapt(problem, meta, task)
         with replayed(states):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metalearn.problem import BilevelProblem, Meta, Params
-from metalearn.tree import fixed, gradients, task_norm
+from metalearn.tree import detached, gradients, task_norm
 
 Constant = float | Tensor
 Kind = Literal["bound", "estimate"]
@@ -60,7 +60,7 @@ def local_smoothness(
     error. In `results/cg`, with the least Ritz value for m, it covered the error in 47 of 58 solves
     after the inner steps, and in 44 of 84 at the inner minimum.
     """
-    meta, leaves = fixed(meta), list(fixed(params).values())
+    meta, leaves = detached(meta), list(detached(params).values())
 
     def outer(x: list[Tensor]) -> Tensor:
         return problem.outer_objective(dict(zip(params, x, strict=True)), meta, task)[0]

@@ -21,7 +21,7 @@ from metalearn.metagrad.base import (
 from metalearn.metagrad.higher_backend import unroll_with_higher
 from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.system.random_state import drawn_since, replayed, torch_states
-from metalearn.tree import add, fixed, leaves_of, live, partials, task_norm
+from metalearn.tree import add, detached, leaves_of, partials, requires_grad_copy, task_norm
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Unrolled(MetaGradient):
             loss, metrics, params, taken, grads = unroll_with_higher(
                 self.inner, problem, meta, task, kept
             )
-        constant = fixed(meta)
+        constant = detached(meta)
         value, inner_grads = value_and_grad(
             lambda p: problem.inner_objective(p, constant, task), params
         )
@@ -144,7 +144,7 @@ class Unrolled(MetaGradient):
             loss,
             metrics,
             InnerSolution(params, value.detach(), task_norm(inner_grads), taken),
-            carry=self._carry(made + 1, loss),
+            solver_state=self._carry(made + 1, loss),
         )
 
     def _earlier_weight(self, made: int, steps: int) -> float:
@@ -195,7 +195,7 @@ def back_through(
         the outer loss (T,), metrics, adapted params, steps (T,), and the gradient for each leaf of
         meta. The gradient is summed over tasks, and None for a leaf without one.
     """
-    constant, meta = fixed(meta), live(meta)
+    constant, meta = detached(meta), requires_grad_copy(meta)
 
     def forward(state: LoopState, steps: int) -> LoopState:
         rates, before = step_rates(problem, constant), torch_states()
@@ -210,7 +210,7 @@ def back_through(
 
     def with_graph(state: LoopState, steps: int) -> tuple[LoopState, LoopState, list[Tensor]]:
         """Return the state as leaves, the state reached, and the weighted earlier losses."""
-        begin = end = state.live()
+        begin = end = state.requires_grad_copy()
         rates, losses = step_rates(problem, meta), []
         for some in [1] * steps if earlier else [steps]:
             end = inner.advance(
@@ -253,7 +253,7 @@ def back_through(
     return (
         loss.detach(),
         {name: value.detach() for name, value in metrics.items()},
-        fixed(end.params),
+        detached(end.params),
         end.taken,
         [add(a, b) for a, b in zip(by_meta, carried, strict=True)],
     )

@@ -24,11 +24,11 @@ class OutOfMemory(TrainingStopped):
     """The error of a single task that exceeds the memory."""
 
 
-def in_parts(
+def in_micro_batches(
     work: Callable[[Any], T],
     join: Callable[[list[T]], T],
     task: Any,
-    parts: int,
+    micro_batches: int,
     say: Callable[[str], Any],
 ) -> tuple[T, int]:
     """Run `work` on each micro-batch of a batch of tasks; double their number if memory runs out.
@@ -37,7 +37,7 @@ def in_parts(
         work: computes the result of consecutive tasks.
         join: merges the results of consecutive micro-batches, in order.
         task: the batch, which can be sliced.
-        parts: the number of micro-batches to begin with.
+        micro_batches: the number of micro-batches to begin with.
         say: receives a message whenever the number is doubled.
 
     Returns:
@@ -48,25 +48,28 @@ def in_parts(
     """
     while True:
         try:
-            if parts == 1:
-                return work(task), parts
-            return join([work(part) for part in _split(task, parts)]), parts
+            if micro_batches == 1:
+                return work(task), micro_batches
+            return join([work(part) for part in _split(task, micro_batches)]), micro_batches
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Outside of `except` the traceback is gone, and with it the memory of the attempt.
-        if parts >= len(task):
+        if micro_batches >= len(task):
             raise OutOfMemory(
                 "memory does not hold one task alone; a smaller model, fewer queries or "
                 "metagrad=maml_checkpointed take less"
             )
         give_back_freed_memory()
-        parts = min(2 * parts, len(task))
-        say(f"out of memory: the batch of {len(task)} tasks is taken in {parts} parts")
+        micro_batches = min(2 * micro_batches, len(task))
+        say(
+            f"out of memory: the batch of {len(task)} tasks is taken in "
+            f"{micro_batches} micro-batches"
+        )
 
 
-def _split(task: Any, parts: int) -> list[Any]:
-    ends = [round(i * len(task) / parts) for i in range(parts + 1)]
+def _split(task: Any, micro_batches: int) -> list[Any]:
+    ends = [round(i * len(task) / micro_batches) for i in range(micro_batches + 1)]
     return [task[a:b] for a, b in itertools.pairwise(ends) if b > a]
 
 
@@ -79,7 +82,7 @@ class SplitGradient:
 
     Args:
         metagrad: the meta-gradient of a micro-batch.
-        parts: the number of micro-batches.
+        micro_batches: the number of micro-batches.
         say: receives a message whenever the number grows.
 
     Raises:
@@ -88,26 +91,28 @@ class SplitGradient:
     """
 
     metagrad: MetaGradient
-    parts: int = 1
+    micro_batches: int = 1
     say: Callable[[str], None] = print
 
     def __call__(
-        self, problem: BilevelProblem, meta: Meta, task: Any, **carry: Any
+        self, problem: BilevelProblem, meta: Meta, task: Any, **solver_state: Any
     ) -> MetaGradientResult:
         def work(part: Any) -> MetaGradientResult:
-            return self.metagrad(problem, meta, part, **carry)
+            return self.metagrad(problem, meta, part, **solver_state)
 
-        if getattr(problem, "couples_tasks", False) and self.parts == 1:
+        if getattr(problem, "couples_tasks", False) and self.micro_batches == 1:
             try:
                 return work(task)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             raise OutOfMemory(
-                "memory does not hold the meta-batch, and the problem cannot take it in parts "
-                "(statistics=population): lower meta_batch, or tasks.queries"
+                "memory does not hold the meta-batch, and the problem cannot take it in "
+                "micro-batches (statistics=population): lower meta_batch, or tasks.queries"
             )
-        result, self.parts = in_parts(work, joined, task, self.parts, self.say)
+        result, self.micro_batches = in_micro_batches(
+            work, merge_results, task, self.micro_batches, self.say
+        )
         return result
 
 
@@ -123,7 +128,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(words in str(error) for words in ON_A_CPU)
 
 
-def joined(results: Sequence[MetaGradientResult]) -> MetaGradientResult:
+def merge_results(results: Sequence[MetaGradientResult]) -> MetaGradientResult:
     """Merge the results of consecutive micro-batches into the result of all tasks.
 
     The gradient and the carry are means over tasks. All other fields have a task axis.
@@ -137,7 +142,7 @@ def joined(results: Sequence[MetaGradientResult]) -> MetaGradientResult:
 
     means = {
         "grads": mean("grads", [len(r.outer_loss) for r in results]),
-        "carry": mean("carry", [carry_weight(r) for r in results]),
+        "solver_state": mean("solver_state", [solver_state_weight(r) for r in results]),
     }
     others = [f.name for f in fields(results[0]) if f.name not in means]
     return MetaGradientResult(
@@ -145,27 +150,27 @@ def joined(results: Sequence[MetaGradientResult]) -> MetaGradientResult:
     )
 
 
-def carry_weight(result: MetaGradientResult) -> int:
+def solver_state_weight(result: MetaGradientResult) -> int:
     """Return the number of tasks in the mean of a carry: those whose linear solve did not fail."""
     if result.certificate is None or result.certificate.status is None:
         return len(result.outer_loss)
     return int((result.certificate.status <= Status.MAX_ITERS).sum())
 
 
-def _stacked(parts: Sequence[Any]) -> Any:
+def _stacked(micro_batches: Sequence[Any]) -> Any:
     """Concatenate tensors along the task axis, in dicts, tuples and dataclasses.
 
     A value that is not a tensor is the same in all micro-batches.
     """
-    first = parts[0]
+    first = micro_batches[0]
     if isinstance(first, Tensor):
-        return torch.cat(list(parts))
+        return torch.cat(list(micro_batches))
     if isinstance(first, dict):
-        return {key: _stacked([part[key] for part in parts]) for key in first}
+        return {key: _stacked([part[key] for part in micro_batches]) for key in first}
     if isinstance(first, tuple):
-        return tuple(_stacked(values) for values in zip(*parts, strict=True))
+        return tuple(_stacked(values) for values in zip(*micro_batches, strict=True))
     if is_dataclass(first) and not isinstance(first, type):
         return type(first)(
-            **{f.name: _stacked([getattr(p, f.name) for p in parts]) for f in fields(first)}
+            **{f.name: _stacked([getattr(p, f.name) for p in micro_batches]) for f in fields(first)}
         )
     return first

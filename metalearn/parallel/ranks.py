@@ -32,7 +32,7 @@ class Ranks:
     rank: int = 0
     size: int = 1
 
-    def share(self, tasks: int) -> slice:
+    def local_slice(self, tasks: int) -> slice:
         """Return this rank's slice of `tasks` tasks; the slices differ by at most one task."""
         return slice(self.rank * tasks // self.size, (self.rank + 1) * tasks // self.size)
 
@@ -57,7 +57,7 @@ class Ranks:
                 raise found
         return [found for found in reports if not isinstance(found, Exception)]
 
-    def total(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """All-reduce tensors of one type by a sum; the sums are bitwise equal on every rank.
 
         The tensors are sent as one vector.
@@ -70,7 +70,7 @@ class Ranks:
         sums = flat.split([x.numel() for x in tensors])
         return [s.view(x.shape) for s, x in zip(sums, tensors, strict=True)]
 
-    def largest(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """All-reduce an integer by the maximum."""
         if self.size == 1:
             return value
@@ -79,7 +79,7 @@ class Ranks:
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
-    def lead(self, work: Callable[[], T]) -> T:
+    def on_rank_zero(self, work: Callable[[], T]) -> T:
         """Run `work` on rank 0 alone and broadcast its value.
 
         A UsageError or TrainingStopped of rank 0 is raised on every rank.
@@ -113,7 +113,7 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def process_group() -> Iterator[Ranks]:
     """Join the process group of torchrun, and yield this process's `Ranks`.
 
     A process that torchrun did not start is alone. Gloo communicates tensors on the CPU, NCCL

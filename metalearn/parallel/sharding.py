@@ -6,7 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from metalearn.metagrad import MetaGradientResult, NonFiniteGradient
-from metalearn.parallel.batches import OutOfMemory, SplitGradient, carry_weight, joined
+from metalearn.parallel.batches import (
+    OutOfMemory,
+    SplitGradient,
+    merge_results,
+    solver_state_weight,
+)
 from metalearn.parallel.ranks import Ranks
 from metalearn.problem import BilevelProblem, Meta
 from metalearn.tree import leaves_of, like_tree
@@ -18,8 +23,8 @@ class ShardedGradient:
 
     `task` is the whole batch, equal on every rank. The result is equal on every rank too. With
     several ranks `inner.params` is empty and `solution` None, since they are not communicated. The
-    ranks exchange the gradient, the carry and a few numbers for each task. The gradient equals that
-    of the whole batch, except for the rounding of the sum over ranks.
+    ranks exchange the gradient, the solver state and a few numbers for each task. The gradient
+    equals that of the whole batch, except for the rounding of the sum over ranks.
 
     Args:
         gradient: the meta-gradient of one rank's tasks.
@@ -33,26 +38,30 @@ class ShardedGradient:
     ranks: Ranks
 
     def __call__(
-        self, problem: BilevelProblem, meta: Meta, task: Any, **carry: Any
+        self, problem: BilevelProblem, meta: Meta, task: Any, **solver_state: Any
     ) -> MetaGradientResult:
         if self.ranks.size == 1:
-            return self.gradient(problem, meta, task, **carry)
+            return self.gradient(problem, meta, task, **solver_state)
         try:
-            own = self.gradient(problem, meta, task[self.ranks.share(len(task))], **carry)
+            own = self.gradient(
+                problem, meta, task[self.ranks.local_slice(len(task))], **solver_state
+            )
             report: MetaGradientResult | Exception = _figures(own)
         except (NonFiniteGradient, OutOfMemory) as error:
             report = error
-        whole = joined(self.ranks.gather_or_raise(report))
+        whole = merge_results(self.ranks.gather_or_raise(report))
         weights = {
             "grads": len(own.outer_loss) / len(whole.outer_loss),
-            "carry": carry_weight(own) / max(1, carry_weight(whole)),
+            "solver_state": solver_state_weight(own) / max(1, solver_state_weight(whole)),
         }
         trees = {name: getattr(own, name) for name in weights}
-        sums = self.ranks.total([w * x for n, w in weights.items() for x in leaves_of(trees[n])])
+        sums = self.ranks.all_reduce_sum(
+            [w * x for n, w in weights.items() for x in leaves_of(trees[n])]
+        )
         return replace(whole, **like_tree(trees, sums))
 
 
 def _figures(result: MetaGradientResult) -> MetaGradientResult:
     """Return the fields of a result that have only a few numbers for each task."""
     inner = replace(result.inner, params={})
-    return replace(result, grads={}, carry={}, solution=None, inner=inner)
+    return replace(result, grads={}, solver_state={}, solution=None, inner=inner)

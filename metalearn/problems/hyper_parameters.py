@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from metalearn.errors import UsageError
 from metalearn.problem import Meta, Params
-from metalearn.problems.training_task import Starts, Training
+from metalearn.problems.training_task import Training, TrainingTask
 from metalearn.tasks.image_splits import Labelled
 from metalearn.tree import task_half_square
 
@@ -95,12 +95,12 @@ class FeaturePenalties(FixedExamples):
         factor = 2.0 if self.train.y.is_floating_point() else 0.5
         return float(factor * largest + self.log_penalties(meta).exp().max()) + FLOOR
 
-    def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: Starts) -> Tensor:
+    def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: TrainingTask) -> Tensor:
         scaled = (self.log_penalties(meta) / 2).exp() * outputs["params"]["weight"]
         return super().inner_loss(outputs, meta, task) + task_half_square(scaled)
 
     def outer_objective(
-        self, params: Params, meta: Meta, task: Starts
+        self, params: Params, meta: Meta, task: TrainingTask
     ) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = super().outer_objective(params, meta, task)
         metrics = {"loss": loss.detach(), **metrics}
@@ -119,7 +119,7 @@ class ParameterDecays(FixedExamples):
     def __init__(self, model: nn.Module, train: Labelled) -> None:
         super().__init__(model, train, decay=0.0)
 
-    def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: Starts) -> Tensor:
+    def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: TrainingTask) -> Tensor:
         scaled = [(meta[name] / 2).exp() * p for name, p in outputs["params"].items()]
         loss = super().inner_loss(outputs, meta, task)
         return loss + sum(task_half_square(p) for p in scaled)
@@ -132,7 +132,7 @@ class ExampleWeights(FixedExamples):
     training example, which has a label.
     """
 
-    def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: Starts) -> Tensor:
+    def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: TrainingTask) -> Tensor:
         labels = self.train.y.repeat(len(task))
         losses = F.cross_entropy(outputs["predictions"].flatten(0, 1), labels, reduction="none")
         loss = (torch.sigmoid(meta["logits"]) * losses.view(len(task), -1)).mean(dim=1)

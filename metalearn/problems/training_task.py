@@ -17,7 +17,7 @@ from metalearn.tree import task_half_square
 
 
 @dataclass(frozen=True)
-class Starts:
+class TrainingTask:
     """A batch of T tasks: weights at which a training begins, and images that judge its end.
 
     Args:
@@ -32,8 +32,8 @@ class Starts:
     def __len__(self) -> int:
         return len(next(iter(self.params.values())))
 
-    def __getitem__(self, tasks: slice) -> Starts:
-        return Starts({name: p[tasks] for name, p in self.params.items()}, self.x, self.y)
+    def __getitem__(self, tasks: slice) -> TrainingTask:
+        return TrainingTask({name: p[tasks] for name, p in self.params.items()}, self.x, self.y)
 
 
 class Training(ABC):
@@ -66,18 +66,18 @@ class Training(ABC):
         tasks = len(next(iter(params.values())))
         return self.model(params, x.expand(tasks, *x.shape))
 
-    def init(self, meta: Meta, task: Starts) -> Params:
+    def init(self, meta: Meta, task: TrainingTask) -> Params:
         return task.params
 
-    def inner_objective(self, params: Params, meta: Meta, task: Starts) -> Tensor:
+    def inner_objective(self, params: Params, meta: Meta, task: TrainingTask) -> Tensor:
         return self.inner_loss(self.inner_outputs(params, meta, task), meta, task)
 
-    def inner_outputs(self, params: Params, meta: Meta, task: Starts) -> dict[str, Any]:
+    def inner_outputs(self, params: Params, meta: Meta, task: TrainingTask) -> dict[str, Any]:
         x, _ = self.examples(meta)
         # The penalty is quadratic in the weights, so the weights are outputs too.
         return {"predictions": self.predict(params, meta, x), "params": params}
 
-    def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: Starts) -> Tensor:
+    def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: TrainingTask) -> Tensor:
         _, y = self.examples(meta)
         loss = prediction_loss(outputs["predictions"], y.expand(len(task), *y.shape))
         if not self.decay:
@@ -85,7 +85,7 @@ class Training(ABC):
         return loss + self.decay * sum(task_half_square(p) for p in outputs["params"].values())
 
     def outer_objective(
-        self, params: Params, meta: Meta, task: Starts
+        self, params: Params, meta: Meta, task: TrainingTask
     ) -> tuple[Tensor, dict[str, Tensor]]:
         predictions = self.predict(params, meta, task.x)
         loss = prediction_loss(predictions, task.y.expand(len(task), *task.y.shape))

@@ -34,7 +34,7 @@ class ImageTaskSampler:
         queries: the number of query images of each class.
         seed: of the tasks and of the affine maps.
         device: of the images and of the batches.
-        distinct: the number of different tasks, which then recur. A task is drawn again from its
+        task_pool: the number of different tasks, which then recur. A task is drawn again from its
             number, and no task is stored. None: no limit.
         affine: the strength of the random affine maps (`AffineMaps`); 0: none. Each image gets a
             new map whenever it is drawn. The maps have their own generator.
@@ -52,7 +52,7 @@ class ImageTaskSampler:
         queries: int,
         seed: int = 0,
         device: torch.device | str = "cpu",
-        distinct: int | None = None,
+        task_pool: int | None = None,
         affine: float = 0.0,
     ) -> None:
         if min(ways, shots, queries) < 1:
@@ -61,8 +61,10 @@ class ImageTaskSampler:
             )
         if ways < 2:
             raise UsageError(f"ways={ways} leaves nothing to tell apart; expected at least 2")
-        if distinct is not None and distinct < 1:
-            raise UsageError(f"distinct={distinct}; expected at least 1 task, or null for no limit")
+        if task_pool is not None and task_pool < 1:
+            raise UsageError(
+                f"task_pool={task_pool}; expected at least 1 task, or null for no limit"
+            )
         if ways > len(data.classes):
             raise UsageError(
                 f"ways={ways}, but this split has {len(data.classes)} classes; ask for fewer ways"
@@ -80,7 +82,7 @@ class ImageTaskSampler:
         self._labels = data.labels.tolist()
         self._tasks = _task_dataset(self._labels, ways, shots + queries)
         self._state = random.Random(seed).getstate()
-        self._seed, self._distinct = seed, distinct
+        self._seed, self._task_pool = seed, task_pool
         self._maps = AffineMaps(affine, seed) if affine else None
 
     def sample(self, num_tasks: int) -> TaskBatch:
@@ -115,8 +117,8 @@ class ImageTaskSampler:
 
     def _one_task(self) -> list[int]:
         """Return the indices of a task's images, class by class."""
-        if self._distinct is not None:
-            number = random.randrange(self._distinct)
+        if self._task_pool is not None:
+            number = random.randrange(self._task_pool)
             stream = random.getstate()
             random.seed(f"{self._seed}:{number}")
             try:

@@ -61,7 +61,7 @@ class ImageTasks:
             (Santoro et al. 2016). Validation and test classes are not rotated.
         channels, image_size: the number of channels and the side in pixels that the model expects.
         train_shots: the number of support images of each class in training; None: `shots`.
-        distinct: the number of different training tasks, which then recur; None: no limit.
+        task_pool: the number of different training tasks, which then recur; None: no limit.
         affine: the strength of random affine maps of training images, in support and query sets
             (`AffineMaps`: at 1 up to 10 degrees, 10 %, and 2 pixels of 28); 0: none.
     """
@@ -75,7 +75,7 @@ class ImageTasks:
     channels: int
     image_size: int
     train_shots: int | None = None
-    distinct: int | None = None
+    task_pool: int | None = None
     affine: float = 0.0
     _splits: Mapping[str, LabelledImages] | None = None
 
@@ -87,7 +87,7 @@ class ImageTasks:
             data = data.with_rotations()
         shots = self.shots if self.train_shots is None else self.train_shots
         return ImageTaskSampler(
-            data, self.ways, shots, self.queries, seed, device, self.distinct, self.affine
+            data, self.ways, shots, self.queries, seed, device, self.task_pool, self.affine
         )
 
     def classes(self, split: str) -> tuple[str, ...]:

@@ -43,8 +43,6 @@ def check_same_run(config: DictConfig, saved: DictConfig, where: Path) -> None:
     own, other = (canonicalise(one, but_for=free) for one in (config, saved))
     for one in (own, other):
         one.get("tasks", {}).get("dataset", {}).pop("source", None)  # data may have moved
-    if other["parts"] == "measured":
-        other["parts"] = None  # as which such a run goes on
     if difference := find_difference(own, other):
         name, value, another = difference
         raise UsageError(
@@ -71,11 +69,13 @@ def check_options(config: DictConfig) -> None:
             f"meta_batch={config.meta_batch}; expected at most {MOST_TASKS} tasks, for all of a "
             "meta-step's are drawn before it"
         )
-    parts, most = config.parts, config.meta_batch
-    if parts is not None and not (type(parts) is int and 1 <= parts <= most):
+    micro_batches, most = config.micro_batches, config.meta_batch
+    if micro_batches is not None and not (
+        type(micro_batches) is int and 1 <= micro_batches <= most
+    ):
         raise UsageError(
-            f"parts={parts}: expected a whole number from 1 to meta_batch={most}, or null for the "
-            "whole meta-batch at once. Leave parts= out."
+            f"micro_batches={micro_batches}: expected a whole number from 1 to "
+            f"meta_batch={most}, or null for the whole meta-batch at once. Leave micro_batches= out."
         )
     if config.schedule not in ("constant", "cosine"):
         raise UsageError(f"schedule={config.schedule}; expected 'constant' or 'cosine'")

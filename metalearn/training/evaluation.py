@@ -12,7 +12,7 @@ import torch
 
 from metalearn.errors import UsageError
 from metalearn.metagrad import MetaGradient
-from metalearn.parallel.batches import OutOfMemory, in_parts
+from metalearn.parallel.batches import OutOfMemory, in_micro_batches
 from metalearn.parallel.ranks import ALONE, Ranks
 from metalearn.problem import BilevelProblem, Meta, Params, query_predictions
 from metalearn.tasks import Sampler, TaskBatch
@@ -32,7 +32,8 @@ def evaluate(
 ) -> dict[str, Estimate]:
     """Return the outer loss and each metric of the problem, over `tasks` tasks.
 
-    Where memory runs out a batch is taken in parts, with the same result, and `say` is told so.
+    Where memory runs out a batch is taken in micro-batches, with the same result, and `say` is
+    told so.
 
     Ranks take the batches in turn; each is to have the same sampler, and gets the same result.
     `progress` is called by all of them together, each having finished a batch.
@@ -153,12 +154,12 @@ def _over_batches(
     own: list[_Parts] = []
     failure: OutOfMemory | None = None
     done = batches = 0
-    parts = 1
+    micro_batches = 1
     while done < tasks:
         task = sampler.sample(min(batch, tasks - done))
         if batches % ranks.size == ranks.rank and failure is None:
             try:
-                values, parts = in_parts(judged, _chained, task, parts, say)
+                values, micro_batches = in_micro_batches(judged, _chained, task, micro_batches, say)
                 own.append(values)
             except OutOfMemory as error:
                 failure = error
@@ -183,8 +184,8 @@ _Parts = list[dict[str, _Figures]]
 """The values of each figure of each problem, for consecutive parts of a batch."""
 
 
-def _chained(parts: list[_Parts]) -> _Parts:
-    return list(itertools.chain(*parts))
+def _chained(micro_batches: list[_Parts]) -> _Parts:
+    return list(itertools.chain(*micro_batches))
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from metalearn.system.machine import find_device, use_threads
 from metalearn.system.memory import keep_freed_memory
 from metalearn.tasks import ImageTasks, TaskBatch, Tasks
 from metalearn.training import checkpoint
-from metalearn.tree import fixed, leaves_of, like_tree, named_leaves
+from metalearn.tree import detached, leaves_of, like_tree, named_leaves
 
 STATISTICS_IMAGES = 1000
 STATISTICS_SEED = 4000
@@ -142,7 +142,7 @@ class Experiment:
         Raises:
             UsageError: it cannot take the inputs, or its outputs do not fit the targets.
         """
-        self.problem.check(fixed(self.meta), task)
+        self.problem.check(detached(self.meta), task)
 
 
 def build_problem(config: DictConfig, model: nn.Module) -> TrainableProblem:

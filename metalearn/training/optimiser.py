@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from metalearn.metagrad import MetaGradientResult, NonFiniteGradient
 from metalearn.problem import BilevelProblem, Meta
-from metalearn.tree import fixed, leaves_of, like_tree
+from metalearn.tree import detached, leaves_of, like_tree
 
 
 class OuterOptimiser:
@@ -140,11 +140,11 @@ def descend(
         task: gives each meta-step its tasks.
         after: called as `after(step, meta, result)` with a copy of the meta-parameters.
     """
-    meta = fixed(like_tree(meta, [x.clone() for x in leaves_of(meta)]))
+    meta = detached(like_tree(meta, [x.clone() for x in leaves_of(meta)]))
     optimiser = OuterOptimiser(torch.optim.Adam(leaves_of(meta), lr), meta)
-    carry: dict[str, Any] = {}
+    solver_state: dict[str, Any] = {}
     for step in range(1, steps + 1):
-        result = metagrad(problem, meta, task(), **carry)
-        carry = result.carry
+        result = metagrad(problem, meta, task(), **solver_state)
+        solver_state = result.solver_state
         optimiser.step(result.grads, None, step - 1)
         after(step, like_tree(meta, [x.detach().clone() for x in leaves_of(meta)]), result)

@@ -24,7 +24,7 @@ BENCHMARKS = ("held_out", "omniglot_official")
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvaluationProtocol:
     """The tasks and modes by which checkpoints are judged.
 
     Args:

@@ -37,7 +37,7 @@ def led(method: Callable[Concatenate[RunFolder, P], T]) -> Callable[Concatenate[
 
     @wraps(method)
     def by_rank_0(self: RunFolder, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self.ranks.lead(lambda: method(self, *args, **kwargs))
+        return self.ranks.on_rank_zero(lambda: method(self, *args, **kwargs))
 
     return by_rank_0
 

@@ -129,7 +129,7 @@ class Session:
 
     def _signal(self) -> int | None:
         """Return the signal that any rank has got by now."""
-        return self._ranks.largest(self._interruption.signum or 0) or None
+        return self._ranks.all_reduce_max(self._interruption.signum or 0) or None
 
     def _leave(self, signum: int, state: TrainingState) -> NoReturn:
         raise TrainingInterrupted(

@@ -25,7 +25,7 @@ from metalearn.training.experiment import Experiment, build_optimiser
 from metalearn.training.guards import Guards
 from metalearn.training.optimiser import OuterOptimiser
 from metalearn.training.saved_fields import MISFITS, check_fields, check_fit, misfit
-from metalearn.tree import fixed, leaves_of, like_tree
+from metalearn.tree import detached, leaves_of, like_tree
 
 
 class TrainingState:
@@ -47,7 +47,7 @@ class TrainingState:
             config.steps,
             config.clip_norm,
         )
-        self._split = SplitGradient(experiment.metagrad, config.parts or 1)
+        self._split = SplitGradient(experiment.metagrad, config.micro_batches or 1)
         self._gradient = ShardedGradient(self._split, ranks)
         self.guards = Guards(
             config.on_nonfinite,
@@ -56,7 +56,9 @@ class TrainingState:
             config.explosion_factor,
         )
         self.step = 0
-        self.carry: dict[str, Any] = {}  # a meta-gradient's own state, for the next meta-step
+        self.solver_state: dict[
+            str, Any
+        ] = {}  # a meta-gradient's own state, for the next meta-step
         self.best = Best(config.keep_best)
         self.peak = 0  # bytes of one meta-gradient
         self._average = self._new_average()
@@ -68,7 +70,9 @@ class TrainingState:
             OutOfMemory: memory does not hold one task; and whatever the meta-gradient raises.
         """
         self._split.say = say
-        return self._gradient(self.experiment.problem, self.experiment.meta, task, **self.carry)
+        return self._gradient(
+            self.experiment.problem, self.experiment.meta, task, **self.solver_state
+        )
 
     def take(self, result: MetaGradientResult) -> float:
         """Move the meta-parameters along a meta-gradient; return its norm.
@@ -78,7 +82,7 @@ class TrainingState:
         """
         norm = self.guards.check(result)
         self.optimiser.step(result.grads, norm, self.step)
-        self.carry = result.carry
+        self.solver_state = result.solver_state
         if self._average is not None:
             self._average.update(self.experiment.meta)
         return self.guards.accept(norm)
@@ -102,7 +106,7 @@ class TrainingState:
             _, self.peak = peak_bytes(
                 lambda: self.meta_gradient(task, print), self.experiment.device
             )
-        self.peak = self.ranks.largest(self.peak)
+        self.peak = self.ranks.all_reduce_max(self.peak)
 
     @property
     def judged(self) -> Meta:
@@ -143,13 +147,13 @@ class TrainingState:
         """Return what a checkpoint holds; its tensors are no copies. All ranks call it together."""
         return {
             "step": self.step,
-            "meta": fixed(self.experiment.meta),
+            "meta": detached(self.experiment.meta),
             "average": None if self._average is None else self._average.state_dict(),
-            "carry": self.carry,
+            "carry": self.solver_state,
             **self.best.state_dict(),
             **self.optimiser.state_dict(),
             "guards": self.guards.state_dict(),
-            "parts": self.ranks.gather(self._split.parts),
+            "parts": self.ranks.gather(self._split.micro_batches),
             "job": job(),
             "peak": self.peak,
             "config": OmegaConf.to_container(self._config, resolve=True),
@@ -184,18 +188,20 @@ class TrainingState:
         if self._average is not None and state.get("average"):
             self._average.load_state_dict(state["average"])
         self.step, self.peak = state["step"], state["peak"]
-        self.carry = like_tree(state["carry"], [x.to(device) for x in leaves_of(state["carry"])])
+        self.solver_state = like_tree(
+            state["carry"], [x.to(device) for x in leaves_of(state["carry"])]
+        )
         self.best.load_state_dict(state, device)
         try:
             self.optimiser.load_state_dict(state)
         except MISFITS as error:
             raise misfit(where, "optimiser", "the state of this run's optimiser") from error
         self.guards.load_state_dict(state["guards"])
-        parts, here = state["parts"], self.ranks
+        micro_batches, here = state["parts"], self.ranks
         if state["config"].get("parts") == "measured":
-            parts = [1]
-        parts_here = parts[here.rank] if len(parts) == here.size else max(parts)
-        self._split.parts = min(parts_here, self._config.meta_batch)
+            micro_batches = [1]
+        own = micro_batches[here.rank] if len(micro_batches) == here.size else max(micro_batches)
+        self._split.micro_batches = min(own, self._config.meta_batch)
         try:
             self.rewind(state)
             self.sampler.sample(1)
@@ -203,16 +209,16 @@ class TrainingState:
         except MISFITS as error:
             raise misfit(where, "sampler or random", "the states of this run") from error
 
-    def _check_carry(self, carry: dict[str, Any], where: Path | str) -> None:
+    def _check_carry(self, solver_state: dict[str, Any], where: Path | str) -> None:
         """Raise UsageError if the meta-gradient of this run leaves another carry."""
-        if not carry:
+        if not solver_state:
             return
         experiment, streams = self.experiment, self.streams()
         task = self.sampler.sample(1)
         try:
             with contextlib.suppress(NonFiniteGradient, OutOfMemory, MemoryError):
                 made = experiment.metagrad(experiment.problem, experiment.meta, task)
-                check_fit(carry, made.carry, "carry", where)
+                check_fit(solver_state, made.solver_state, "carry", where)
         finally:
             self.rewind(streams)
 
@@ -223,8 +229,10 @@ def _check(config: DictConfig, experiment: Experiment, ranks: Ranks) -> None:
             f"meta_batch={config.meta_batch} has too few tasks for {ranks.size} processes; "
             "give each of them one at least"
         )
-    if experiment.problem.couples_tasks and (ranks.size > 1 or config.parts not in (None, 1)):
+    if experiment.problem.couples_tasks and (
+        ranks.size > 1 or config.micro_batches not in (None, 1)
+    ):
         raise UsageError(
-            f"problem={type(experiment.problem).__name__}: expected one process and parts=null, "
-            "for a task's loss depends on the whole meta-batch. Set parts=null."
+            f"problem={type(experiment.problem).__name__}: expected one process and "
+            "micro_batches=null, for a task's loss depends on the whole meta-batch. Set micro_batches=null."
         )

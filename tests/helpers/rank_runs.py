@@ -43,7 +43,7 @@ def _as_rank(rank: int, size: int, port: int, function: Callable[..., Any], args
     return function(*args)
 
 
-def joined(function: Callable[..., Any], *args: Any) -> Any:
+def process_group(function: Callable[..., Any], *args: Any) -> Any:
     """`function(ranks, *args)`, to be called on ranks."""
     with ranks.joined() as here:
         return function(here, *args)

@@ -21,7 +21,7 @@ from metalearn.linear_solve import (
 )
 from metalearn.metagrad import FirstOrder, Implicit, NonFiniteGradient, Unrolled
 from metalearn.metagrad.curvature import GaussNewton, Hessian
-from metalearn.tree import live
+from metalearn.tree import requires_grad_copy
 
 CONVERGED = NewtonCG(60, cg_iters=40, tol=1e-11)
 
@@ -102,8 +102,8 @@ def test_damping_is_added_to_the_curvature():
 def test_gauss_newton_is_the_generalised_gauss_newton_matrix(regression):
     problem, meta, task = few_shot(regression, prox=0.5)
     task = task[:1]
-    params = live({k: v.detach() for k, v in problem.init(meta, task).items()})
-    curvature = GaussNewton(problem, params, live(meta), task)
+    params = requires_grad_copy({k: v.detach() for k, v in problem.init(meta, task).items()})
+    curvature = GaussNewton(problem, params, requires_grad_copy(meta), task)
     names, shapes = list(params), [p.shape for p in params.values()]
     sizes = [p.numel() for p in params.values()]
 
@@ -133,8 +133,10 @@ def test_gauss_newton_is_the_generalised_gauss_newton_matrix(regression):
 )
 def test_both_curvatures_agree_on_gradients_and_mixed_partials(name):
     problem, meta, task = (problems() | {"scaled": scaled_ridge()})[name]
-    params = live({k: v + torch.randn_like(v) for k, v in problem.init(meta, task).items()})
-    at = live(meta)
+    params = requires_grad_copy(
+        {k: v + torch.randn_like(v) for k, v in problem.init(meta, task).items()}
+    )
+    at = requires_grad_copy(meta)
     hessian, gauss = Hessian(problem, params, at, task), GaussNewton(problem, params, at, task)
     assert relative_difference(gauss.gradient, hessian.gradient) < 1e-12
     x = [torch.randn_like(p) for p in params.values()]
@@ -258,12 +260,12 @@ def test_a_warm_start_carries_the_mean_and_leaves_the_gradient(curvature):
     way = Implicit(CONVERGED, CG(60, rtol=1e-11), curvature=curvature, warm_start=True)
     cold = way(problem, meta, task)
     for name, x in cold.solution.items():
-        assert torch.allclose(cold.carry["x0"][name], x.mean(0, keepdim=True))
-    warm = way(problem, meta, task, **cold.carry)
+        assert torch.allclose(cold.solver_state["x0"][name], x.mean(0, keepdim=True))
+    warm = way(problem, meta, task, **cold.solver_state)
     assert relative_difference(warm.grads, cold.grads) < 1e-8
     assert not torch.equal(warm.certificate.residual_norm, cold.certificate.residual_norm)
-    assert Implicit(CONVERGED)(problem, meta, task).carry == {}
-    assert Implicit(CONVERGED, None, warm_start=True)(problem, meta, task).carry == {}
+    assert Implicit(CONVERGED)(problem, meta, task).solver_state == {}
+    assert Implicit(CONVERGED, None, warm_start=True)(problem, meta, task).solver_state == {}
 
 
 def test_a_warm_start_leaves_out_the_tasks_whose_solve_broke_off():
@@ -281,5 +283,5 @@ def test_a_warm_start_leaves_out_the_tasks_whose_solve_broke_off():
     some = Implicit(CONVERGED, Broken(0), warm_start=True)(problem, meta, task)
     none = Implicit(CONVERGED, Broken(*everyone), warm_start=True)(problem, meta, task)
     for name, x in some.solution.items():
-        assert torch.allclose(some.carry["x0"][name], x[1:].mean(0, keepdim=True))
-        assert torch.equal(none.carry["x0"][name], torch.zeros_like(x[:1]))
+        assert torch.allclose(some.solver_state["x0"][name], x[1:].mean(0, keepdim=True))
+        assert torch.equal(none.solver_state["x0"][name], torch.zeros_like(x[:1]))

@@ -15,7 +15,7 @@ from metalearn.metagrad import Implicit, Unrolled
 from metalearn.nn import Conv4
 from metalearn.problem import FewShot
 from metalearn.system.memory import peak_bytes
-from metalearn.tree import fixed
+from metalearn.tree import detached
 
 CPU = torch.device("cpu")
 WAYS = list(itertools.product(["hessian", "gauss_newton"], ["kept", "recomputed"]))
@@ -51,7 +51,7 @@ def in_inner_gradients(tasks, curvature, linearisation, strided=True):
     model = Conv4(5, channels=16, strided=strided)
     meta, task = dict(model.named_parameters()), batch(tasks, 5, 10, 10, torch.float32)
     problem = FewShot(model, 2.0)
-    constant = fixed(meta)
+    constant = detached(meta)
     params = {name: p.clone() for name, p in problem.init(constant, task).items()}
     gradient = peak_bytes(
         lambda: value_and_grad(lambda p: problem.inner_objective(p, constant, task), params), CPU

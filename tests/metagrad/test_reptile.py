@@ -7,7 +7,7 @@ from zoo import problems, relative_difference
 from metalearn.errors import UsageError
 from metalearn.inner import GradientDescent, NewtonCG
 from metalearn.metagrad import FirstOrder, Reptile
-from metalearn.tree import fixed
+from metalearn.tree import detached
 
 
 def test_the_quadratic_has_its_closed_form():
@@ -47,7 +47,8 @@ def test_with_a_proximal_term_it_descends_the_moreau_envelope():
     converged = NewtonCG(60, cg_iters=40, tol=1e-11)
     theta = {k: p.detach().clone().requires_grad_() for k, p in meta.items()}
     params = converged(
-        lambda p: problem.inner_objective(p, fixed(meta), task), problem.init(fixed(meta), task)
+        lambda p: problem.inner_objective(p, detached(meta), task),
+        problem.init(detached(meta), task),
     ).params
     # By the envelope theorem params count as constant.
     envelope = problem.inner_objective(params, theta, task).mean()

@@ -25,7 +25,7 @@ from metalearn.nn import Conv4
 from metalearn.parallel.batches import SplitGradient
 from metalearn.problem import FewShot
 from metalearn.problems.learned import LearnedRates
-from metalearn.tree import fixed, leaves_of
+from metalearn.tree import detached, leaves_of
 
 INNER = [GradientDescent(7, 0.1), GradientDescent(7, 0.1, 0.9), Adam(7, 0.05)]
 
@@ -38,7 +38,7 @@ class Cut:
     """
 
     def __init__(self, problem, at, params, steps):
-        self.problem, self.at, self.params = problem, fixed(at), params
+        self.problem, self.at, self.params = problem, detached(at), params
         if isinstance(problem, LearnedRates):
             self.step_rates = lambda meta: {
                 name: rates[min(steps, len(rates) - 1) :]
@@ -197,10 +197,10 @@ def test_the_multi_step_gradient_is_the_weighted_sum_of_its_steps(name, inner):
     last = Unrolled(inner, "batched")(problem, meta, task)
     for made, weights in ((None, [0.25] * 4), (3.0, [0.1, 0.1, 0.1, 0.7])):
         expected = weighted(inner, weights, problem, meta, task)
-        carry = {} if made is None else {"meta_step": torch.tensor(made)}
+        solver_state = {} if made is None else {"meta_step": torch.tensor(made)}
         for checkpoint in (None, 1, 3, "sqrt"):
             way = Unrolled(inner, "batched", checkpoint=checkpoint, multi_step=5)
-            result = way(problem, meta, task, **carry)
+            result = way(problem, meta, task, **solver_state)
             assert relative_difference(result.grads, expected) < 1e-10
             assert torch.equal(result.outer_loss, last.outer_loss)
             assert result.metrics.keys() == last.metrics.keys()
@@ -219,21 +219,21 @@ def test_multi_step_weights_of_tasks_that_stop():
 
 def test_the_weights_of_the_earlier_steps_fall_to_zero_by_the_carry():
     problem, meta, task = problems()["classification"]
-    inner, carry = GradientDescent(2, 0.3), {}
+    inner, solver_state = GradientDescent(2, 0.3), {}
     way = Unrolled(inner, "batched", multi_step=4)
     for early in (0.5, 0.375, 0.25, 0.125):
-        result = way(problem, meta, task, **carry)
+        result = way(problem, meta, task, **solver_state)
         expected = weighted(inner, [early, 1 - early], problem, meta, task)
         assert relative_difference(result.grads, expected) < 1e-10
-        carry = result.carry
+        solver_state = result.solver_state
     plain = Unrolled(inner, "batched")(problem, meta, task)
     for _ in range(2):
         counted = Counted(problem)
-        result = way(counted, meta, task, **carry)
+        result = way(counted, meta, task, **solver_state)
         assert relative_difference(result.grads, plain.grads) == 0
         assert counted.outer == 1
-        carry = result.carry
-    assert plain.carry == {}
+        solver_state = result.solver_state
+    assert plain.solver_state == {}
 
 
 class Counted:
@@ -254,7 +254,7 @@ def test_a_batch_in_parts_counts_its_meta_steps_once():
     split, whole, parts = SplitGradient(way, parts=2), {}, {}
     for _ in range(9):
         one, two = way(problem, meta, task, **whole), split(problem, meta, task, **parts)
-        whole, parts = one.carry, two.carry
+        whole, parts = one.solver_state, two.solver_state
         assert torch.equal(whole["meta_step"], parts["meta_step"])
         assert relative_difference(two.grads, one.grads) < 1e-12
 

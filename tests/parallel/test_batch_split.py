@@ -15,7 +15,7 @@ from ways import INNER, WAYS
 from metalearn.commands.main import main
 from metalearn.metagrad import FirstOrder, MetaGradient
 from metalearn.nn import MLP
-from metalearn.parallel.batches import OutOfMemory, SplitGradient, joined
+from metalearn.parallel.batches import OutOfMemory, SplitGradient, merge_results
 from metalearn.problem import FewShot
 from metalearn.tasks.sinusoid import SinusoidSampler
 from metalearn.training import checkpoint
@@ -39,10 +39,10 @@ class Hungry(MetaGradient):
     most: int
     error: Exception
 
-    def __call__(self, problem, meta, task, **carry):
+    def __call__(self, problem, meta, task, **solver_state):
         if len(task) > self.most:
             raise self.error
-        return self.metagrad(problem, meta, task, **carry)
+        return self.metagrad(problem, meta, task, **solver_state)
 
 
 @pytest.fixture
@@ -69,9 +69,9 @@ def test_a_batch_that_does_not_fit_is_split_with_the_same_result(way, error, wor
     split = SplitGradient(Hungry(INNER, WAYS[way], 4, error), say=said.append)
     for _ in range(2):  # the second time without an attempt at the whole
         result = split(*world)
-    assert said == ["out of memory: the batch of 7 tasks is taken in 2 parts"]
+    assert said == ["out of memory: the batch of 7 tasks is taken in 2 micro-batches"]
     close(result.grads, whole.grads)
-    close(result.carry, whole.carry)
+    close(result.solver_state, whole.solver_state)
     for name in ("outer_loss", "metrics", "solution"):
         close(getattr(result, name), getattr(whole, name))
     assert torch.equal(result.inner.steps, whole.inner.steps)
@@ -90,9 +90,9 @@ def test_parts_get_smaller_until_they_fit(most, world):
 
 def test_the_carry_reaches_every_part(world):
     first = WAYS["warm"](*world)
-    whole = WAYS["warm"](*world, **first.carry)
-    split = SplitGradient(WAYS["warm"], parts=3)
-    close(split(*world, **first.carry).grads, whole.grads)
+    whole = WAYS["warm"](*world, **first.solver_state)
+    split = SplitGradient(WAYS["warm"], micro_batches=3)
+    close(split(*world, **first.solver_state).grads, whole.grads)
     cold = WAYS["warm"](*world)
     assert not torch.equal(whole.certificate.residual_norm, cold.certificate.residual_norm)
 
@@ -136,7 +136,7 @@ def test_an_evaluation_that_does_not_fit_is_split_with_the_same_result(world, mo
     sampler.load_state_dict(SinusoidSampler(5, 5, seed=3).state_dict())
     split = evaluate(problem, WAYS["first_order"], meta, sampler, tasks=9, batch=4)
     assert sizes == [2, 2, 2, 2, 1]
-    assert capsys.readouterr().out.count("the batch of 4 tasks is taken in 2 parts") == 1
+    assert capsys.readouterr().out.count("the batch of 4 tasks is taken in 2 micro-batches") == 1
     for name, estimate in whole.items():
         assert split[name].mean == pytest.approx(estimate.mean, rel=1e-12)
         assert split[name].interval == pytest.approx(estimate.interval, rel=1e-12)
@@ -224,7 +224,7 @@ def test_other_errors_are_not_caught(world):
 def test_parts_of_different_sizes_are_weighted(world):
     problem, meta, task = world
     parts = [WAYS["implicit"](problem, meta, task[a:b]) for a, b in ((0, 1), (1, 7))]
-    close(joined(parts).grads, WAYS["implicit"](problem, meta, task).grads)
+    close(merge_results(parts).grads, WAYS["implicit"](problem, meta, task).grads)
     swapped = replace(parts[0], grads=parts[1].grads)
-    wrong = joined([swapped, parts[1]]).grads
-    assert not torch.allclose(wrong["1.weight"], joined(parts).grads["1.weight"])
+    wrong = merge_results([swapped, parts[1]]).grads
+    assert not torch.allclose(wrong["1.weight"], merge_results(parts).grads["1.weight"])

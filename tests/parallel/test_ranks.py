@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rank_runs import joined, on_ranks, train, train_and_ask, train_on_a_full_disk
+from rank_runs import on_ranks, process_group, train, train_and_ask, train_on_a_full_disk
 from tiny_run import rows, timeless
 from ways import WAYS
 
@@ -43,7 +43,7 @@ WORDS += ["wandb=disabled", "checkpoint_every=2", "average=0.9", "keep_best=2"]
 
 @given(st.integers(0, 200), st.integers(1, 40))
 def test_shares_cover_the_tasks_evenly_and_in_order(tasks, size):
-    shares = [list(range(tasks))[Ranks(rank, size).share(tasks)] for rank in range(size)]
+    shares = [list(range(tasks))[Ranks(rank, size).local_slice(tasks)] for rank in range(size)]
     assert list(itertools.chain(*shares)) == list(range(tasks))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -63,25 +63,25 @@ def _gradients(ranks: Ranks) -> dict:
     for name, way in WAYS.items():
         result = ShardedGradient(SplitGradient(way), ranks)(problem, meta, task)
         found[name] = ([g.numpy() for g in leaves_of(result.grads)], figures(result))
-        found[name] += ([c.numpy() for c in leaves_of(result.carry)],)
+        found[name] += ([c.numpy() for c in leaves_of(result.solver_state)],)
     return found
 
 
 @pytest.fixture(scope="module")
 def gradients():
-    return on_ranks(3, joined, _gradients)  # with 3, 2 and 2 of the 7 tasks
+    return on_ranks(3, process_group, _gradients)  # with 3, 2 and 2 of the 7 tasks
 
 
 @pytest.mark.parametrize("name", WAYS)
 def test_sharded_gradient_is_that_of_one_rank(gradients, name):
     problem, meta, task = world()
     whole = WAYS[name](problem, meta, task)
-    for grads, seen, carry in (found[name] for found in gradients):
+    for grads, seen, solver_state in (found[name] for found in gradients):
         # Sums of seven float64 numbers of order one, in another order.
         for expected, found in zip(leaves_of(whole.grads), grads, strict=True):
             torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-12, atol=1e-14)
         assert seen == pytest.approx(figures(whole), rel=1e-9)
-        for expected, found in zip(leaves_of(whole.carry), carry, strict=True):
+        for expected, found in zip(leaves_of(whole.solver_state), solver_state, strict=True):
             torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-12, atol=1e-14)
 
 
@@ -113,7 +113,7 @@ def _refused(ranks: Ranks, kind: str) -> str:
     ("kind", "error"), [("not finite", "NonFiniteGradient"), ("memory", "OutOfMemory")]
 )
 def test_what_one_rank_meets_is_every_ranks(kind, error):
-    assert on_ranks(2, joined, _refused, kind) == [error, error]
+    assert on_ranks(2, process_group, _refused, kind) == [error, error]
 
 
 def _scores(ranks: Ranks, tasks: int, batch: int) -> dict:
@@ -128,7 +128,7 @@ def _scores(ranks: Ranks, tasks: int, batch: int) -> dict:
 @pytest.mark.parametrize(("tasks", "batch"), [(9, 2), (5, 1)])  # the last batch is short of a rank
 def test_evaluation_is_that_of_one_rank(tasks, batch):
     expected = _scores(Ranks(), tasks, batch)
-    for found in on_ranks(3, joined, _scores, tasks, batch):
+    for found in on_ranks(3, process_group, _scores, tasks, batch):
         for name, values in expected.items():
             assert found[name] == pytest.approx(values, rel=1e-12)
 
@@ -154,21 +154,21 @@ def _led(ranks: Ranks, error: str) -> str:
     ],
 )
 def test_what_rank_0_does_or_refuses_is_everyones(error, seen):
-    assert on_ranks(2, joined, _led, error) == seen
+    assert on_ranks(2, process_group, _led, error) == seen
 
 
 def _left(ranks: Ranks) -> str:
     if ranks.rank == 1:
         return "left"
     try:
-        ranks.largest(0)
+        ranks.all_reduce_max(0)
     except TrainingStopped as error:
         return str(error)
     return "went on"
 
 
 def test_a_rank_that_is_gone_is_said_so():
-    found = on_ranks(2, joined, _left)
+    found = on_ranks(2, process_group, _left)
     assert found[1] == "left" and "rank 0 lost the others" in found[0] and "resume=" in found[0]
 
 
@@ -188,7 +188,7 @@ def _starved(ranks: Ranks) -> str:
     try:
         evaluate(
             *(problem, way, meta, sampler, 6, 1),
-            progress=lambda done: ranks.largest(done),
+            progress=lambda done: ranks.all_reduce_max(done),
             ranks=ranks,
         )
     except OutOfMemory as error:
@@ -197,7 +197,7 @@ def _starved(ranks: Ranks) -> str:
 
 
 def test_what_one_rank_meets_in_an_evaluation_is_every_ranks():
-    found = on_ranks(2, joined, _starved)
+    found = on_ranks(2, process_group, _starved)
     assert found[0] == found[1] and "one task alone" in found[0]
 
 

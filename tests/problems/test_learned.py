@@ -28,8 +28,8 @@ from metalearn.nn import MLP, Conv4, ResNet12
 from metalearn.problem import FewShot
 from metalearn.problems.learned import LearnedProx, LearnedRates
 from metalearn.training import checkpoint
-from metalearn.training.protocol import Protocol
-from metalearn.tree import leaves_of, live, task_norm
+from metalearn.training.protocol import EvaluationProtocol
+from metalearn.tree import leaves_of, requires_grad_copy, task_norm
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "metagrad"
 CONVERGED = NewtonCG(60, cg_iters=40, tol=1e-11)
@@ -89,7 +89,7 @@ def loop_by_hand(problem, meta, task, steps, lr):
 @pytest.mark.parametrize("steps", [2, 3, 5])
 def test_each_step_has_its_own_rate(steps):
     problem, meta, task = learned_step_rates(prox=0.0)
-    leaves = live(meta)
+    leaves = requires_grad_copy(meta)
     loss = loop_by_hand(problem.problem, leaves, task, steps, 0.2)
     by_hand = torch.autograd.grad(loss.mean(), leaves_of(leaves), materialize_grads=True)
     inner = GradientDescent(steps, 0.2)
@@ -125,7 +125,7 @@ def test_an_evaluation_with_more_steps_takes_the_last_learned_rate(tmp_path):
     for rates in state["meta"]["log_rates"].values():
         rates[2] = -math.inf  # the third step and all after it stand still
     checkpoint.save(tmp_path / "still.pt", state)
-    protocol = Protocol(tasks=8, modes=["transductive"], inner_steps=[1, 2, 3, 7])
+    protocol = EvaluationProtocol(tasks=8, modes=["transductive"], inner_steps=[1, 2, 3, 7])
     first, *others = [row["loss"] for row in protocol.rows(tmp_path / "still.pt")]
     assert len(set(others)) == 1 and first != others[0]
 

@@ -9,7 +9,7 @@ from zoo import FIRST_ORDER, problems
 from metalearn.inner import GradientDescent
 from metalearn.linear_solve import CG
 from metalearn.metagrad import FirstOrder, Implicit, Unrolled
-from metalearn.studies.frame.oracle_calls import Cost, Counted, spent
+from metalearn.studies.frame.oracle_calls import Counted, OracleCalls, spent
 from metalearn.tree import leaves_of
 
 GD = GradientDescent(4, 0.1)
@@ -46,4 +46,4 @@ def test_spent_gives_what_was_made_and_its_cost():
     loss, cost = spent(problem, lambda p: p.inner_objective(p.init(meta, task), meta, task))
     assert loss.shape == (3,)
     assert (cost.gradients, cost.products) == (1, 0) and cost.seconds > 0
-    assert (cost + Cost(2, 3, 1.0)).evaluations == 6
+    assert (cost + OracleCalls(2, 3, 1.0)).evaluations == 6

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def composed(change):
-    words = [f"experiment={BASES[change.base]}", "model.channels=4", *change.words]
+    words = [f"experiment={BASES[change.base]}", "model.channels=4", *change.overrides]
     return config.compose("train", words)
 
 
@@ -48,7 +48,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> DifferencesStudy:
         seeds=[0, 1],
         base_seeds=[],
         steps=2,
-        words=["tasks=glyphs", "tasks.dataset.drawings=4", "model.channels=4", "meta_batch=2"],
+        overrides=["tasks=glyphs", "tasks.dataset.drawings=4", "model.channels=4", "meta_batch=2"],
         validation_every=1,
         validation_tasks=4,
         test_tasks=8,

@@ -20,7 +20,7 @@ from metalearn.studies.frame.published.accuracy import published_cell, published
 from metalearn.studies.frame.study_run import Budget, StudyRun
 from metalearn.studies.frame.trained import measure_run
 from metalearn.studies.frame.validation_curve import fall, falls, step_seconds
-from metalearn.training.protocol import Protocol
+from metalearn.training.protocol import EvaluationProtocol
 
 CPU = torch.device("cpu")
 TINY = [
@@ -102,15 +102,15 @@ def test_budget_minutes_end_a_run_at_a_validation(tmp_path):
 def test_study_run_is_judged_once_for_each_protocol(tmp_path, monkeypatch):
     run = study_run(tmp_path)
     run.train(Budget(6))
-    first = run.judged(Protocol(tasks=4), CPU)
-    monkeypatch.setattr(Protocol, "rows", lambda self, *words: [{"measured": "anew"}])
-    assert run.judged(Protocol(tasks=4), CPU) == first
-    assert run.judged(Protocol(tasks=5), CPU) == [{"measured": "anew"}]
+    first = run.judged(EvaluationProtocol(tasks=4), CPU)
+    monkeypatch.setattr(EvaluationProtocol, "rows", lambda self, *words: [{"measured": "anew"}])
+    assert run.judged(EvaluationProtocol(tasks=4), CPU) == first
+    assert run.judged(EvaluationProtocol(tasks=5), CPU) == [{"measured": "anew"}]
 
 
 def test_measure_run_returns_a_row_for_a_run_that_a_guard_stops(tmp_path):
     run = study_run(tmp_path, "metagrad.inner.lr=1e30")
-    (row,) = measure_run(run, Budget(6), Protocol(tasks=4), CPU)
+    (row,) = measure_run(run, Budget(6), EvaluationProtocol(tasks=4), CPU)
     assert row["part"] == "stopped" and "not finite" in str(row["why"])
 
 
@@ -120,7 +120,7 @@ OPTIONS = {
     "seeds": [0, 1],
     "steps": 4,
     "train_minutes": 0.0,
-    "words": ["tasks=glyphs", "tasks.dataset.drawings=4", "model.channels=4", "meta_batch=2"],
+    "overrides": ["tasks=glyphs", "tasks.dataset.drawings=4", "model.channels=4", "meta_batch=2"],
     "validation_every": 2,
     "validation_tasks": 4,
     "test_tasks": 6,
@@ -334,7 +334,10 @@ def test_command_with_more_steps_resumes_the_same_runs(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     words = ["bench", "fewshot", "methods=[fomaml]", "seeds=[0]", "settings=[omniglot_5w1s]"]
     words += ["validation_every=2", "validation_tasks=4", "test_tasks=4", "inner_steps=[1]"]
-    words += ["words=[" + ",".join(f"'{w}'" for w in OPTIONS["words"]) + "]", "wandb=disabled"]
+    words += [
+        "overrides=[" + ",".join(f"'{w}'" for w in OPTIONS["overrides"]) + "]",
+        "wandb=disabled",
+    ]
     assert main([*words, "steps=2"]) == 0
     assert main([*words, "steps=4"]) == 0
     (folder,) = (tmp_path / "runs" / "fewshot").iterdir()

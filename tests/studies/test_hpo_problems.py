@@ -15,7 +15,7 @@ from metalearn.linear_solve import CG, Neumann
 from metalearn.metagrad import FirstOrder, Implicit, Unrolled
 from metalearn.nn import MLP
 from metalearn.problems.hyper_parameters import ExampleWeights, FeaturePenalties, ParameterDecays
-from metalearn.problems.training_task import Starts, fresh
+from metalearn.problems.training_task import TrainingTask, fresh
 from metalearn.studies.hpo.data import corrupted, thirds
 from metalearn.studies.hpo.exact import (
     claiming_exactness,
@@ -98,10 +98,10 @@ def small(kind):
     if kind == "weights":
         problem = ExampleWeights(nn.Linear(4, 3), train, 0.1)
         params = fresh(lambda: nn.Linear(4, 3).double(), 2, CPU)
-        return problem, {"logits": torch.randn(6).double()}, Starts(params, x[6:], y[6:])
+        return problem, {"logits": torch.randn(6).double()}, TrainingTask(params, x[6:], y[6:])
     params = fresh(lambda: MLP([4, 2, 3], nn.Tanh).double(), 2, CPU)
     meta = {name: torch.randn_like(p[0]) - 1 for name, p in params.items()}
-    return ParameterDecays(MLP([4, 2, 3], nn.Tanh), train), meta, Starts(params, x[6:], y[6:])
+    return ParameterDecays(MLP([4, 2, 3], nn.Tanh), train), meta, TrainingTask(params, x[6:], y[6:])
 
 
 @pytest.mark.parametrize("kind", ["weights", "decays"])
@@ -162,7 +162,7 @@ def test_the_prior_is_in_the_objective_and_not_in_the_loss():
     problem = FeaturePenalties(data.train, 1, spread=2.0, prior=0.1)
     meta = problem.begin(math.log(3.0), per_feature=True)
     meta["own"] += 1.0
-    task = Starts(problem.zeros(), data.validation.x, data.validation.y)
+    task = TrainingTask(problem.zeros(), data.validation.x, data.validation.y)
     assert torch.allclose(problem.log_penalties(meta).exp(), torch.tensor(3 * math.e**2).double())
     objective, metrics = problem.outer_objective(task.params, meta, task)
     # Params of 0 predict 0, whose squared error is the targets' square; ten features, each 1 away.

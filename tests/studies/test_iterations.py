@@ -36,7 +36,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> IterationsStudy:
         curvatures=["hessian", "gauss_newton"],
         seeds=[0, 1],
         steps=2,
-        words=WORDS,
+        overrides=WORDS,
         validation_every=1,
         validation_tasks=4,
         test_tasks=6,
@@ -250,7 +250,7 @@ def test_report_holds_with_stopped_runs_and_without_references(study):
         ({"curvatures": ["fisher"]}, "curvatures has 'fisher'"),
         ({"seeds": []}, "seeds"),
         ({"error_tasks": 0}, "error_tasks=0"),
-        ({"words": [*WORDS, "adapt=head"]}, "adapt=all"),
+        ({"overrides": [*WORDS, "adapt=head"]}, "adapt=all"),
         ({"experiment": "omniglot_5w1s_maml"}, "linear_solver"),
     ],
 )

@@ -18,7 +18,7 @@ from metalearn.linear_solve import CG, Neumann
 from metalearn.metagrad import FirstOrder, Implicit, Unrolled
 from metalearn.nn import MLP
 from metalearn.problems.distillation import Distillation
-from metalearn.problems.training_task import Starts, fresh
+from metalearn.problems.training_task import TrainingTask, fresh
 from metalearn.studies.distill.study import DistillStudy
 from metalearn.studies.frame.findings import render_findings
 from metalearn.tasks.image_splits import image_splits
@@ -55,7 +55,7 @@ def small():
     problem = Distillation(MLP([4, 3, 3], nn.SiLU), torch.arange(3), decay=0.1)
     params = fresh(lambda: MLP([4, 3, 3], nn.SiLU).double(), 2, CPU)
     x, y = torch.randn(9, 4, dtype=torch.float64), torch.arange(9) % 3
-    return problem, {"images": torch.randn(3, 4, dtype=torch.float64)}, Starts(params, x, y)
+    return problem, {"images": torch.randn(3, 4, dtype=torch.float64)}, TrainingTask(params, x, y)
 
 
 SHORT = GradientDescent(7, 0.2, momentum=0.9)

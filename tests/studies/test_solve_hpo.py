@@ -18,7 +18,7 @@ from metalearn.metagrad import Implicit
 from metalearn.studies.frame.findings import render_findings
 from metalearn.studies.hpo.exact import solved
 from metalearn.studies.hpo.measure import grid_search, penalties, weights
-from metalearn.studies.hpo.search import Search, quasi_newton
+from metalearn.studies.hpo.search import WarmStartedSolver, quasi_newton
 from metalearn.studies.hpo.study import HPOStudy
 from metalearn.training.optimiser import descend
 from metalearn.tree import leaves_of
@@ -67,7 +67,7 @@ def validation_loss(case, log):
 
 
 def test_ten_hyper_gradients_find_the_best_penalty():
-    case, search = ridge(), Search(of_cg(1e-6))
+    case, search = ridge(), WarmStartedSolver(of_cg(1e-6))
     quasi_newton(search, case.problem, case.meta, case.task, 10)
     best = minimize_scalar(lambda log: validation_loss(case, log), bounds=(-8, 3), method="bounded")
     assert len(search.visits) <= 10
@@ -75,7 +75,7 @@ def test_ten_hyper_gradients_find_the_best_penalty():
 
 
 def test_a_search_makes_no_more_hyper_gradients_than_it_may():
-    case, search = ridge(), Search(of_cg(1e-6))
+    case, search = ridge(), WarmStartedSolver(of_cg(1e-6))
     quasi_newton(search, case.problem, case.meta, case.task, 3)
     assert len(search.visits) == 3
 
@@ -93,7 +93,7 @@ def test_the_grid_takes_the_point_that_validates_best():
 def test_warm_starts_save_inner_gradients_and_visits_add_them_up():
     spent = {}
     for warm in (True, False):
-        case, search = ridge(), Search(of_cg(1e-6), warm)
+        case, search = ridge(), WarmStartedSolver(of_cg(1e-6), warm)
         for _ in range(3):
             search(case.problem, case.meta, case.task)
         gradients = [visit.gradients for visit in search.visits]
@@ -106,7 +106,7 @@ def test_warm_starts_save_inner_gradients_and_visits_add_them_up():
 
 
 def test_a_visit_keeps_the_meta_that_the_outer_loop_writes_into():
-    case, search = ridge(), Search(of_cg(1e-3))
+    case, search = ridge(), WarmStartedSolver(of_cg(1e-3))
     descend(case.problem, search, case.meta, lambda: case.task, 3, 0.5, lambda *_: None)
     logs = [float(visit.meta["common"]) for visit in search.visits]
     assert logs[0] == pytest.approx(math.log(0.02)) and len(set(logs)) == 3

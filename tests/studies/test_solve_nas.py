@@ -17,7 +17,7 @@ from metalearn.linear_solve import CG
 from metalearn.metagrad import FirstOrder, Implicit, Unrolled
 from metalearn.nn.mixed_cell import OPERATIONS, MixedCell, edges
 from metalearn.problems.architecture import Search
-from metalearn.problems.training_task import Starts
+from metalearn.problems.training_task import TrainingTask
 from metalearn.studies.frame.findings import render_findings
 from metalearn.studies.nas.study import NASStudy
 from metalearn.tasks.image_splits import Labelled
@@ -60,7 +60,7 @@ def small(choices=MIXED, nodes=2):
     x, y = torch.randn(9, 1, 4, 4, dtype=torch.float64), torch.arange(9) % 3
     problem = Search(cell, Labelled(x[:6], y[:6]), decay=0.05)
     meta = {name: torch.randn_like(a) for name, a in double(cell.alphas(CPU)).items()}
-    return problem, meta, Starts(double(cell.weights(2, CPU)), x[6:], y[6:])
+    return problem, meta, TrainingTask(double(cell.weights(2, CPU)), x[6:], y[6:])
 
 
 ONE_STEP = GradientDescent(1, 0.2)

@@ -20,7 +20,7 @@ def study(runs="unused", **options) -> StabilityStudy:
         "seeds": [0],
         "steps": 4,
         "fixed_rate_steps": 2,
-        "words": ["tasks=glyphs", "model.channels=4", "meta_batch=2", "tasks.queries=1"],
+        "overrides": ["tasks=glyphs", "model.channels=4", "meta_batch=2", "tasks.queries=1"],
         "validation_every": 2,
         "validation_tasks": 4,
         "test_tasks": 4,

@@ -164,7 +164,7 @@ def drawn(sampler: ImageTaskSampler, tasks: int) -> list[str]:
 
 def test_distinct_tasks_recur_and_are_the_same_in_every_run():
     def sampler(seed: int) -> ImageTaskSampler:
-        return ImageTaskSampler(numbered(9, 8), 3, 1, 2, seed, distinct=5)
+        return ImageTaskSampler(numbered(9, 8), 3, 1, 2, seed, task_pool=5)
 
     first = drawn(sampler(0), 100)
     assert len(set(first)) == 5  # each is missed in 100 draws with probability 0.8^100
@@ -174,7 +174,7 @@ def test_distinct_tasks_recur_and_are_the_same_in_every_run():
 
 
 def test_distinct_tasks_go_on_from_a_saved_state():
-    sampler = ImageTaskSampler(numbered(9, 8), 3, 1, 2, 0, distinct=50)
+    sampler = ImageTaskSampler(numbered(9, 8), 3, 1, 2, 0, task_pool=50)
     drawn(sampler, 7)
     state, outside = sampler.state_dict(), random.getstate()
     expected = drawn(sampler, 20)
@@ -188,7 +188,7 @@ def test_only_training_has_its_own_shots_and_distinct_tasks():
     images = torch.arange(72, dtype=torch.uint8).view(72, 1, 1, 1)
     data = LabelledImages(images, labels, tuple("abcdefghi"))
     splits = dict.fromkeys(("train", "validation", "test"), data)
-    tasks = ImageTasks(lambda: splits, 3, 1, 2, 2, False, 1, 1, train_shots=4, distinct=2)
+    tasks = ImageTasks(lambda: splits, 3, 1, 2, 2, False, 1, 1, train_shots=4, task_pool=2)
     train, test = (tasks.sampler(split, 0, "cpu") for split in ("train", "test"))
     assert train.sample(1).support_x.shape[1] == 12 and test.sample(1).support_x.shape[1] == 3
     assert len(set(drawn(train, 40))) == 2 and len(set(drawn(test, 40))) > 2

@@ -28,7 +28,7 @@ from metalearn.tasks.omniglot_official import official_runs
 from metalearn.training import checkpoint
 from metalearn.training.estimate import Estimate
 from metalearn.training.evaluation import Member, evaluate, evaluate_each, evaluate_ensemble
-from metalearn.training.protocol import Protocol, digest
+from metalearn.training.protocol import EvaluationProtocol, digest
 
 
 def drawing(character: int, shift: int) -> bytes:
@@ -132,7 +132,7 @@ def test_a_damaged_archive_is_one_sentence(tmp_path, kind, sentence):
 @pytest.mark.parametrize("out", [".", "absent/e.json", "e.json/e.json"])
 def test_where_it_is_to_be_written_is_looked_at_first(trained, tmp_path, monkeypatch, capsys, out):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Protocol, "rows", None)  # it is not come to that
+    monkeypatch.setattr(EvaluationProtocol, "rows", None)  # it is not come to that
     (tmp_path / "e.json").write_text("{}")
     assert main(["evaluate", f"checkpoint={trained}", f"out={out}"]) == 2
     said = capsys.readouterr().err
@@ -179,9 +179,9 @@ def test_characters_that_a_run_trained_on_are_counted(all_runs, tmp_path, monkey
     shown = (runs.support_x[0, :7] * 255).round().to(torch.uint8)
     train = LabelledImages(shown, torch.arange(7), tuple("abcdefg"))
     monkeypatch.setattr("metalearn.tasks.ImageTasks.split", lambda self, name: train)
-    (row, *_) = Protocol("omniglot_official", str(all_runs)).rows(path)
+    (row, *_) = EvaluationProtocol("omniglot_official", str(all_runs)).rows(path)
     assert row["characters_trained_on"] == 7 and row["characters"] == 400
-    assert "7 of the 400 characters" in Protocol.note(row)
+    assert "7 of the 400 characters" in EvaluationProtocol.note(row)
 
 
 def test_a_five_way_run_cannot_take_the_official_test(all_runs, trained, capsys):
@@ -203,7 +203,7 @@ def test_both_modes_and_each_number_of_steps_are_rows_with_their_origin(trained,
         assert row["trained_inner_steps"] == 3 and row["tasks"] == 12 and row["split"] == "test"
         assert 0 <= row["accuracy"] <= 1 and row["accuracy_interval"] > 0
     # As evaluating one mode and number of steps alone.
-    alone = Protocol(tasks=12, modes=["inductive"], inner_steps=[1]).rows(trained)
+    alone = EvaluationProtocol(tasks=12, modes=["inductive"], inner_steps=[1]).rows(trained)
     assert [
         row for row in found["rows"] if (row["mode"], row["inner_steps"]) == ("inductive", 1)
     ] == [{"checkpoint": f"{trained.parent.name}/best.pt", **alone[0]}]
@@ -238,11 +238,11 @@ def test_a_split_that_shares_a_class_with_training_is_no_held_out_one(trained, m
 
     monkeypatch.setattr(ImageTasks, "classes", lambda self, split: ("x", split))
     with pytest.raises(UsageError, match="shares x with the training split"):
-        Protocol(tasks=4).rows(trained)
+        EvaluationProtocol(tasks=4).rows(trained)
 
 
 def test_a_digest_is_that_of_the_names(trained):
-    (row, _) = Protocol(tasks=4, split="validation").rows(trained)
+    (row, _) = EvaluationProtocol(tasks=4, split="validation").rows(trained)
     from metalearn.tasks.glyphs import glyphs
 
     classes = glyphs(drawings=4)["validation"].classes
@@ -309,8 +309,8 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities():
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_an_ensemble_of_one_checkpoint_is_that_checkpoint(trained, size):
-    alone = Protocol(tasks=8).rows(trained)
-    same = Protocol(tasks=8).ensemble_rows([trained] * size)
+    alone = EvaluationProtocol(tasks=8).rows(trained)
+    same = EvaluationProtocol(tasks=8).ensemble_rows([trained] * size)
     for row, single in zip(same, alone, strict=True):
         assert row["ensemble"] == size and len(row["members"]) == size
         for name in ("loss", "loss_interval", "accuracy", "accuracy_interval"):
@@ -455,7 +455,7 @@ def test_a_kept_initialisation_is_evaluated_by_its_name(kept, trained, tmp_path,
     before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.pt")}
     assert main(["evaluate", "checkpoint=letters_5w1s", "tasks=8"]) == 0
     found = json.loads((tmp_path / "runs" / "letters_5w1s-evaluation.json").read_text())["rows"]
-    alone = Protocol(tasks=8).rows(trained)
+    alone = EvaluationProtocol(tasks=8).rows(trained)
     assert found == [{"checkpoint": "deep/letters_5w1s.pt", **row} for row in alone]
     assert {path for path in (tmp_path / "results").rglob("*") if path.is_file()} == set(before)
     words = ["checkpoint=[letters_5w1s,shapes]", "ensemble=true", "tasks=8", "out=e.json"]

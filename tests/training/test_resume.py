@@ -80,9 +80,9 @@ def test_a_run_that_measured_its_parts_goes_on_with_one(copy, capsys):
         state["config"]["parts"] = "measured"
         checkpoint.save(path, state | {"parts": [2]})
     assert main(["train", f"resume={copy}", "steps=5"]) == 0
-    assert capsys.readouterr().out.count("parts=measured") == 1
+    assert capsys.readouterr().err.count("parts=measured") == 1
     assert checkpoint.load(copy / "last.pt")["parts"] == [1]
-    assert OmegaConf.load(copy / "config.yaml").parts is None
+    assert OmegaConf.load(copy / "config.yaml").micro_batches is None
     assert main(["train", f"resume={copy}", "steps=6"]) == 0
     assert main(["train", *WORDS, "parts=measured"]) == 2
 

@@ -26,7 +26,7 @@ from metalearn.tree import Tree, leaves_of, like_tree
 MINIMUM = 1e-8
 """The largest norm of the inner gradient at a point that counts as a minimum."""
 
-Place = Literal["adapted", "minimum"]
+EvaluationPoint = Literal["adapted", "minimum"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Points:
     experiment: Experiment
     task: TaskBatch
     earlier: TaskBatch
-    places: Mapping[Place, Params]
+    places: Mapping[EvaluationPoint, Params]
 
     @classmethod
     def of(cls, experiment: Experiment, tasks: int) -> Points:
@@ -69,7 +69,9 @@ class Points:
         assert isinstance(problem, FewShot)
         return problem
 
-    def systems(self, place: Place, curvature: Literal["hessian", "gauss_newton"]) -> Systems:
+    def systems(
+        self, place: EvaluationPoint, curvature: Literal["hessian", "gauss_newton"]
+    ) -> Systems:
         meta, task = to_double(self.experiment.meta), self.task.to(torch.float64)
         return Systems(self.problem, meta, task, self.places[place], curvature)
 
@@ -97,7 +99,7 @@ class Points:
 
 def solved(
     points: Points,
-    place: Place,
+    place: EvaluationPoint,
     curvature: Literal["hessian", "gauss_newton"],
     iterations: Sequence[int],
 ) -> list[Row]:
@@ -160,7 +162,7 @@ def solved(
     return rows
 
 
-def compared(points: Points, place: Place, metagrad: Implicit) -> Row:
+def compared(points: Points, place: EvaluationPoint, metagrad: Implicit) -> Row:
     """Compare a meta-gradient in training's float32 with two exact meta-gradients.
 
     `error` refers to the exact solution of the same system, `true_error` to the exact meta-gradient
@@ -170,7 +172,9 @@ def compared(points: Points, place: Place, metagrad: Implicit) -> Row:
     problem, meta = points.problem, points.experiment.meta
     chosen = points.known or list(range(len(points.task)))
     task = TaskBatch(*(getattr(points.task, f.name)[chosen] for f in fields(TaskBatch)))
-    carry = metagrad(problem, meta, points.earlier).carry if metagrad.warm_start else {}
+    solver_state = (
+        metagrad(problem, meta, points.earlier).solver_state if metagrad.warm_start else {}
+    )
     start: Any = problem
     if place == "minimum":
         at = {name: p[chosen].float() for name, p in points.places[place].items()}
@@ -178,12 +182,12 @@ def compared(points: Points, place: Place, metagrad: Implicit) -> Row:
     products = [0]
     if metagrad.linear_solver is not None:
         counted = replace(metagrad, linear_solver=CountedSolver(metagrad.linear_solver, products))
-        result = counted(start, meta, task, **carry)
+        result = counted(start, meta, task, **solver_state)
     else:
         result = metagrad(start, meta, task)
     found = torch.cat([g.flatten() for g in result.grads.values()]).double()
     row: dict[str, Any] = {"point": place, "tasks": len(points.known), "products": products[0]}
-    row["gradient_s"] = seconds(lambda: metagrad(start, meta, task, **carry), rounds=3)[0]
+    row["gradient_s"] = seconds(lambda: metagrad(start, meta, task, **solver_state), rounds=3)[0]
     for name, x in (("", getattr(points, place)), ("true_", points.minimum)):
         exact = problem.prox * x[chosen].mean(0)
         row[f"{name}error"] = _plain((found - exact).norm() / exact.norm())

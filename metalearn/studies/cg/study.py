@@ -22,7 +22,7 @@ from metalearn.metagrad import Implicit
 from metalearn.metagrad.by_iterations import WAYS
 from metalearn.studies.cg import figures as cg_figures
 from metalearn.studies.cg import report as cg_report
-from metalearn.studies.cg.points import Place, Points, compared, solved
+from metalearn.studies.cg.points import EvaluationPoint, Points, compared, solved
 from metalearn.studies.cg.rows import SWEPT
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.table import Table
@@ -190,7 +190,7 @@ class CGStudy:
     def _gradient(self, cell: Any) -> list[Row]:
         points = self._points(cell["seed"], cell["prox"])
         rows: list[Row] = []
-        place: Place
+        place: EvaluationPoint
         for way in self.ways:
             for n in self._numbers(way):
                 metagrad = self._metagrad(way, n, cell["prox"])

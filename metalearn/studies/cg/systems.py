@@ -16,7 +16,7 @@ from metalearn.metagrad.curvature import Curvature, GaussNewton, Hessian
 from metalearn.metagrad.smoothness import local_smoothness
 from metalearn.problem import FewShot, Params
 from metalearn.tasks import TaskBatch
-from metalearn.tree import Raveler, live, task_norm
+from metalearn.tree import Raveler, requires_grad_copy, task_norm
 
 EXACT = 1e-10
 """The largest relative residual of a solution that counts as exact."""
@@ -43,7 +43,7 @@ class Systems:
     ) -> None:
         self.problem, self.meta, self.task, self.params = problem, meta, task, params
         self.kind = curvature
-        at, around = live(params), live(meta)
+        at, around = requires_grad_copy(params), requires_grad_copy(meta)
         _, _, self.b, _ = outer_gradient(problem, at, around, task)
         make = Hessian if curvature == "hessian" else GaussNewton
         self.curvature: Curvature = make(problem, at, around, task)

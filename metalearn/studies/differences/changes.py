@@ -19,13 +19,13 @@ class Change:
         base: a name of `BASES`.
         subject: the changed part; empty for the base itself.
         value: the description of its new value.
-        words: the overrides of `metalearn train` that make the change.
+        overrides: the overrides of `metalearn train` that make the change.
     """
 
     base: str
     subject: str
     value: str
-    words: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -74,7 +74,7 @@ CHANGES: tuple[Change, ...] = (
     *_changes("authors", "outer eps", "optimiser.eps", 1e-8),
     *_changes("authors", "outer rate", "optimiser.lr", 3e-4, 3e-3),
     Change("authors", "outer optimiser", "RMSprop", ("optimiser._target_=torch.optim.RMSprop",)),
-    *_changes("authors", "distinct tasks", "tasks.distinct", 200, 1000, 5000),
+    *_changes("authors", "distinct tasks", "tasks.task_pool", 200, 1000, 5000),
     Change("authors", "rotations", "none", ("tasks.rotations=false",)),
     *(
         Change("authors", "queries a class", f"{n}", (f"tasks.queries={n}", "tasks.test_queries=1"))

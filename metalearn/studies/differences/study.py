@@ -17,7 +17,7 @@ from metalearn.studies.differences.changes import BASES, CHANGES, Change
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.table import Table
 from metalearn.studies.frame.trained import TrainedStudy
-from metalearn.training.protocol import Protocol
+from metalearn.training.protocol import EvaluationProtocol
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class DifferencesStudy(TrainedStudy):
         config.compose("train", self.run_words(self.cells()[0]))
 
     @property
-    def protocol(self) -> Protocol:
-        return Protocol(tasks=self.test_tasks, inner_steps=self.inner_steps)
+    def protocol(self) -> EvaluationProtocol:
+        return EvaluationProtocol(tasks=self.test_tasks, inner_steps=self.inner_steps)
 
     def changes(self) -> dict[str, Change]:
         """Return the changes to make, by name."""
@@ -72,7 +72,7 @@ class DifferencesStudy(TrainedStudy):
     def run_words(self, cell: Any) -> list[str]:
         change = self.changes()[cell["change"]]
         own = self.base_words(BASES[change.base], cell["seed"])
-        return [*own, *self.words, *change.words]
+        return [*own, *self.overrides, *change.overrides]
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
         change = self.changes()[str(cell["change"])]

@@ -15,7 +15,7 @@ from metalearn.linear_solve import Status
 from metalearn.metagrad import FirstOrder, MetaGradient, MetaGradientResult
 from metalearn.problem import Meta, Params
 from metalearn.problems.distillation import Distillation
-from metalearn.problems.training_task import Starts, fresh
+from metalearn.problems.training_task import TrainingTask, fresh
 from metalearn.studies.frame import Row
 from metalearn.system.memory import peak_bytes
 from metalearn.tasks.image_splits import CLASSES, Labelled, Splits
@@ -57,11 +57,11 @@ def distil(
     train, device = data.train, data.train.x.device
     problem = Distillation(model(), torch.arange(CLASSES, device=device), decay)
     meta = {"images": one_a_class(train)}
-    held_out = Starts(fresh(model, starts, device), data.validation.x, data.validation.y)
+    held_out = TrainingTask(fresh(model, starts, device), data.validation.x, data.validation.y)
 
-    def task() -> Starts:
+    def task() -> TrainingTask:
         chosen = torch.randperm(len(train))[:batch].to(device)
-        return Starts(fresh(model, starts, device), train.x[chosen], train.y[chosen])
+        return TrainingTask(fresh(model, starts, device), train.x[chosen], train.y[chosen])
 
     def validate(meta: Meta) -> float:
         params = metagrad.adapt(problem, meta, held_out).params
@@ -137,12 +137,12 @@ def _scores(
 ) -> tuple[float, float]:
     """Return the accuracy on the validation split and on the test split."""
     problem, meta = Distillation(model, examples.y, judge.decay), {"images": examples.x}
-    held_out = Starts(params, data.validation.x, data.validation.y)
+    held_out = TrainingTask(params, data.validation.x, data.validation.y)
     end = FirstOrder(judge.inner).adapt(problem, meta, held_out).params
 
     def accuracy(part: Labelled) -> float:
         return percent(
-            problem.outer_objective(end, meta, Starts(end, part.x, part.y))[1]["accuracy"]
+            problem.outer_objective(end, meta, TrainingTask(end, part.x, part.y))[1]["accuracy"]
         )
 
     return accuracy(data.validation), accuracy(data.test)

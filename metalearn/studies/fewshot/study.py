@@ -19,7 +19,7 @@ from metalearn.studies.frame.accuracy import PUBLISHED
 from metalearn.studies.frame.study_run import Budget
 from metalearn.studies.frame.table import Table
 from metalearn.studies.frame.trained import TrainedStudy
-from metalearn.training.protocol import Protocol
+from metalearn.training.protocol import EvaluationProtocol
 
 NAMED = re.compile(r"(\w+_\d+w\d+s)_(\w+)")
 """The name of an experiment: a setting's and a method's."""
@@ -75,8 +75,8 @@ class FewShotStudy(TrainedStudy):
         return Budget(self.steps, self.train_minutes)
 
     @property
-    def protocol(self) -> Protocol:
-        return Protocol(tasks=self.test_tasks, inner_steps=self.inner_steps)
+    def protocol(self) -> EvaluationProtocol:
+        return EvaluationProtocol(tasks=self.test_tasks, inner_steps=self.inner_steps)
 
     def cells(self) -> list[Cell]:
         """Return the cells seed by seed, so that the first seed of all methods comes first."""
@@ -91,7 +91,7 @@ class FewShotStudy(TrainedStudy):
 
     def run_words(self, cell: Any) -> list[str]:
         experiment = f"{cell['setting']}_{cell['method']}"
-        return [*self.base_words(experiment, cell["seed"]), *self.words]
+        return [*self.base_words(experiment, cell["seed"]), *self.overrides]
 
     def tables(self, rows: pd.DataFrame) -> dict[str, Table]:
         return fewshot_report.tables(rows)

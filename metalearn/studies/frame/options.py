@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from metalearn import config
+from metalearn.config.old_names import STUDIES, rename_overrides
 from metalearn.errors import UsageError, nearest
 from metalearn.studies.frame.protocol import Study
 
@@ -40,6 +41,7 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
     from metalearn.config.build import build, import_named
     from metalearn.studies.frame.run import Publication
 
+    words = rename_overrides(words, STUDIES)
     if sweeps := {"-m", "--multirun"}.intersection(words):
         raise UsageError(f"{sweeps.pop()}: {verb} {name} runs one study; give it lists, key=[a,b]")
     folder = config.config_folder()

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Cost:
+class OracleCalls:
     """The cost of a meta-gradient.
 
     Args:
@@ -41,15 +41,15 @@ class Cost:
         """
         return self.gradients + self.products
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
+    def __add__(self, other: OracleCalls) -> OracleCalls:
+        return OracleCalls(
             self.gradients + other.gradients,
             self.products + other.products,
             self.seconds + other.seconds,
         )
 
 
-def spent(problem: BilevelProblem, work: Callable[[BilevelProblem], T]) -> tuple[T, Cost]:
+def spent(problem: BilevelProblem, work: Callable[[BilevelProblem], T]) -> tuple[T, OracleCalls]:
     """Return `work(problem)` and its cost.
 
     The work runs twice: once for the counts, and once for the time.
@@ -59,7 +59,7 @@ def spent(problem: BilevelProblem, work: Callable[[BilevelProblem], T]) -> tuple
     began = time.perf_counter()
     work(problem)
     seconds = time.perf_counter() - began
-    return made, Cost(counted.gradients, counted.products, seconds)
+    return made, OracleCalls(counted.gradients, counted.products, seconds)
 
 
 class Counted:

@@ -22,7 +22,7 @@ from metalearn.training import checkpoint
 from metalearn.training.evaluation_file import write
 from metalearn.training.loop import train
 from metalearn.training.metrics_file import MetricsFile
-from metalearn.training.protocol import Protocol
+from metalearn.training.protocol import EvaluationProtocol
 
 NOT_ITS_OWN = (
     *("name", "steps", "device", "threads", "wandb", "test", "run_dir", "resume"),
@@ -61,7 +61,7 @@ class Budget:
             raise UsageError(
                 f"train_minutes={self.minutes:g}: expected 0. {cfg.name} has schedule=cosine, "
                 "whose rate falls to 0 at steps=. Leave train_minutes out, or give "
-                "words=['schedule=constant']."
+                "overrides=['schedule=constant']."
             )
 
 
@@ -202,7 +202,7 @@ class StudyRun:
                 )
         return rows
 
-    def judged(self, protocol: Protocol, device: torch.device) -> list[dict[str, Any]]:
+    def judged(self, protocol: EvaluationProtocol, device: torch.device) -> list[dict[str, Any]]:
         """Return the protocol's rows for the run's chosen meta-parameters (`kept`)."""
         return self.kept(
             "held_out", asdict(protocol), lambda best: protocol.rows(best, str(device))

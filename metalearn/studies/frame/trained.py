@@ -13,7 +13,7 @@ import torch
 from metalearn.errors import UsageError
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.study_run import Budget, StudyRun
-from metalearn.training.protocol import Protocol
+from metalearn.training.protocol import EvaluationProtocol
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class TrainedStudy:
     Args:
         seeds: the seeds of weights and training tasks.
         steps: the meta-steps of each run. A larger number resumes the runs.
-        words: further overrides of `metalearn train`, for every run.
+        overrides: further overrides of `metalearn train`, for every run.
         validation_every, validation_tasks: the validations by which the model is chosen.
         test_tasks: the number of tasks by which the chosen model is judged.
         runs: the folder of the runs.
@@ -34,7 +34,7 @@ class TrainedStudy:
 
     seeds: Sequence[int]
     steps: int
-    words: Sequence[str]
+    overrides: Sequence[str]
     validation_every: int
     validation_tasks: int
     test_tasks: int
@@ -60,15 +60,15 @@ class TrainedStudy:
         return Budget(self.steps)
 
     @property
-    def protocol(self) -> Protocol:
-        return Protocol(tasks=self.test_tasks)
+    def protocol(self) -> EvaluationProtocol:
+        return EvaluationProtocol(tasks=self.test_tasks)
 
     def run_words(self, cell: Any) -> list[str]:
         """Return the overrides of `metalearn train` for a cell's run."""
         raise NotImplementedError
 
     def base_words(self, experiment: str, seed: int) -> list[str]:
-        """Return the overrides that the study's common options decide, without `words`."""
+        """Return the overrides that the study's common options decide, without `overrides`."""
         return [
             f"experiment={experiment}",
             f"seed={seed}",
@@ -90,7 +90,7 @@ class TrainedStudy:
 
 
 def measure_run(
-    run: StudyRun, budget: Budget, protocol: Protocol, device: torch.device
+    run: StudyRun, budget: Budget, protocol: EvaluationProtocol, device: torch.device
 ) -> list[Row]:
     """Train a run and judge its chosen model.
 

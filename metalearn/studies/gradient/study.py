@@ -20,7 +20,7 @@ from metalearn.linear_solve import CG, Dense
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
 from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.studies.frame import Cell, Row
-from metalearn.studies.frame.oracle_calls import Cost, spent
+from metalearn.studies.frame.oracle_calls import OracleCalls, spent
 from metalearn.studies.frame.table import Table
 from metalearn.studies.gradient import figures as gradient_figures
 from metalearn.studies.gradient import report as gradient_report
@@ -177,7 +177,7 @@ class GradientStudy:
                 begun, before = _reached(problem, inner)
                 ways = {c: METHODS["implicit"](NO_STEPS, c) for c in self.cg_iters}
             else:
-                begun, before = problem, Cost(0, 0, 0.0)
+                begun, before = problem, OracleCalls(0, 0, 0.0)
                 ways = {None: METHODS[at["method"]](inner, None)}
             for count, metagrad in ways.items():
                 grads, cost = spent(begun, partial(_each, metagrad=metagrad, known=problem))
@@ -273,7 +273,7 @@ class _Begun:
         return {name: p + (self._params[name] - p.detach()) for name, p in start.items()}
 
 
-def _reached(problem: KnownProblem, inner: InnerSolver) -> tuple[_Begun, Cost]:
+def _reached(problem: KnownProblem, inner: InnerSolver) -> tuple[_Begun, OracleCalls]:
     """Return the problem with a start at the inner loop's end, and the cost of the inner loop."""
 
     def run(counted: BilevelProblem) -> Params:

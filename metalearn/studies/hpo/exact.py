@@ -13,13 +13,13 @@ from metalearn.linear_solve import CG, GMRES, BiCGStab, Dense, Neumann, NormalCG
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
 from metalearn.problem import BilevelProblem, Meta
 from metalearn.problems.hyper_parameters import FeaturePenalties
-from metalearn.problems.training_task import Starts
+from metalearn.problems.training_task import TrainingTask
 from metalearn.tree import leaves_of, like_tree
 
 NEWTON = NewtonCG(100, cg_iters=300, tol=1e-10, halvings=40)
 
 
-def solved(problem: BilevelProblem, meta: Meta, task: Starts) -> Starts:
+def solved(problem: BilevelProblem, meta: Meta, task: TrainingTask) -> TrainingTask:
     """Return the task with its start at the solution, to an inner gradient of 1e-10.
 
     The problem is strongly convex, in float64.
@@ -27,12 +27,12 @@ def solved(problem: BilevelProblem, meta: Meta, task: Starts) -> Starts:
     return replace(task, params=FirstOrder(NEWTON).adapt(problem, meta, task).params)
 
 
-def exact_hypergradient(problem: BilevelProblem, meta: Meta, task: Starts) -> Meta:
+def exact_hypergradient(problem: BilevelProblem, meta: Meta, task: TrainingTask) -> Meta:
     """Return the implicit gradient at the solution, with a linear residual of 1e-12."""
     return Implicit(NEWTON, CG(5000, rtol=1e-12))(problem, meta, task).grads
 
 
-def ridge_hypergradient(problem: FeaturePenalties, meta: Meta, task: Starts) -> Meta:
+def ridge_hypergradient(problem: FeaturePenalties, meta: Meta, task: TrainingTask) -> Meta:
     """Return the closed form for ridge regression, by linear algebra alone.
 
     With X and Z the training and validation features (a column of ones for the bias) and D the
@@ -65,7 +65,12 @@ def relative_error(found: Any, exact: Any) -> float:
 
 
 def slope_error(
-    problem: BilevelProblem, meta: Meta, grads: list[Any], task: Starts, directions: int, seed: int
+    problem: BilevelProblem,
+    meta: Meta,
+    grads: list[Any],
+    task: TrainingTask,
+    directions: int,
+    seed: int,
 ) -> list[float]:
     """Return |g'V - d| / |d| of each gradient g, d the finite differences along V.
 

@@ -22,11 +22,11 @@ from metalearn.problems.hyper_parameters import (
     FixedExamples,
     ParameterDecays,
 )
-from metalearn.problems.training_task import Starts, fresh
+from metalearn.problems.training_task import TrainingTask, fresh
 from metalearn.studies.frame.oracle_calls import Counted
 from metalearn.studies.hpo.data import corrupted, flat, thirds
 from metalearn.studies.hpo.exact import exact_hypergradient, relative_error
-from metalearn.studies.hpo.search import Search
+from metalearn.studies.hpo.search import WarmStartedSolver
 from metalearn.system.memory import peak_bytes
 from metalearn.tasks.image_splits import CLASSES, Labelled, Splits, image_splits
 
@@ -57,7 +57,7 @@ class Case:
 
     problem: FixedExamples
     meta: Meta
-    task: Starts
+    task: TrainingTask
     test: Labelled
     curvature: Callable[[Meta], float]
     convex: bool
@@ -120,11 +120,11 @@ def _digits(train: int, validation: int, seed: int) -> Splits:
     return image_splits("digits", None, seed, TEST, validation / rest, train)
 
 
-def _task(params: Params, data: Splits) -> Starts:
-    return Starts(params, data.validation.x, data.validation.y)
+def _task(params: Params, data: Splits) -> TrainingTask:
+    return TrainingTask(params, data.validation.x, data.validation.y)
 
 
-def path(case: Case, search: Search, exact: bool) -> list[dict[str, Any]]:
+def path(case: Case, search: WarmStartedSolver, exact: bool) -> list[dict[str, Any]]:
     """Return a row for each hyper-gradient of a search, with figures on the test split.
 
     With `exact`, rows of a convex problem have the error against the exact hyper-gradient.
@@ -155,14 +155,14 @@ def path(case: Case, search: Search, exact: bool) -> list[dict[str, Any]]:
 
 def figures(problem: FixedExamples, params: Params, meta: Meta, part: Labelled) -> dict[str, float]:
     """Return the loss and the metrics on the test split."""
-    loss, metrics = problem.outer_objective(params, meta, Starts(params, part.x, part.y))
+    loss, metrics = problem.outer_objective(params, meta, TrainingTask(params, part.x, part.y))
     found = {"loss": loss} | metrics
     return {f"test_{name}": float(value.mean()) for name, value in found.items()}
 
 
-def peak_of_one(case: Case, search: Search, device: torch.device) -> int:
+def peak_of_one(case: Case, search: WarmStartedSolver, device: torch.device) -> int:
     """Return the peak memory of the search's last hyper-gradient, made again."""
-    again = Search(search.method, search.warm, search.visits[:-1])
+    again = WarmStartedSolver(search.method, search.warm, search.visits[:-1])
     meta = search.visits[-1].meta
     return peak_bytes(lambda: again(case.problem, meta, case.task), device)[1]
 

@@ -13,10 +13,10 @@ from scipy.optimize import minimize
 
 from metalearn.metagrad import Implicit, MetaGradient, MetaGradientResult
 from metalearn.problem import BilevelProblem, Meta
-from metalearn.problems.training_task import Starts
+from metalearn.problems.training_task import TrainingTask
 from metalearn.studies.frame.oracle_calls import Counted
 from metalearn.system.machine import now
-from metalearn.tree import Tree, fixed, leaves_of, like_tree
+from metalearn.tree import Tree, detached, leaves_of, like_tree
 
 Method = Callable[[int, Meta], MetaGradient]
 """A function from an outer step, from 0, and its hyper-parameters to the meta-gradient to use.
@@ -26,7 +26,7 @@ The inner tolerance may depend on the step, a step size on the hyper-parameters.
 
 
 @dataclass(frozen=True)
-class Visit:
+class HypergradientStep:
     """One hyper-gradient of a search, and the cost of the search up to it.
 
     Args:
@@ -49,7 +49,7 @@ class Visit:
 
 
 @dataclass
-class Search:
+class WarmStartedSolver:
     """A meta-gradient, `search(problem, meta, task)`, that records its visits.
 
     Args:
@@ -60,9 +60,11 @@ class Search:
 
     method: Method
     warm: bool = True
-    visits: list[Visit] = field(default_factory=list)
+    visits: list[HypergradientStep] = field(default_factory=list)
 
-    def __call__(self, problem: BilevelProblem, meta: Meta, task: Starts) -> MetaGradientResult:
+    def __call__(
+        self, problem: BilevelProblem, meta: Meta, task: TrainingTask
+    ) -> MetaGradientResult:
         last = self.visits[-1] if self.visits else None
         metagrad = self.method(len(self.visits), meta)
         begin: dict[str, Any] = {}
@@ -74,9 +76,11 @@ class Search:
         began = now(device)
         result = metagrad(counted, meta, task, **begin)
         seconds = now(device) - began
-        at = fixed(like_tree(meta, [x.clone() for x in leaves_of(meta)]))  # Adam writes into meta
+        at = detached(
+            like_tree(meta, [x.clone() for x in leaves_of(meta)])
+        )  # Adam writes into meta
         self.visits.append(
-            Visit(
+            HypergradientStep(
                 at,
                 result,
                 counted.gradients + (last.gradients if last else 0),
@@ -87,12 +91,16 @@ class Search:
         return result
 
     @property
-    def best(self) -> Visit:
+    def best(self) -> HypergradientStep:
         return min(self.visits, key=lambda visit: visit.loss)
 
 
 def quasi_newton(
-    search: Search, problem: BilevelProblem, meta: Meta, task: Starts, hypergradients: int
+    search: WarmStartedSolver,
+    problem: BilevelProblem,
+    meta: Meta,
+    task: TrainingTask,
+    hypergradients: int,
 ) -> None:
     """Minimise by SciPy's L-BFGS-B from meta, with at most `hypergradients` hyper-gradients.
 

@@ -48,7 +48,7 @@ from metalearn.studies.hpo.measure import (
     references,
     weights,
 )
-from metalearn.studies.hpo.search import Method, Search, quasi_newton
+from metalearn.studies.hpo.search import Method, WarmStartedSolver, quasi_newton
 from metalearn.training.optimiser import descend
 
 PENALTIES = {
@@ -144,7 +144,7 @@ class HPOStudy:
             return [grid_search(case, self.grid, self.bounds, tight)]
         linear = problem in PENALTIES
         steps = self.hypergradients if linear else self.network_hypergradients
-        search = Search(self._method(method, case, steps), warm=method != "cg_cold")
+        search = WarmStartedSolver(self._method(method, case, steps), warm=method != "cg_cold")
         if linear:
             quasi_newton(search, case.problem, case.meta, case.task, steps)
         else:

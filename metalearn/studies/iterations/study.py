@@ -59,7 +59,8 @@ class IterationsStudy(TrainedStudy):
             composed = config.compose("train", self.run_words(cell))
             if composed.problem.get("adapt") != "all":
                 raise UsageError(
-                    f"words={list(self.words)}: expected problem.adapt=all. Leave the others out."
+                    f"overrides={list(self.overrides)}: expected problem.adapt=all. Leave "
+                    "the others out."
                 )
 
     def cells(self) -> list[Cell]:
@@ -72,7 +73,7 @@ class IterationsStudy(TrainedStudy):
         ]
 
     def run_words(self, cell: Any) -> list[str]:
-        own = [*self.base_words(self.experiment, cell["seed"]), *self.words]
+        own = [*self.base_words(self.experiment, cell["seed"]), *self.overrides]
         if not cell["iterations"]:
             return [*own, "metagrad.linear_solver=null"]
         chosen = [f"metagrad.curvature={cell['curvature']}"]

@@ -18,7 +18,7 @@ from metalearn.nn import Conv4, ResNet12
 from metalearn.problem import FewShot
 from metalearn.system.memory import peak_bytes
 from metalearn.tasks import TaskBatch
-from metalearn.tree import fixed
+from metalearn.tree import detached
 
 ONE_GRADIENT = "one inner gradient"
 
@@ -114,7 +114,7 @@ def work(network: str, tasks: int, device: torch.device, method: str, steps: int
     if method != ONE_GRADIENT:
         metagrad = METHODS[method].make(steps)
         return lambda: metagrad(problem, meta, batch)
-    constant = fixed(meta)
+    constant = detached(meta)
     params = {name: p.clone() for name, p in problem.init(constant, batch).items()}
     return lambda: value_and_grad(lambda p: problem.inner_objective(p, constant, batch), params)
 

@@ -14,7 +14,7 @@ from metalearn.metagrad import FirstOrder, MetaGradient, MetaGradientResult
 from metalearn.nn.mixed_cell import Alphas, MixedCell
 from metalearn.problem import Meta, Params
 from metalearn.problems.architecture import Search
-from metalearn.problems.training_task import Starts
+from metalearn.problems.training_task import TrainingTask
 from metalearn.studies.frame import Row
 from metalearn.system.memory import peak_bytes
 from metalearn.tasks.image_splits import Labelled, Splits
@@ -75,8 +75,8 @@ def search(
     return Found(alphas, curve, figures)
 
 
-def _from(weights: Params, data: Labelled) -> Starts:
-    return Starts(weights, data.x, data.y)
+def _from(weights: Params, data: Labelled) -> TrainingTask:
+    return TrainingTask(weights, data.x, data.y)
 
 
 def _certificate(result: MetaGradientResult) -> dict[str, float]:

@@ -46,11 +46,11 @@ class Stopwatch(MetaGradient):
         return self.metagrad.inner
 
     def __call__(
-        self, problem: BilevelProblem, meta: Meta, task: Any, **carry: Any
+        self, problem: BilevelProblem, meta: Meta, task: Any, **solver_state: Any
     ) -> MetaGradientResult:
         device = leaves_of(meta)[0].device
         began = now(device)
-        result = self.metagrad(problem, meta, task, **carry)
+        result = self.metagrad(problem, meta, task, **solver_state)
         with open(self.log, "a") as file:
             print(began, now(device), file=file)
         return result

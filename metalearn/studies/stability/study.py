@@ -66,7 +66,7 @@ class StabilityStudy(TrainedStudy):
     def run_words(self, cell: Any) -> list[str]:
         own = self.base_words(self.experiment, cell["seed"])
         own.append(f"steps={self._steps(cell)}")
-        return [*own, SOLVERS[cell["solver"]], *self.words]
+        return [*own, SOLVERS[cell["solver"]], *self.overrides]
 
     def _steps(self, cell: Any) -> int:
         return self.fixed_rate_steps if cell["solver"] == FIXED else self.steps
