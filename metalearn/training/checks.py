@@ -75,7 +75,7 @@ def check_options(config: DictConfig) -> None:
     ):
         raise UsageError(
             f"micro_batches={micro_batches}: expected a whole number from 1 to "
-            f"meta_batch={most}, or null for the whole meta-batch at once. Leave micro_batches= out."
+            f"meta_batch={most}, or null for the whole meta-batch. Leave micro_batches= out."
         )
     if config.schedule not in ("constant", "cosine"):
         raise UsageError(f"schedule={config.schedule}; expected 'constant' or 'cosine'")

@@ -234,5 +234,6 @@ def _check(config: DictConfig, experiment: Experiment, ranks: Ranks) -> None:
     ):
         raise UsageError(
             f"problem={type(experiment.problem).__name__}: expected one process and "
-            "micro_batches=null, for a task's loss depends on the whole meta-batch. Set micro_batches=null."
+            "micro_batches=null, for a task's loss depends on the whole meta-batch. Set "
+            "micro_batches=null."
         )
