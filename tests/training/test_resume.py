@@ -144,10 +144,11 @@ def test_a_signal_within_a_validation_is_heeded_at_once(
     def evaluate(*args, **options):
         if "progress" in options and len(rows(folder)) == asked_at - 1:
             os.kill(os.getpid(), signal.SIGTERM)
+            options["batch"] = 1
         sampler, draw = args[3], type(args[3]).sample
         taken.clear()
         sampler.sample = lambda n: taken.append(n) or draw(sampler, n)
-        return whole(*args, **options, batch=1)
+        return whole(*args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "evaluate", evaluate)
