@@ -37,6 +37,9 @@ class Indices:
     def __getitem__(self, tasks: slice) -> Indices:
         return Indices(self.numbers[tasks])
 
+    def to(self, dtype: torch.dtype) -> Indices:
+        return self
+
 
 class Quadratic:
     """inner = phi' A phi / 2 - b' phi + lambda / 2 |phi - theta|^2, outer = |phi - c|^2 / 2."""
