@@ -15,7 +15,7 @@ FLOORS = (
     ("autograd",),
     ("tree",),
     ("config", "linear_solve", "tasks"),
-    ("inner", "fixed_point", "implicit"),
+    ("inner", "fixed_point", "nonlinear_solve", "implicit"),
     ("nn",),
     ("problem",),
     ("problems",),

@@ -68,7 +68,7 @@ class NewtonGMRES:
     def _direction(self, search: Search, z: Tensor, g: Tensor) -> Tensor:
         """Return the Newton step of the systems that run, and 0 for the others."""
 
-        push = _jacobian(search.apply, z)
+        push = jacobian_product(search.apply, z)
         # Reserve three applications: the linearisation, GMRES's own residual, and the step itself.
         left = int((self.max_iters - search.iterations[search.running]).max()) - 3
         iters = max(1, min(self.linear_iters, left))
@@ -97,7 +97,7 @@ class NewtonGMRES:
         return z, g
 
 
-def _jacobian(function: Callable[[Tensor], Tensor], z: Tensor) -> Callable[[Tensor], Tensor]:
+def jacobian_product(function: Callable[[Tensor], Tensor], z: Tensor) -> Callable[[Tensor], Tensor]:
     """Return v -> J v at z, on one linearisation.
 
     The pull-back w -> J' w is linear, and J transposes it. Forward mode would need a rule from

@@ -29,10 +29,22 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from metalearn.implicit.attach import attach
 from metalearn.implicit.check import Check, InexactSolution
 from metalearn.implicit.equation import InexactDerivative, NoDerivative, Report
+from metalearn.implicit.solve import find_fixed_point, least_squares, minimise, root_find
 from metalearn.linear_solve import CG, GMRES, LinearSolver
 from metalearn.tree import Tree
 
-__all__ = ["InexactDerivative", "InexactSolution", "NoDerivative", "argmin", "fixed_point", "root"]
+__all__ = [
+    "InexactDerivative",
+    "InexactSolution",
+    "NoDerivative",
+    "argmin",
+    "find_fixed_point",
+    "fixed_point",
+    "least_squares",
+    "minimise",
+    "root",
+    "root_find",
+]
 
 
 def root(

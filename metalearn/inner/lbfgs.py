@@ -51,7 +51,7 @@ class LBFGS(InnerSolver):
         x = raveler.ravel({name: p.detach() for name, p in params.items()})
         taken = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         moving = torch.ones_like(taken, dtype=torch.bool)
-        history = _History(self.memory)
+        history = History(self.memory)
         if not self.steps:
             return raveler.unravel(x), taken
         value, g = value_and_slopes(x)
@@ -78,7 +78,7 @@ class LBFGS(InnerSolver):
         return raveler.unravel(x), taken
 
 
-class _History:
+class History:
     """The last pairs (s, y) of each task. Weight 0 omits a pair with s'y not clearly positive."""
 
     def __init__(self, memory: int) -> None:
