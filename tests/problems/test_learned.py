@@ -152,11 +152,20 @@ def test_what_has_no_gradient_in_rates_refuses_them(metagrad, learned):
         metagrad(problem, meta, task)
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+WHOLE = [
+    file
+    for file in sorted(CONFIGS.glob("*.yaml"))
+    if "_target_: metalearn.metagrad" in file.read_text()
+]
+"""The configs that name a class; the others set options of one of these."""
+
+
+@pytest.mark.parametrize("file", WHOLE, ids=lambda file: file.stem)
 def test_every_config_has_a_gradient_in_rates_or_refuses_them(file):
     options = OmegaConf.load(file).metagrad
-    if "inner" in options:
-        options.inner.steps = 2
+    if "inner" not in options:
+        pytest.skip("its inner solver is another config's")
+    options.inner.steps = 2
     way = build(options, MetaGradient)
     problem, meta, task = learned_rates(prox=0.0 if isinstance(way, IMAMLAuthorsCode) else 0.5)
     if isinstance(way, Unrolled):
