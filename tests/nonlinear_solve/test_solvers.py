@@ -36,7 +36,7 @@ def on_arrays(function):
 def test_levenberg_marquardt_reaches_the_published_minimum_and_scipys(name):
     residuals, x0 = PROBLEMS[name]
     # Large residuals slow the method: brown_dennis has 500 steps to the default tolerance.
-    solver = LevenbergMarquardt(rtol=1e-8 if name == "brown_dennis" else None)
+    solver = LevenbergMarquardt(rtol=1e-6 if name == "brown_dennis" else None)
     found = implicit.least_squares(residuals, x0, solver=solver)
     assert found.converged, found.sentence
     squares = residuals(found.value).square().sum().item()
@@ -233,7 +233,13 @@ FAILURES = {
         {"solver": FixedRateDescent(20, 1.0)},
         {"NON_FINITE"},
     ),
-    "fit_at_infinity": ("least_squares", flat_at_infinity, 0.0, {}, {"MAX_STEPS", "DIVERGED"}),
+    "fit_at_infinity": (
+        "least_squares",
+        flat_at_infinity,
+        0.0,
+        {"max_steps": 60},
+        {"MAX_STEPS", "DIVERGED"},
+    ),
     "gauss_newton_at_infinity": (
         "least_squares",
         flat_at_infinity,
