@@ -58,6 +58,7 @@ REFUSED = [
     ),
     ("train model._target_=torch.nn.Identity", "torch.nn.Identity has no parameters"),
     ("train +optimiser.foo=1", "'foo'"),
+    ("train +optimiser.lr=1", "adds an option that is there"),
     ("train metagrad.inner=3", "metagrad.inner.steps="),
     ("train metagrad.inner.tol=abc", "a number"),
     ("train metagrad=imaml_authors_code metagrad.linear_solver=null", "max_iters="),

@@ -70,7 +70,10 @@ def test_the_closed_form_is_the_slope_of_the_closed_solution():
     assert found == pytest.approx(slope, rel=1e-6)
 
 
-@pytest.mark.parametrize(("name", "train"), [("breast_cancer", 60), ("digits", 40)])
+@pytest.mark.parametrize(
+    ("name", "train"),
+    [("breast_cancer", 60), pytest.param("digits", 120, marks=pytest.mark.slow)],
+)
 def test_every_exact_hyper_gradient_of_logistic_regression_is_that_of_differences(name, train):
     problem, meta, task = real(name, train=train)
     found = {

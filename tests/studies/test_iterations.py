@@ -195,17 +195,11 @@ def test_facts_are_those_of_the_rows(study):
 
 
 def test_findings_tell_whether_a_change_is_significant(study):
-    found = render_findings(study, made_up())
-    assert (
-        "Change of test accuracy, Hessian, 0 to 1 CG iteration: +1.00 ± 0.00 points, significant "
-        "at 95 %." in found
-    )
-    assert "Tasks left out of the reference, solved: 24 of 48 (not solved 24)." in found
     noisy = made_up()
     noisy.loc[(noisy.iterations == 1) & (noisy.seed == 0), "accuracy"] -= 0.05
     told = [text for text in render_findings(study, noisy) if "Hessian, 0 to 1" in text]
     assert ["not significant at 95 %" in text for text in told] == [True]
-    assert any("points, one seed." in text for text in render_findings(study, made_up(seeds=1)))
+    assert not any("±" in text for text in render_findings(study, made_up(seeds=1)))
 
 
 def test_figure_has_both_curvatures_from_0_iterations_on():

