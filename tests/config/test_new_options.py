@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,7 @@ def test_a_folder_of_the_same_name_with_another_config_is_left_alone(tmp_path, c
     run.folder.mkdir()
     OmegaConf.save(run.config, run.folder / "config.yaml", resolve=True)
     edit(configs / "train.yaml", "explosion_factor: 100.0", "explosion_factor: 50.0")
+    import_module("metalearn.config.compose")._composed.cache_clear()
     other = study_run(tmp_path)
     assert other.folder != run.folder
     assert study_run(tmp_path, "explosion_factor=100.0").folder == run.folder
