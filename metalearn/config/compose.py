@@ -18,7 +18,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from metalearn.config.build import import_named, read_arguments
 from metalearn.config.interpolation import resolved, resolver_call
-from metalearn.config.old_names import rename_overrides, rename_saved
+from metalearn.config.old_names import rename_overrides, rename_saved, say
 from metalearn.config.overrides import (
     HYDRAS,
     check_choice,
@@ -141,6 +141,8 @@ def saved(path: Path, verb: str) -> DictConfig:
         raise UsageError(
             f"{path} is absent or cannot be read as a config; put back the run's own, or train anew"
         ) from error
+    if isinstance(config, DictConfig) and config.get("parts") == "measured":
+        say("parts=measured", "micro_batches=null")
     return checked(config, str(path), verb)
 
 

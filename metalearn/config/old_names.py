@@ -32,15 +32,16 @@ def _renamed(word: str, names: Mapping[str, str]) -> str:
     word = re.sub(r"\$\{([\w.]+)\}", lambda found: f"${{{names.get(found[1], found[1])}}}", word)
     key, equals, value = word.partition("=")
     if names is TRAINING and key == "problem" and value in ("", "null") and equals:
-        _say(word, "problem=few_shot")
+        say(word, "problem=few_shot")
         return "problem=few_shot"
     if not equals or key not in names:
         return word
-    _say(f"{key}=", f"{names[key]}=")
+    say(f"{key}=", f"{names[key]}=")
     return f"{names[key]}={value}"
 
 
-def _say(old: str, new: str) -> None:
+def say(old: str, new: str) -> None:
+    """Print the line that answers an old name."""
     print(f"metalearn: {old} is now {new}", file=sys.stderr)
 
 
@@ -51,8 +52,6 @@ def rename_saved(config: DictConfig) -> DictConfig:
     """
     if "parts" in config:
         parts = config.pop("parts")
-        if parts == "measured":
-            _say("parts=measured", "micro_batches=null")
         config["micro_batches"] = None if parts == "measured" else parts
     tasks = config.get("tasks")
     if isinstance(tasks, DictConfig) and "distinct" in tasks:

@@ -71,6 +71,7 @@ def multirun(verb: str, overrides: list[str], run: Callable[[DictConfig], int]) 
     """Runs a sweep by the launcher that `hydra/launcher=` names, one job after the other without;
     the worst exit status of its jobs. What another launcher writes is in runs/sweeps/."""
     if not any(o.key_or_group == "hydra/launcher" for o in parse(overrides)):
+        made = not Path("runs").exists()
         try:
             Path("runs").mkdir(exist_ok=True)
             scratch = TemporaryDirectory(dir="runs", prefix=".sweep-")
@@ -80,7 +81,10 @@ def multirun(verb: str, overrides: list[str], run: Callable[[DictConfig], int]) 
                 "in another folder."
             ) from error
         with scratch as path:  # for Hydra's own file of the sweep; runs have theirs
-            return _sweep(verb, overrides, run, Path(path).absolute())
+            status = _sweep(verb, overrides, run, Path(path).absolute())
+        if made and not any(Path("runs").iterdir()):  # every job was refused
+            Path("runs").rmdir()
+        return status
     folder = Path("runs/sweeps") / datetime.now().strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
     return _sweep(verb, overrides, run, folder.absolute())
 

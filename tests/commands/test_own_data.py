@@ -18,7 +18,7 @@ WORDS = [
     *("tasks.ways=2", "tasks.queries=1", "tasks.image_size=8", "tasks.channels=1"),
     *("model=mlp", "model.sizes=[64,4,2]", "metagrad=maml_batched", "metagrad.inner.steps=1"),
     *("meta_batch=2", "validation.every=2", "validation.tasks=2", "test.tasks=2", "threads=1"),
-    *("wandb=disabled", "prox=0"),
+    *("wandb=disabled", "problem.prox=0"),
 ]
 
 

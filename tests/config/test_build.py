@@ -82,7 +82,10 @@ def test_a_target_by_way_of_another_option_is_refused():
 )
 def test_what_takes_an_object_of_one_package_takes_no_other(name, target):
     config = {"_target_": "metalearn.metagrad.Implicit", name: {"_target_": target}}
-    with pytest.raises(UsageError, match=rf"{target} .* expected a class of metalearn\.\w+$"):
+    with pytest.raises(
+        UsageError,
+        match=rf"{target} .* expected a class of metalearn\.\w+, or of a module of yours",
+    ):
         build(config)
 
 

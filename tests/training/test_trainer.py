@@ -65,7 +65,7 @@ def test_a_run_leaves_what_it_promises(tracked):
     summary = json.loads((tracked / "summary.json").read_text())
     assert 0 <= summary["test_accuracy"] <= 1
     assert min(summary[k] for k in ("test_accuracy_interval", "peak_memory_bytes", "step_s")) > 0
-    assert summary["test_tasks"] == 8 and summary["transductive"] is True and summary["seed"] == 0
+    assert summary["test_tasks"] == 8 and summary["mode"] == "transductive" and summary["seed"] == 0
     assert summary["versions"]["torch"] == torch.__version__.split("+")[0]
     said = (tracked.parent / "said").read_text()
     assert all(part in said for part in ("test accuracy", "transductive", str(tracked)))
@@ -256,7 +256,11 @@ def test_a_row_that_a_crash_cut_short_is_dropped(finished):
 
 
 SPOILT = {
-    "another option": (lambda f: None, ["prox=3"], "prox= cannot be given beside resume="),
+    "another option": (
+        lambda f: None,
+        ["problem.prox=3"],
+        "problem.prox= cannot be given beside resume=",
+    ),
     "another choice": (lambda f: None, ["metagrad=maml"], "metagrad= cannot be given"),
     "an experiment": (lambda f: None, ["experiment=omniglot_5w1s_maml"], "experiment= cannot"),
     "fewer steps": (lambda f: None, ["steps=5"], "has taken 6"),
@@ -285,7 +289,7 @@ SPOILT = {
     "another model": (
         lambda f: edit(f / "config.yaml", "- 8\n", "- 9\n"),
         [],
-        "do not fit the model",
+        "model.sizes=[784, 9, 5]: expected [784, 8, 5]",
     ),
 }
 
