@@ -41,7 +41,7 @@ def rows(collapsing: bool) -> pd.DataFrame:
                 found.append({**cell, "part": "validation", "step": step, **about})
                 found.append(
                     {**cell, "part": "stretch", "step": step, "curvature": 18.0}
-                    | {"inner_grad_norm": 0.1}
+                    | {"inner_grad_norm": 0.1, "over_the_edge": 0.5 if fall else None}
                 )
             for mode in ("transductive", "inductive"):
                 found.append(
@@ -85,9 +85,9 @@ def test_facts_count_the_trainings_that_collapsed(collapsing: bool, count: int) 
     assert set(texts["test, inductive, %"]) == {"80.00 ± 1.00"}
 
 
-def test_figure_has_three_panels() -> None:
+def test_figure_has_a_panel_for_each_curve() -> None:
     (figure,) = study().figures(rows(True)).values()
-    assert len(figure.axes) == 3
+    assert len(figure.axes) == 4
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ COLUMNS: dict[str, Format | None] = {
 }
 PANELS = (
     ("validation", "accuracy", 100.0, "Validation accuracy, %"),
+    ("stretch", "over_the_edge", 100.0, "Tasks over the fixed rate's edge, %"),
     ("stretch", "curvature", 1.0, "Largest curvature, mean over tasks"),
     ("stretch", "inner_grad_norm", 1.0, "Inner gradient norm after the inner loop"),
 )
@@ -62,17 +63,17 @@ def tables(rows: pd.DataFrame) -> dict[str, Table]:
 
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:
-    figure, panels = canvas(3, width=4.2, height=3.4)
+    figure, panels = canvas(len(PANELS), width=3.6, height=3.4)
     for axes, (part, column, scale, title) in zip(panels, PANELS, strict=True):
         for colour, solver in zip(COLOURS, rows.solver.unique(), strict=False):
-            runs = rows[(rows.solver == solver) & (rows.part == part)]
+            runs = rows[(rows.solver == solver) & (rows.part == part) & rows[column].notna()]
             for i, (_, run) in enumerate(runs.groupby("seed")):
                 label = solver if i == 0 else None
                 axes.plot(run.step, scale * run[column], color=colour, lw=1.0, label=label)
         axes.set(title=title, xlabel="meta-step")
     edge = float(rows[rows.part == "test"].edge.iloc[0])
-    panels[1].axhline(edge, color="black", lw=0.8, ls="--")
-    panels[1].annotate(
+    panels[2].axhline(edge, color="black", lw=0.8, ls="--")
+    panels[2].annotate(
         f"edge of the fixed rate, 2 / rate = {edge:g}",
         (0.98, edge),
         xycoords=("axes fraction", "data"),
@@ -81,7 +82,7 @@ def figures(rows: pd.DataFrame) -> dict[str, Figure]:
         ha="right",
         fontsize=8,
     )
-    for axes in panels[1:]:
+    for axes in panels[2:]:
         axes.set_yscale("log")
     panels[0].legend(loc="lower right")
     return {"stability": figure}
