@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from metalearn.nn.mixed_cell import MixedCell
-from metalearn.problem import Meta, Params
+from metalearn.problems.protocol import Meta, Params
 from metalearn.problems.training_task import Training
 from metalearn.tasks.image_splits import Labelled
 

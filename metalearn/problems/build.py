@@ -8,9 +8,10 @@ from torch import nn
 
 from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.nn.body import Statistics, body_and_head, can_split
-from metalearn.problem import FewShot, TrainableProblem
 from metalearn.problems.convex_head import ConvexHead
+from metalearn.problems.few_shot import FewShot
 from metalearn.problems.learned import LearnedProx, LearnedRates
+from metalearn.problems.protocol import TrainableProblem
 from metalearn.problems.with_body import WithBody
 
 BUILDABLE = ("few_shot", "convex_head")

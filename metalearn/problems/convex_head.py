@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metalearn.errors import UsageError
-from metalearn.problem import Params, TrainableProblem, prediction_loss
+from metalearn.problems.prediction_loss import prediction_loss
+from metalearn.problems.protocol import Params, TrainableProblem
 from metalearn.tasks.batch import TaskBatch
 from metalearn.tree import task_half_square
 

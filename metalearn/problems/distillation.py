@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from metalearn.problem import Meta
+from metalearn.problems.protocol import Meta
 from metalearn.problems.training_task import Training
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.errors import UsageError
-from metalearn.problem import Meta, Params
+from metalearn.problems.protocol import Meta, Params
 from metalearn.problems.training_task import Training, TrainingTask
 from metalearn.tasks.image_splits import Labelled
 from metalearn.tree import task_half_square

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.problem import (
+from metalearn.problems.protocol import (
     BilevelProblem,
     CompositeProblem,
     Meta,

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from metalearn.errors import UsageError
 from metalearn.nn import TaskBatched
-from metalearn.problem import Meta, Params, prediction_loss
+from metalearn.problems.prediction_loss import prediction_loss
+from metalearn.problems.protocol import Meta, Params
 from metalearn.tree import task_half_square
 
 

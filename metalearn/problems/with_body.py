@@ -11,16 +11,15 @@ from torch import Tensor, nn
 
 from metalearn.nn.body import Body, Statistics
 from metalearn.nn.structure import frozen_parameters, refuse_frozen
-from metalearn.problem import (
+from metalearn.problems.convex_head import ConvexHead
+from metalearn.problems.few_shot import FewShot, try_inputs
+from metalearn.problems.protocol import (
     BilevelProblem,
     CompositeProblem,
-    FewShot,
     Params,
     TrainableProblem,
     query_predictions,
-    try_inputs,
 )
-from metalearn.problems.convex_head import ConvexHead
 from metalearn.tasks.batch import TaskBatch
 
 
