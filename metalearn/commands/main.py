@@ -15,6 +15,8 @@ metalearn VERB [key=value ...]      differentiating through optimisation
 
   train           one training run into runs/
   evaluate        accuracy of a checkpoint on held-out classes
+  adapt           a checkpoint adapted to your own classes, as one file
+  predict         the classes of your images by an adapted file
   bench NAME      a study into results/
   solve NAME      the other uses of implicit gradients: deq, distill, hpo, nas
   report          one HTML page of the results and of chosen runs
@@ -26,6 +28,8 @@ metalearn VERB --help explains each; metalearn --version prints the version.
 PAGES = {
     "train": "one training run; -m sweeps over a,b values",
     "evaluate": "accuracy of a checkpoint on held-out classes",
+    "adapt": "a checkpoint adapted to your own classes, as one file",
+    "predict": "the classes of your images by an adapted file",
     "report": "one self-contained HTML page of what is in results/",
 }
 """The verbs whose help is a page of their options."""
@@ -96,6 +100,14 @@ def _run(words: list[str]) -> int:
         from metalearn.commands import evaluate
 
         return evaluate.run(rest)
+    if verb == "adapt":
+        from metalearn.commands import adapt
+
+        return adapt.run(rest)
+    if verb == "predict":
+        from metalearn.commands import predict
+
+        return predict.run(rest)
     if verb == "report":
         from metalearn.commands import report
 

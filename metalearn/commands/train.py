@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from metalearn import config
 from metalearn.config.canonical import canonicalise
@@ -124,7 +124,7 @@ def _begun_by_this_job(folder: Path, cfg: DictConfig) -> bool:
 
 def _resumed(asked: DictConfig, given: set[str], moved: Any) -> tuple[DictConfig, Path]:
     """Return the config of the run that resume= names, with the options given, and its folder."""
-    if odd := sorted(given.difference(WITH_RESUME)):
+    if odd := sorted(key for key in given if key.partition(".")[0] not in WITH_RESUME):
         raise UsageError(
             f"{odd[0]}= cannot be given beside resume=, which keeps the run's own config; only "
             f"{', '.join(WITH_RESUME[1:])} and source can"
@@ -139,7 +139,7 @@ def _resumed(asked: DictConfig, given: set[str], moved: Any) -> tuple[DictConfig
             f"{cfg.steps} meta-steps; leave steps= out, or train anew with steps={asked.steps}"
         )
     for key in given.difference(("resume",)):
-        cfg[key] = asked[key]
+        OmegaConf.update(cfg, key, OmegaConf.select(asked, key))
     if moved is not None:
         data_source.move(cfg, moved, str(folder))
     return cfg, folder

@@ -72,6 +72,8 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
     choices = config.hydra.runtime.choices
     with open_dict(config):
         config.name = run_name(config, choices)
+        if "metagrad._target_" not in [o.key_or_group for o in own]:
+            config.tracking.method = config.tracking.method or choices.get("metagrad")
         del config["hydra"]
     return config
 

@@ -21,6 +21,7 @@ HYDRAS = ("hydra.", "hydra/")
 _OF_HYDRA = ("launcher", "sweeper")  # what a sweep may choose
 _PATHS = (
     *("run_dir", "resume", "init_from", "name", "checkpoint", "source", "out", "results", "runs"),
+    *("support", "images"),
 )
 """The options that take a text as it stands, by the last part of their names."""
 _LISTS = ("checkpoint", "runs")  # which also take several of them

@@ -15,11 +15,12 @@ from metalearn.errors import UsageError, nearest
 # What an option takes whose default is null, by the last part of its name.
 _NULLABLE: dict[str, type] = {
     **dict.fromkeys(("threads", "queries", "steps", "truncate", "task_pool"), int),
-    **dict.fromkeys(("ways", "shots"), int),
+    **dict.fromkeys(("ways", "shots", "inner_steps"), int),
     **dict.fromkeys(("clip_norm", "prox_head", "tol", "step_size"), float),
     **dict.fromkeys(("name", "run_dir", "resume", "init_from", "source"), str),
-    **dict.fromkeys(("checkpoint", "results", "out"), str),
-    **dict.fromkeys(("transductive", "query_training"), bool),
+    **dict.fromkeys(("checkpoint", "results", "out", "support", "images"), str),
+    **dict.fromkeys(("project", "entity", "group", "job_type", "notes", "method"), str),
+    **dict.fromkeys(("transductive", "query_training", "invert"), bool),
     "loss": str,
 }
 _ITEMS = {"inner_steps": 0}  # such as a list holds whose default is []; others hold texts

@@ -96,7 +96,7 @@ def query_predictions(problem: BilevelProblem, params: Params, meta: Meta, task:
     if not isinstance(problem, PredictingProblem):
         raise UsageError(
             f"{type(problem).__name__} has no query_predictions: expected a problem that predicts "
-            "classes. Judge its checkpoints one by one"
+            "classes. Write the method, or judge its checkpoints one by one by `metalearn evaluate`"
         )
     return problem.query_predictions(params, meta, task)
 

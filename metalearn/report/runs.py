@@ -29,7 +29,7 @@ _RANGES = {
 _OF_A_ROW = {"mode", "accuracy", "ways", "shots", "inner_steps", "trained_inner_steps"}
 _NOT_ITS_OWN = (
     *("name", "seed", "steps", "device", "threads", "wandb", "test", "run_dir", "resume"),
-    *("checkpoint_every", "keep_checkpoints", "keep_best"),
+    *("checkpoint_every", "keep_checkpoints", "keep_best", "tracking"),
 )
 """The options that do not make another experiment. The page states the budget and test tasks."""
 

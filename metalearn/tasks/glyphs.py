@@ -57,6 +57,8 @@ BUILDABLE = ("glyphs",)
 """The functions that a config may name."""
 CACHED = True
 """The splits are kept in the cache as arrays."""
+INK_IS_HIGH = True
+"""The images are light on dark, unlike scans of a page."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ BUILDABLE = ("omniglot", "omniglot_background")
 """The functions that a config may name."""
 CACHED = True
 """The splits are kept in the cache as arrays, so that the files are read once."""
+INK_IS_HIGH = True
+"""The images are light on dark, unlike scans of a page."""
 LISTED = Path(__file__).with_name("omniglot_characters.csv")
 """The list of each split's characters by name, for `omniglot()` with its default options."""
 

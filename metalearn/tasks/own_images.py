@@ -7,26 +7,24 @@ The files have to stay: the cache is known by their names, sizes and times.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import track
 
 from metalearn.errors import UsageError
 from metalearn.system.files import replace_text, with_home
-from metalearn.tasks import drawn_splits, image_folders
+from metalearn.tasks import drawn_splits, image_folders, labelled_files
 from metalearn.tasks.cache import Splits, cache_folder, cached
-from metalearn.tasks.drawn_splits import MODE_OF, MODES
+from metalearn.tasks.drawn_splits import MODES
 from metalearn.tasks.image_folders import Files
 from metalearn.tasks.images import LabelledImages
-from metalearn.tasks.pixels import SUFFIXES, read_image
-from metalearn.tasks.table import read_table
+from metalearn.tasks.labelled_files import LAYOUTS, UNDRAWN
 from metalearn.tasks.unfinished import restore
 
 BUILDABLE = ("images",)
@@ -35,11 +33,6 @@ CACHED = True
 """The splits are kept in the cache as arrays, so that the files are read once."""
 NEEDS_FILES = True
 """The files have to stay, since the cache is known by them."""
-LAYOUTS = (
-    "a folder for each class, {train,val,test}/ with a folder for each class, or a CSV file with "
-    "the columns path, label and perhaps split"
-)
-_UNDRAWN = "all"  # the files of a source without splits
 
 
 def images(
@@ -85,13 +78,13 @@ def images(
     root = _root(source)
     base = root if root.is_dir() else root.parent
     try:
-        listed = _find(root)
+        listed = labelled_files.find_splits(root)
         image_folders.check_once(listed)
     except (OSError, ValueError) as fault:
         raise UsageError(f"source={root} cannot be read: {fault}") from fault
     small = _leave_out(listed, min_images)
     split_of: dict[str, str] = {}
-    if splits is not None or _UNDRAWN in listed:
+    if splits is not None or UNDRAWN in listed:
         files = [file for own in listed.values() for file in own]
         groups: dict[str, list[str]] = {}  # of which each is drawn apart
         for path, label in files:
@@ -145,44 +138,6 @@ def _root(source: str | Path | None) -> Path:
             f"images source={root}`"
         )
     return root
-
-
-def _find(root: Path) -> dict[str, Files]:
-    """Return the files of each split; all of them as `_UNDRAWN` where the source has no splits."""
-    if root.is_file():
-        return _by_csv(root)
-    if found := image_folders.find(root):
-        return found
-    here = root
-    while not (files := image_folders.by_class(here)):
-        below = image_folders.only_folder(here)
-        if below is None:
-            raise ValueError(
-                f"it has none of the layouts: {LAYOUTS}; images end in {', '.join(SUFFIXES)}"
-            )
-        here = below
-    folders = {path.name for path in image_folders.folders_in(here)}
-    if split := sorted(folders.intersection(MODE_OF)):
-        raise ValueError(
-            f"it has the folder {split[0]} of a split, but not each of train, val and test with a "
-            "folder of images for each class"
-        )
-    if empty := sorted(folders.difference(label for _, label in files)):
-        raise ValueError(f"the folder {empty[0]} of a class has no images; fill or delete it")
-    return {_UNDRAWN: files}
-
-
-def _by_csv(table: Path) -> dict[str, Files]:
-    found: dict[str, Files] = {}
-    for row in read_table(table, ("path", "label")):
-        path = table.parent / row["path"]
-        if not path.is_file():
-            raise ValueError(f"it lists {row['path']!r}, which is no file in {table.parent}")
-        mode = MODE_OF.get(row["split"]) if "split" in row else _UNDRAWN
-        if mode is None:
-            raise ValueError(f"it has the split {row['split']!r}; expected train, val or test")
-        found.setdefault(mode, []).append((path, row["label"]))
-    return found
 
 
 def _leave_out(splits: dict[str, Files], least: int) -> dict[str, int]:
@@ -249,20 +204,8 @@ def _read(splits: dict[str, Files], size: int, channels: int) -> Splits:
     )
     files, made = iter(bar), {}
     for mode in MODES:
-        count = len(splits[mode])
-        pixels = torch.empty(count, channels, size, size, dtype=torch.uint8)
-        labels: list[str] = []
-        for place in range(count):
-            path, label = next(files)
-            try:
-                image = read_image(path, channels, size, resize=True)
-            except ValueError as fault:
-                raise UsageError(f"{fault}. Replace the file or take it away") from fault
-            pixels[place] = torch.tensor(image).permute(2, 0, 1)
-            labels.append(label)
-        names, numbers = np.unique(labels, return_inverse=True)
-        made[mode] = LabelledImages(
-            pixels, torch.from_numpy(numbers.astype(np.int64)), tuple(map(str, names))
+        made[mode] = labelled_files.read(
+            itertools.islice(files, len(splits[mode])), len(splits[mode]), channels, size
         )
     for _ in files:  # lets the bar end
         pass

@@ -78,6 +78,23 @@ def load(path: Path) -> dict[str, Any]:
         UsageError: there is no such file, it cannot be read or is of another format, or fields are
             missing or of another type. A file whose checksum is right is no damaged one.
     """
+    state = read(path)
+    if "adapted" in state:
+        raise UsageError(
+            f"{path} is a model that was adapted to classes: expected the checkpoint of a run. "
+            "Give a best.pt or last.pt, or use this file by `metalearn predict`"
+        )
+    if missing := sorted(KEYS - state.keys()):
+        raise UsageError(f"{path} is a checkpoint without {', '.join(missing)}; train it again")
+    check_fields(state, (*KEYS, "average"), path)
+    return state
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the state that `save` was given, of a run or of another kind; raise as `load` does.
+
+    The fields are not checked.
+    """
     try:
         if not path.is_file():
             raise UsageError(
@@ -104,9 +121,6 @@ def load(path: Path) -> dict[str, Any]:
         )
     if state["format"] == FORMAT and not sealed:
         raise DamagedCheckpoint(f"{path} is damaged: its checksum is missing")
-    if missing := sorted(KEYS - state.keys()):
-        raise UsageError(f"{path} is a checkpoint without {', '.join(missing)}; train it again")
-    check_fields(state, (*KEYS, "average"), path)
     return state
 
 

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metalearn.config.canonical import canonicalise, find_difference
 from metalearn.errors import UsageError
+from metalearn.training.tracking import Labels
 
 WITH_RESUME = (
     *(
@@ -17,6 +18,7 @@ WITH_RESUME = (
         "device",
         "threads",
         "wandb",
+        "tracking",
         "checkpoint_every",
         "keep_checkpoints",
     ),
@@ -81,6 +83,7 @@ def check_options(config: DictConfig) -> None:
         raise UsageError(f"schedule={config.schedule}; expected 'constant' or 'cosine'")
     if config.wandb not in ("offline", "online", "disabled"):
         raise UsageError(f"wandb={config.wandb}; expected 'offline', 'online' or 'disabled'")
+    Labels.of(config)
     if not 0 <= config.average < 1:
         raise UsageError(
             f"average={config.average}: expected a decay from 0 up to 1, 1 excluded. Give 0 for no "

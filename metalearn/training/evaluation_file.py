@@ -22,8 +22,8 @@ def default_out(word: str, path: Path) -> Path:
     return Path("runs") / f"{word}-evaluation.json"
 
 
-def check_out(path: Path, make_folder: bool = False) -> None:
-    """Raise UsageError where `write` would, before the work is done.
+def check_out(path: Path, make_folder: bool = False, example: str = "evaluation.json") -> None:
+    """Raise UsageError where the file cannot be written, before the work is done.
 
     It leaves nothing behind, or the folder alone that `make_folder` makes.
     """
@@ -32,13 +32,12 @@ def check_out(path: Path, make_folder: bool = False) -> None:
             path.parent.mkdir(exist_ok=True)
         if path.is_dir():
             raise UsageError(
-                f"out={path} is a folder; give the file to write, such as "
-                f"{path / 'evaluation.json'}"
+                f"out={path} is a folder; give the file to write, such as {path / example}"
             )
         with written_beside(path, b""):
             pass
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
@@ -50,8 +49,9 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     try:
         replace_text(path, to_json(dict(content), indent=1) + "\n")
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> UsageError:
+def unwritable(path: Path, error: OSError) -> UsageError:
+    """Return the error of a file that cannot be written."""
     return UsageError(f"out={path} cannot be written ({error.strerror}); choose another file")

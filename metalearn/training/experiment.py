@@ -121,10 +121,11 @@ class Experiment:
         """
         if not isinstance(problem, TrainableProblem):
             return problem
-        return problem.settled(meta, lambda: self._statistics_images)
+        return problem.settled(meta, lambda: self.statistics_images)
 
     @cached_property
-    def _statistics_images(self) -> Tensor:
+    def statistics_images(self) -> Tensor:
+        """The training images that `settled` measures by, (n, ...) in [0, 1]."""
         if not isinstance(self.tasks, ImageTasks):
             raise UsageError(
                 "problem.statistics=population: expected tasks of images, not "

@@ -17,7 +17,7 @@ from metalearn.system import random_state as randomness
 from metalearn.system.files import replace_text
 from metalearn.training import checkpoint
 from metalearn.training.metrics_file import MetricsFile, to_json
-from metalearn.training.tracking import Tracker
+from metalearn.training.tracking import Labels, Tracker, method_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -111,12 +111,14 @@ class RunFolder:
         except OSError as error:
             raise self._unwritable(error) from error
         config: Any = OmegaConf.to_container(self.config, resolve=True)
+        config["method"] = method_of(self.config)
         with randomness.untouched():
             self._tracker = Tracker(
                 self.folder,
                 config,
                 mode=self.config.wandb,
                 name=self.config.name,
+                labels=Labels.of(self.config),
                 run_id=wandb_id,
                 warn=say,
             )

@@ -7,8 +7,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from omegaconf import DictConfig
+
+from metalearn.errors import UsageError
 
 _warn = logging.getLogger(__name__).warning
 
@@ -18,11 +23,78 @@ PATIENCE_S = 30.0
 """The seconds that a run waits for W&B's server to start, and for the last rows to be sent."""
 
 
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a W&B run, by which people find it; None or empty: W&B's own variable counts.
+
+    Args:
+        project: None: `WANDB_PROJECT`, else "metalearn".
+        entity: the user or the team; None: `WANDB_ENTITY`.
+        group, job_type, notes, tags: None or empty: `WANDB_RUN_GROUP`, `WANDB_JOB_TYPE`,
+            `WANDB_NOTES`, `WANDB_TAGS`.
+
+    Raises:
+        UsageError: W&B takes no such label.
+    """
+
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    job_type: str | None = None
+    notes: str | None = None
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, most in (("project", 128), ("entity", 128), ("group", 128), ("job_type", 64)):
+            value = getattr(self, name)
+            odd = sorted(set(value or "").intersection("/\\#?%:")) if name == "project" else []
+            if value is not None and (odd or not 1 <= len(value) <= most):
+                raise UsageError(
+                    f"tracking.{name}={value}: expected 1 to {most} characters"
+                    + (", none of / \\ # ? % :" if name == "project" else "")
+                    + ". Give another, or leave it out"
+                )
+        for tag in self.tags:
+            if not 1 <= len(tag) <= 64:
+                raise UsageError(
+                    f"tracking.tags has {tag!r}: expected tags of 1 to 64 characters. Give others"
+                )
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Labels:
+        """Return the labels of a training config."""
+        own = {name: config.tracking[name] for name in cls.__dataclass_fields__}
+        return cls(**{**own, "tags": tuple(own["tags"])})
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments of `wandb.init`, completed from the environment."""
+        # W&B reads the environment once a process, when its first run begins.
+        found: dict[str, Any] = {
+            name: getattr(self, name) or os.environ.get(variable) or None
+            for name, variable in _VARIABLES.items()
+        }
+        tags = self.tags or os.environ.get("WANDB_TAGS", "").split(",")
+        found["tags"] = [tag for tag in tags if tag] or None
+        return {**found, "project": found["project"] or "metalearn"}
+
+
+_VARIABLES = {
+    **{"project": "WANDB_PROJECT", "entity": "WANDB_ENTITY", "group": "WANDB_RUN_GROUP"},
+    **{"job_type": "WANDB_JOB_TYPE", "notes": "WANDB_NOTES"},
+}
+
+
+def method_of(config: DictConfig) -> str:
+    """Return the method of a training config: its name in configs/, or else its class."""
+    return str(config.tracking.method or config.metagrad["_target_"].rpartition(".")[2])
+
+
 class Tracker:
     """A W&B run of the real client; offline unless `mode` says otherwise, and nothing is sent then.
 
     run_dir: W&B's own folder, `wandb/`, is made inside it.
     config:  the run's configuration, nested mappings of plain values.
+    name:    the run's; WANDB_NAME goes before it.
     mode:    "offline" writes files that `wandb sync` can send later, whatever WANDB_MODE says;
              "online" sends as it goes, and asks a terminal for a W&B key if there is none;
              "disabled" does nothing at all and does not import W&B.
@@ -38,8 +110,8 @@ class Tracker:
         run_dir: Path,
         config: Mapping[str, Any],
         mode: Literal["offline", "online", "disabled"] = "offline",
-        project: str = "metalearn",
         name: str | None = None,
+        labels: Labels = Labels(),
         run_id: str | None = None,
         warn: Callable[[str], None] = _warn,
     ) -> None:
@@ -50,7 +122,7 @@ class Tracker:
         self._run_id = run_id
         self._path: Path | None = None
         if mode != "disabled":
-            self._guard(lambda: self._start(config, project, name))
+            self._guard(lambda: self._start(config, name, labels))
 
     @property
     def run_id(self) -> str | None:
@@ -103,7 +175,7 @@ class Tracker:
         if self._run is not None:
             self._guard(lambda: self._close(summary))
 
-    def _start(self, config: Mapping[str, Any], project: str, name: str | None) -> None:
+    def _start(self, config: Mapping[str, Any], name: str | None, labels: Labels) -> None:
         offline = self._mode == "offline"
         if offline:
             # W&B reports its own crashes over the network, offline too; it reads this on import.
@@ -115,8 +187,8 @@ class Tracker:
             dir=self._run_dir,
             config=dict(config),
             mode=self._mode,
-            project=project,
-            name=name,
+            name=os.environ.get("WANDB_NAME") or name,
+            **labels.options(),
             id=self._run_id,
             resume="allow" if self._run_id and not offline else None,
             reinit="create_new",  # leaves the caller's own runs, and wandb.run, alone

@@ -20,6 +20,7 @@ from metalearn.config.old_names import rename_saved
 from metalearn.studies.frame.study_run import Budget, StudyRun
 from metalearn.training import checkpoint
 from metalearn.training.loop import train
+from metalearn.training.tracking import method_of
 
 DATA = Path(__file__).parent.parent / "data"
 RUN = DATA / "run_94ad32c.yaml"
@@ -128,6 +129,28 @@ def test_a_wrong_value_of_a_new_option_is_refused(
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_labels_for_wandb_make_no_other_run(earlier, earlier_study, tmp_path):
+    folder = shutil.copytree(earlier, tmp_path / "r")
+    assert main(["train", f"resume={folder}", "steps=4", "tracking.tags=[a,b]"]) == 0
+    stored = OmegaConf.load(folder / "config.yaml")
+    assert stored.tracking.tags == ["a", "b"] and stored.tracking.group is None
+    shutil.copytree(earlier_study, tmp_path / STUDY_FOLDER)
+    assert study_run(tmp_path, "tracking.group=x").folder == tmp_path / STUDY_FOLDER
+
+
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [
+        (["metagrad=anil"], "anil"),
+        (["experiment=omniglot_5w1s_imaml_hf"], "imaml_hf"),
+        (["tracking.method=mine"], "mine"),
+        (["metagrad=reptile", "metagrad._target_=metalearn.metagrad.FirstOrder"], "FirstOrder"),
+    ],
+)
+def test_the_method_is_the_name_in_configs_or_the_class(words, method):
+    assert method_of(config.compose("train", words)) == method
 
 
 def test_a_job_that_torchrun_restarts_finds_its_run(tmp_path, configs, monkeypatch):

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import wandb_log
 
-from metalearn.training.tracking import Tracker
+from metalearn.errors import UsageError
+from metalearn.training.tracking import Labels, Tracker
 
 ROW: dict[str, float | int | str | None] = {
     "query_loss": 0.5,
@@ -113,6 +114,51 @@ def test_nothing_that_was_not_asked_for_is_recorded(tmp_path: Path, said: list[s
     paths = [Path(entry.local_path) for copy in copies for entry in copy.manifest.contents]
     assert all(path.is_relative_to(tmp_path / "wandb") for path in paths)
     assert "WANDB_DATA_DIR" not in os.environ
+
+
+LABELS = {
+    "project": "mine",
+    "entity": "team",
+    "run_group": "ablation",
+    "job_type": "pretraining",
+    "notes": "a first try",
+    "tags": ["omniglot", "5w1s"],
+}
+
+
+def labels_of(folder: Path, labels: Labels) -> tuple[str, dict[str, Any]]:
+    """The run's name and labels, as W&B's file has them."""
+    tracker = Tracker(folder, {}, name="own", labels=labels)
+    tracker.finish({})
+    found = [r.run for r in wandb_log.records(log_file(tracker)) if r.HasField("run")]
+    own = {name: getattr(found[0], name) for name in LABELS}
+    return found[0].display_name, {**own, "tags": list(own["tags"])}
+
+
+def test_labels_are_the_options_then_the_environments_then_wandbs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, own = labels_of(tmp_path / "a", Labels())
+    assert name == "own" and own["project"] == "metalearn"
+    assert not any(value for label, value in own.items() if label != "project")
+    given = {"group" if label == "run_group" else label: x for label, x in LABELS.items()}
+    labels = Labels(**{**given, "tags": tuple(given["tags"])})  # type: ignore[arg-type]
+    assert labels_of(tmp_path / "b", labels) == ("own", LABELS)
+    for label, value in LABELS.items():
+        text = ",".join(value) if isinstance(value, list) else value
+        monkeypatch.setenv(f"WANDB_{label.upper()}", text)
+    monkeypatch.setenv("WANDB_NAME", "other")
+    assert labels_of(tmp_path / "c", Labels()) == ("other", LABELS)
+    _, both = labels_of(tmp_path / "d", Labels(project="first", tags=("last",)))
+    assert both == {**LABELS, "project": "first", "tags": ["last"]}
+
+
+@pytest.mark.parametrize(
+    "labels", [{"project": "a/b"}, {"project": ""}, {"group": "x" * 129}, {"tags": ("",)}]
+)
+def test_labels_that_wandb_does_not_take_are_refused(labels: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        Labels(**labels)
 
 
 def test_long_logs_are_read_across_blocks(tmp_path: Path, said: list[str]) -> None:

@@ -118,6 +118,7 @@ def test_the_wandb_run_holds_what_was_measured(tracked):
     assert "validation_accuracy_interval" in validated[0]
     config = wandb_log.config(log)
     assert config["metagrad"]["linear_solver"]["max_iters"] == 5
+    assert config["method"] == "imaml"
     summary = wandb_log.summary(log)
     assert {"test_accuracy", "test_accuracy_interval", "peak_memory_bytes"} <= summary.keys()
     assert list((tracked / "wandb").glob("offline-run-*/files/media/table/comparison*"))

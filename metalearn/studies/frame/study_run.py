@@ -26,7 +26,7 @@ from metalearn.training.protocol import EvaluationProtocol
 
 NOT_ITS_OWN = (
     *("name", "steps", "device", "threads", "wandb", "test", "run_dir", "resume"),
-    *("checkpoint_every", "keep_checkpoints", "keep_best"),
+    *("checkpoint_every", "keep_checkpoints", "keep_best", "tracking"),
 )
 """The options that a resumed run may change, or that do not affect its training."""
 
