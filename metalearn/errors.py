@@ -17,6 +17,10 @@ class UsageError(ValueError):
     """
 
 
+class MissingPackage(UsageError, ImportError):
+    """The error of a package that a part of metalearn needs, and that is not installed."""
+
+
 class TrainingStopped(RuntimeError):
     """The error of a run that cannot continue; the exit status is 1.
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError, nearest
+from metalearn.system.extras import missing_package
 from metalearn.system.output import lasting_output
 
 USAGE = """\
@@ -58,6 +59,11 @@ def _status(words: list[str]) -> int:
         return _run(words)
     except UsageError as error:
         _complain(" ".join(str(error).split()))
+        return 2
+    except ModuleNotFoundError as error:
+        if (missing := missing_package(error, f"metalearn {words[0]}")) is None:
+            raise
+        _complain(missing)
         return 2
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:  # any look at a path may find it

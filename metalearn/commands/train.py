@@ -12,22 +12,18 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from metalearn import config
-from metalearn.config.canonical import canonicalise
 from metalearn.config.old_names import rename_overrides
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
 from metalearn.parallel.ranks import (
     ALONE,
     Ranks,
-    job,
     may_restart,
     process_group,
-    restarted,
     world_size,
 )
-from metalearn.training import checkpoint, data_source
+from metalearn.training import data_source
 from metalearn.training.agreement import check_same, describe_options, on_every_rank
-from metalearn.training.checks import WITH_RESUME
-from metalearn.training.run_folder import check_unused
+from metalearn.training.checks import WITH_RESUME, begun_by_this_job, check_schedule
 
 SHORT = {
     "data": ("tasks=images", "tasks.dataset.source={}"),
@@ -100,26 +96,8 @@ def _begin(cfg: DictConfig, ranks: Ranks, complain: Complain) -> int:
         folder = ranks.on_rank_zero(lambda: _fresh(Path("runs"), cfg.name))
         return _train_into(cfg, folder, False, ranks, complain)
     folder = Path(cfg.run_dir)
-    begun = ranks.on_rank_zero(lambda: _begun_by_this_job(folder, cfg))
+    begun = ranks.on_rank_zero(lambda: begun_by_this_job(folder, cfg))
     return _train_into(cfg, folder, begun, ranks, complain)
-
-
-def _begun_by_this_job(folder: Path, cfg: DictConfig) -> bool:
-    """Return True if the folder holds a run of this torchrun job and config.
-
-    A job without a name of its own counts as the same job after a restart by torchrun.
-
-    Raises:
-        UsageError: it holds another run.
-    """
-    if checkpoint.generations(folder) and (job() is not None or restarted()):
-        saved, _ = checkpoint.newest(folder)
-        begun = config.checked(saved["config"], str(folder), "train")
-        same = canonicalise(begun, but_for=WITH_RESUME) == canonicalise(cfg, but_for=WITH_RESUME)
-        if same and saved.get("job") == job():
-            return True
-    check_unused(folder)
-    return False
 
 
 def _resumed(asked: DictConfig, given: set[str], moved: Any) -> tuple[DictConfig, Path]:
@@ -133,11 +111,8 @@ def _resumed(asked: DictConfig, given: set[str], moved: Any) -> tuple[DictConfig
     if asked.resume is None or not os.path.isfile(folder / "config.yaml"):
         raise UsageError(f"resume={asked.resume}: there is no run; give the folder of one in runs/")
     cfg = config.saved(folder / "config.yaml", "train")
-    if cfg.schedule == "cosine" and "steps" in given and asked.steps != cfg.steps:
-        raise UsageError(
-            f"steps={asked.steps}, but schedule=cosine brings the rate to 0 at this run's "
-            f"{cfg.steps} meta-steps; leave steps= out, or train anew with steps={asked.steps}"
-        )
+    if "steps" in given:
+        check_schedule(cfg, asked.steps)
     for key in given.difference(("resume",)):
         OmegaConf.update(cfg, key, OmegaConf.select(asked, key))
     if moved is not None:

@@ -1,6 +1,7 @@
 """Configs: composed by Hydra from `configs/`, checked, and turned into objects."""
 
 from metalearn.config.compose import (
+    OBJECTS,
     checked,
     compose,
     overridden,
@@ -21,6 +22,7 @@ from metalearn.config.overrides import (
 )
 
 __all__ = [
+    "OBJECTS",
     "PACKAGE",
     "checked",
     "compose",

@@ -33,6 +33,8 @@ from metalearn.config.types import check_type, check_value, flatten
 from metalearn.errors import UsageError
 
 _LONGEST_NAME = 100
+OBJECTS = "objects"
+"""The option of a run that Python made: a description of its objects, which nothing builds."""
 
 
 def compose(verb: str, overrides: list[str]) -> DictConfig:
@@ -148,7 +150,7 @@ def saved(path: Path, verb: str) -> DictConfig:
     return checked(config, str(path), verb)
 
 
-def checked(config: Any, where: str, verb: str) -> DictConfig:
+def checked(config: Any, where: str, verb: str, from_python: bool = False) -> DictConfig:
     """Check and complete a saved config of `verb`, which anyone may have altered since.
 
     An option added since the config was saved takes its default in configs/VERB.yaml, which means
@@ -157,6 +159,8 @@ def checked(config: Any, where: str, verb: str) -> DictConfig:
     Args:
         config: a mapping or a DictConfig; it is not changed.
         where: the file that holds the config, for the error.
+        from_python: the run is expected to be one of `metalearn.train`, whose config describes its
+            objects, and has no groups to build them from.
 
     Returns:
         A new config with every option of configs/VERB.yaml.
@@ -180,7 +184,16 @@ def checked(config: Any, where: str, verb: str) -> DictConfig:
         raise UsageError(f"{where} cannot be read as a config; {mend}") from error
     if call is not None:
         raise UsageError(f"{where} calls a resolver, {call}; {mend}")
-    for key, choice in groups().items():
+    if (OBJECTS in config) is not from_python:
+        raise UsageError(
+            f"{where} was trained in Python by metalearn.train: expected a run of `metalearn "
+            "train`, whose config says how to build its problem and tasks. Judge it by test= of "
+            "metalearn.train(..., resume=True)"
+            if OBJECTS in config
+            else f"{where} was trained by `metalearn train`: expected a run of metalearn.train in "
+            "Python. Go on with it by `metalearn train resume=FOLDER`"
+        )
+    for key, choice in ({} if from_python else groups()).items():
         options = config.get(key)
         if not isinstance(options, DictConfig) and (choice is not None or options is not None):
             raise UsageError(f"{where} lacks {key}; {mend}")

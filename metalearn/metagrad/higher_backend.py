@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metalearn.errors import UsageError
+from metalearn.errors import MissingPackage, UsageError
 from metalearn.inner import Adam, GradientDescent, GradientMethod, LoopState, StepRates
 from metalearn.metagrad.base import check_losses, step_rates
 from metalearn.problem import BilevelProblem, Meta, Params
@@ -49,7 +49,13 @@ def unroll_with_higher(
 def _one_task(
     inner: GradientMethod, problem: BilevelProblem, meta: Meta, task: Any, kept: int
 ) -> tuple[Tensor, dict[str, Tensor], Params, list[Tensor | None]]:
-    import higher
+    try:
+        import higher
+    except ModuleNotFoundError as error:
+        raise MissingPackage(
+            "backend='higher' needs the package higher, which is not installed. Install it by "
+            "`pip install 'metalearn[train]'`, or choose backend='batched', the same gradient."
+        ) from error
 
     constant, meta = detached(meta), requires_grad_copy(meta)
     rates = step_rates(problem, meta)

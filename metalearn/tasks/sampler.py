@@ -1,4 +1,4 @@
-"""The sampler of image tasks: learn2learn draws them, one indexing operation gathers images."""
+"""The sampler of image tasks: indices are drawn, and one indexing operation gathers images."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 
 from metalearn.errors import UsageError
 from metalearn.tasks.batch import TaskBatch
+from metalearn.tasks.draws import make_draw
 from metalearn.tasks.images import LabelledImages
-from metalearn.tasks.l2l import import_learn2learn
 
 
 class ImageTaskSampler:
     """The sampler of tasks with `ways` classes, `shots` support and `queries` query images each.
 
-    learn2learn's `MetaDataset`, `Taskset` (its task dataset), `NWays` and `KShots` choose the
-    images of a task. The pixels stay in one uint8 tensor on `device`, until `sample` gathers the
+    learn2learn chooses the images of a task where it is installed, and `draws.OwnDraw` the same
+    images elsewhere. The pixels stay in one uint8 tensor on `device`, until `sample` gathers the
     whole batch and scales it to [0, 1]. Labels are 0 .. ways - 1, and the images of a task are
     sorted by label. Support and query set share no image.
 
     The sequence of tasks depends only on `seed`. Sampling does not change Python's global random
-    state, from which learn2learn draws.
+    state, from which both draw.
 
     Args:
         data: the labelled images of one split.
@@ -79,8 +79,7 @@ class ImageTaskSampler:
             )
         self.ways, self.shots, self.queries = ways, shots, queries
         self._images = data.images.to(device)
-        self._labels = data.labels.tolist()
-        self._tasks = _task_dataset(self._labels, ways, shots + queries)
+        self._draw = make_draw(data.labels.tolist(), ways, shots + queries)
         self._state = random.Random(seed).getstate()
         self._seed, self._task_pool = seed, task_pool
         self._maps = AffineMaps(affine, seed) if affine else None
@@ -126,13 +125,6 @@ class ImageTaskSampler:
             finally:
                 random.setstate(stream)
         return self._draw()
-
-    def _draw(self) -> list[int]:
-        drawn = [d.index for d in self._tasks.sample_task_description()]
-        by_class: dict[int, list[int]] = {}
-        for index in drawn:
-            by_class.setdefault(self._labels[index], []).append(index)
-        return [index for images in by_class.values() for index in images]
 
     def state_dict(self) -> dict[str, Any]:
         version, words, gauss = self._state
@@ -195,29 +187,3 @@ class AffineMaps:
         inverse = torch.stack(rows, dim=1).view(-1, 2, 3).to(images.device)
         grid = F.affine_grid(inverse, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, align_corners=False)
-
-
-class _Labels(torch.utils.data.Dataset[int]):
-    """The dataset of labels from which learn2learn draws; it has no pixels."""
-
-    def __init__(self, labels: list[int]) -> None:
-        self._labels = labels
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> int:
-        return self._labels[index]
-
-
-def _task_dataset(labels: list[int], ways: int, each: int) -> Any:
-    data = import_learn2learn("learn2learn.data")
-    transforms = import_learn2learn("learn2learn.data.transforms")
-    by_label: dict[int, list[int]] = {}
-    for index, label in enumerate(labels):
-        by_label.setdefault(label, []).append(index)
-    dataset = data.MetaDataset(
-        _Labels(labels), indices_to_labels=dict(enumerate(labels)), labels_to_indices=by_label
-    )
-    steps = [transforms.NWays(dataset, ways), transforms.KShots(dataset, each)]
-    return data.Taskset(dataset, task_transforms=steps, num_tasks=-1)

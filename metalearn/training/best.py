@@ -46,6 +46,11 @@ class Best:
         del self.kept[self.keep :]
         return place
 
+    def keep_last(self, step: int, meta: Meta) -> None:
+        """Keep a copy of the last meta-parameters alone, which nothing has judged."""
+        self.kept.clear()
+        self.add(step, -math.inf, meta)
+
     def state_dict(self) -> dict[str, Any]:
         first = self.first
         return {

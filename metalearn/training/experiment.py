@@ -1,12 +1,12 @@
-"""The objects of a run, built from its config: tasks, model, problem and meta-gradient."""
+"""The objects of a run, given or built from its config: tasks, problem and meta-gradient."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -28,46 +28,35 @@ STATISTICS_SEED = 4000
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """The objects that training and evaluation share.
+class Setup:
+    """The objects that the outer loop moves, whether a config or a caller in Python made them.
 
     Args:
-        meta: what is learned, a pytree of leaves of autograd: the model's parameters by name, and
-            what else the problem has in its meta.
+        meta: what is learned, a pytree of leaves of autograd.
+        optimiser: makes the outer optimiser over the leaves of meta.
     """
 
-    model: nn.Module
-    problem: TrainableProblem
+    problem: BilevelProblem
     meta: Meta
     metagrad: MetaGradient
     tasks: Tasks
     device: torch.device
+    optimiser: Callable[[list[Tensor]], torch.optim.Optimizer]
 
-    @classmethod
-    def of(cls, config: DictConfig | Mapping[str, Any]) -> Experiment:
-        """Build the run that a config describes; `config.seed` draws the weights of the model.
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The tensors of meta."""
+        return leaves_of(self.meta)
 
-        Sets what holds for the whole process: threads, and that freed memory is kept.
+    @property
+    def mode(self) -> str:
+        """The name of the problem's mode in training."""
+        return getattr(self.problem, "mode", TrainableProblem.mode)
 
-        Raises:
-            UsageError: a constructor refuses a value, or the device is not there.
-        """
-        config = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
-        keep_freed_memory()
-        use_threads(config.threads)
-        device = find_device(config.device)
-        torch.manual_seed(config.seed)
-        model = build(config.model, nn.Module).to(device)
-        if next(model.parameters(), None) is None:
-            raise UsageError(
-                f"model._target_={config.model._target_} has no parameters to learn; choose model= "
-                "for one that has, such as model=mlp"
-            )
-        metagrad = build(config.metagrad, MetaGradient)
-        problem = build_problem(config.problem, model)
-        meta = _as_leaves(problem.begin(), device)
-        tasks = build(config.tasks, Tasks)
-        return cls(model, problem, meta, metagrad, tasks, device)
+    @property
+    def couples_tasks(self) -> bool:
+        """True if a task's loss depends on the other tasks of its meta-batch."""
+        return getattr(self.problem, "couples_tasks", False)
 
     def load(self, meta: Meta) -> None:
         """Copy the meta-parameters of a checkpoint into this run.
@@ -83,33 +72,6 @@ class Experiment:
         with torch.no_grad():
             for name, value in given.items():
                 own[name].copy_(value)
-
-    def start_from(self, word: str) -> None:
-        """Copy the weights of the network from a checkpoint of any problem.
-
-        Other meta-parameters, such as inner rates or a ridge penalty, keep their own start.
-
-        Args:
-            word: as `checkpoint.find` takes it.
-
-        Raises:
-            UsageError: there is no such checkpoint, or it is of another network.
-        """
-        path = checkpoint.find(word)
-        meta = checkpoint.select_meta(checkpoint.load(path))
-        given = {
-            keys.rpartition("['")[2].removesuffix("']"): x for keys, x in named_leaves(meta).items()
-        }
-        with torch.no_grad():
-            for name, own in self.model.named_parameters():
-                if name not in given or given[name].shape != own.shape:
-                    has = tuple(given[name].shape) if name in given else "missing"
-                    raise UsageError(
-                        f"init_from={word}: expected a network whose {name} has the shape "
-                        f"{tuple(own.shape)}; there it is {has}. Give model= the same options."
-                    )
-            for name, own in self.model.named_parameters():
-                own.copy_(given[name])
 
     def settled(self, problem: BilevelProblem, meta: Meta) -> BilevelProblem:
         """Return a mode of the problem as evaluation uses it.
@@ -143,7 +105,75 @@ class Experiment:
         Raises:
             UsageError: it cannot take the inputs, or its outputs do not fit the targets.
         """
-        self.problem.check(detached(self.meta), task)
+        if isinstance(self.problem, TrainableProblem):
+            return self.problem.check(detached(self.meta), task)
+        # The default check calls only the methods that every problem has.
+        TrainableProblem.check(cast(TrainableProblem, self.problem), detached(self.meta), task)
+
+
+@dataclass(frozen=True)
+class Experiment(Setup):
+    """The objects that a config describes, which training and evaluation share.
+
+    Its meta holds the model's parameters by name, and what else the problem has in its meta.
+    """
+
+    problem: TrainableProblem
+    model: nn.Module
+
+    @classmethod
+    def of(cls, config: DictConfig | Mapping[str, Any]) -> Experiment:
+        """Build the run that a config describes; `config.seed` draws the weights of the model.
+
+        Sets what holds for the whole process: threads, and that freed memory is kept.
+
+        Raises:
+            UsageError: a constructor refuses a value, or the device is not there.
+        """
+        config = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
+        keep_freed_memory()
+        use_threads(config.threads)
+        device = find_device(config.device)
+        torch.manual_seed(config.seed)
+        model = build(config.model, nn.Module).to(device)
+        if next(model.parameters(), None) is None:
+            raise UsageError(
+                f"model._target_={config.model._target_} has no parameters to learn; choose model= "
+                "for one that has, such as model=mlp"
+            )
+        metagrad = build(config.metagrad, MetaGradient)
+        problem = build_problem(config.problem, model)
+        meta = as_leaves(problem.begin(), device)
+        tasks = build(config.tasks, Tasks)
+        optimiser = partial(build_optimiser, config.optimiser)
+        return cls(problem, meta, metagrad, tasks, device, optimiser, model)
+
+    def start_from(self, word: str) -> None:
+        """Copy the weights of the network from a checkpoint of any problem.
+
+        Other meta-parameters, such as inner rates or a ridge penalty, keep their own start.
+
+        Args:
+            word: as `checkpoint.find` takes it.
+
+        Raises:
+            UsageError: there is no such checkpoint, or it is of another network.
+        """
+        path = checkpoint.find(word)
+        meta = checkpoint.select_meta(checkpoint.load(path))
+        given = {
+            keys.rpartition("['")[2].removesuffix("']"): x for keys, x in named_leaves(meta).items()
+        }
+        with torch.no_grad():
+            for name, own in self.model.named_parameters():
+                if name not in given or given[name].shape != own.shape:
+                    has = tuple(given[name].shape) if name in given else "missing"
+                    raise UsageError(
+                        f"init_from={word}: expected a network whose {name} has the shape "
+                        f"{tuple(own.shape)}; there it is {has}. Give model= the same options."
+                    )
+            for name, own in self.model.named_parameters():
+                own.copy_(given[name])
 
 
 def build_problem(config: DictConfig, model: nn.Module) -> TrainableProblem:
@@ -171,7 +201,7 @@ def build_problem(config: DictConfig, model: nn.Module) -> TrainableProblem:
     return problem
 
 
-def _as_leaves(meta: Meta, device: torch.device) -> Meta:
+def as_leaves(meta: Meta, device: torch.device) -> Meta:
     """Return the meta-parameters as leaves of autograd on a device; such leaves stay themselves."""
     leaves = [
         x if x.is_leaf and x.requires_grad and x.device == device else x.detach().to(device)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metalearn.tasks import ImageTasks, Tasks
-from metalearn.training.experiment import Experiment
+from metalearn.training.experiment import Setup
+from metalearn.training.given import GivenSamplers, task_tensors
 from metalearn.tree import leaves_of
 
 
-def describe_start(experiment: Experiment) -> dict[str, Any]:
+def describe_start(experiment: Setup) -> dict[str, Any]:
     """Return the digests of the initial weights and of the data."""
-    splits = ("train", "validation", "test")
+    tasks = experiment.tasks
+    splits: Iterable[str] = ("train", "validation", "test")
+    if isinstance(tasks, GivenSamplers):
+        splits = tasks.samplers
     return {
-        "data": {split: _digest_split(experiment.tasks, split) for split in splits},
+        "data": {split: _digest_split(tasks, split) for split in splits},
         "initial weights": _digest(x.detach().cpu() for x in leaves_of(experiment.meta)),
     }
 
@@ -29,8 +34,11 @@ def _digest_split(tasks: Tasks, split: str) -> dict[str, Any]:
         data = tasks.split(split)
         names = hashlib.sha256("\n".join(data.classes).encode()).hexdigest()
         return {"classes": names, "images": _digest([data.images, data.labels])}
-    task = tasks.sampler(split, 0, "cpu").sample(1)
-    return {"tasks": _digest([task.support_x, task.support_y, task.query_x, task.query_y])}
+    sampler = tasks.sampler(split, 0, "cpu")
+    start = deepcopy(sampler.state_dict())
+    task = sampler.sample(1)
+    sampler.load_state_dict(start)
+    return {"tasks": _digest(x.detach().cpu() for x in task_tensors(task))}
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:

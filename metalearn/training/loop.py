@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +57,18 @@ def train(
             it, if only the validation loss is not finite), or the folder takes no more.
         TrainingInterrupted: a signal asked for it; last.pt holds the state at that moment.
     """
-    state, held_out = on_every_rank(ranks, lambda: prepare(config, resume, ranks))
+    return run(config, run_dir, resume, ranks, lambda: prepare(config, resume, ranks))
+
+
+def run(
+    config: DictConfig,
+    run_dir: Path,
+    resume: bool,
+    ranks: Ranks,
+    prepare: Callable[[], tuple[TrainingState, HeldOut]],
+) -> dict[str, Any]:
+    """Train what `prepare` returns, with the options of `config`; see `train`."""
+    state, held_out = on_every_rank(ranks, prepare)
     if ranks.size > 1:
         own = describe_options(config) | {"resume": resume}
         check_same(ranks, own | describe_start(state.experiment))
@@ -69,7 +83,7 @@ def train(
             session.log(row)
             session.save(state)
         take_meta_steps(config, state, held_out, session)
-        summary = summarise(config, state, session) | origin
+        summary = summarise(config, state, held_out, session) | origin
         session.finish(summary)
     return summary
 
@@ -87,23 +101,46 @@ def prepare(config: DictConfig, resume: bool, ranks: Ranks) -> tuple[TrainingSta
         experiment.start_from(config.init_from)
     state = TrainingState(config, experiment, ranks)
     validation = experiment.tasks.sampler("validation", config.validation.seed, experiment.device)
-    experiment.tasks.sampler("test", config.test.seed, experiment.device)  # too short fails now
-    streams = state.streams()
-    experiment.check(state.sampler.sample(1))
-    state.rewind(streams)
-    return state, HeldOut(validation)
+
+    def test() -> Sampler:
+        return experiment.tasks.sampler("test", config.test.seed, experiment.device)
+
+    test()  # too few images of a class fail now
+    try_first_task(state)
+    return state, HeldOut(rewound(validation), test)
 
 
+@dataclass(frozen=True)
 class HeldOut:
-    """The validation tasks, the same ones every time."""
+    """The validation and the test tasks, the same ones every time; None: there are none.
 
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler, self._start = sampler, sampler.state_dict()
+    Each of the two returns a sampler at its first task.
+    """
 
-    def rewound(self) -> Sampler:
-        """Return the sampler at its first task."""
-        self._sampler.load_state_dict(self._start)
-        return self._sampler
+    validation: Callable[[], Sampler] | None
+    test: Callable[[], Sampler] | None
+
+
+def rewound(sampler: Sampler) -> Callable[[], Sampler]:
+    """Return a function that takes a sampler back to where it is now, and returns it."""
+    start = deepcopy(sampler.state_dict())
+
+    def at_start() -> Sampler:
+        sampler.load_state_dict(deepcopy(start))
+        return sampler
+
+    return at_start
+
+
+def try_first_task(state: TrainingState) -> None:
+    """Try the problem on the first training task, and go back to before it.
+
+    Raises:
+        UsageError: the problem cannot take the task.
+    """
+    streams = state.streams()
+    state.experiment.check(state.sampler.sample(1))
+    state.rewind(streams)
 
 
 def take_meta_steps(
@@ -165,11 +202,18 @@ def _validate(
 ) -> None:
     """Judge the meta-parameters, keep them if they are among the best, and add to the row.
 
+    Without validation tasks it keeps the last meta-parameters alone.
+
     Raises:
         TrainingStopped: the loss is not finite, or memory does not hold a task.
         TrainingInterrupted: a signal asked for it; the meta-step is saved, its validation pends.
     """
     experiment, meta, streams = state.experiment, state.judged, state.streams()
+    if held_out.validation is None:
+        if state.step == config.steps:
+            state.best.keep_last(state.step, meta)
+            session.save_best(state, 0)
+        return
 
     def leave_unless_done(done: int) -> None:
         if done < config.validation.tasks:
@@ -180,7 +224,7 @@ def _validate(
             experiment.settled(experiment.problem, meta),
             experiment.metagrad,
             meta,
-            held_out.rewound(),
+            held_out.validation(),
             config.validation.tasks,
             progress=leave_unless_done,
             ranks=state.ranks,
@@ -201,32 +245,36 @@ def _validate(
         session.stop(state, f"{state.step}: {reason}; the state", row)
 
 
-def summarise(config: DictConfig, state: TrainingState, session: Session) -> dict[str, Any]:
-    """Return the summary: figures on the test split, of the best validated meta-parameters.
+def summarise(
+    config: DictConfig, state: TrainingState, held_out: HeldOut, session: Session
+) -> dict[str, Any]:
+    """Return the summary: figures on the test tasks, of the best validated meta-parameters.
 
     Raises:
         TrainingInterrupted: a signal asked for it.
     """
     experiment, chosen = state.experiment, state.best.first
     assert chosen is not None  # the last meta-step is validated, and finite
-    scores = evaluate(
-        experiment.settled(experiment.problem, chosen.meta),
-        experiment.metagrad,
-        chosen.meta,
-        experiment.tasks.sampler("test", config.test.seed, experiment.device),
-        config.test.tasks,
-        progress=lambda done: session.leave_if_asked(state),
-        ranks=state.ranks,
-        say=session.say,
-    )
+    scores = {}
+    if held_out.test is not None:
+        scores = evaluate(
+            experiment.settled(experiment.problem, chosen.meta),
+            experiment.metagrad,
+            chosen.meta,
+            held_out.test(),
+            config.test.tasks,
+            progress=lambda done: session.leave_if_asked(state),
+            ranks=state.ranks,
+            say=session.say,
+        )
     times = sorted(session.step_seconds())
     return {
         "name": config.name,
         **named("test", scores),
-        "test_tasks": config.test.tasks,
-        "mode": experiment.problem.mode,
+        "test_tasks": config.test.tasks if scores else 0,
+        "mode": experiment.mode,
         "chosen_step": chosen.step,
-        "validation_best": chosen.score,
+        "validation_best": chosen.score if math.isfinite(chosen.score) else None,
         "steps": config.steps,
         "meta_batch": config.meta_batch,
         "peak_memory_bytes": state.peak,

@@ -111,7 +111,7 @@ def closing(summary: dict[str, Any], folder: str, written: list[str]) -> list[st
             f"test accuracy {accuracy.percent()} over {summary['test_tasks']} tasks "
             f"({summary['mode']}), by the checkpoint of meta-step {summary['chosen_step']}"
         )
-    else:
+    elif "test_loss" in summary:
         lines.append(f"test loss {summary['test_loss']:.4f} ± {summary['test_loss_interval']:.4f}")
     lines.append(
         f"peak memory {format_bytes(summary['peak_memory_bytes'])}, "

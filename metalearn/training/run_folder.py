@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from metalearn.config import shell_word
+from metalearn.config import OBJECTS, shell_word
 from metalearn.errors import TrainingStopped, UsageError
 from metalearn.parallel.ranks import ALONE, Ranks
 from metalearn.system import random_state as randomness
@@ -23,12 +23,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def check_unused(folder: Path) -> None:
+def check_unused(folder: Path, from_python: bool = False) -> None:
     """Raise UsageError if `folder` holds a run with a checkpoint."""
     if checkpoint.generations(folder) or MetricsFile(folder / "metrics.jsonl").begun():
         raise UsageError(
             f"run_dir={folder} holds a run already; choose another, or "
-            f"{shell_word('resume', folder)}"
+            + ("resume=True" if from_python else shell_word("resume", folder))
         )
 
 
@@ -76,7 +76,8 @@ class RunFolder:
                 self.folder.mkdir(parents=True, exist_ok=True)
             self.metrics.open(self.resume)
             if not self.resume:
-                check_unused(self.folder)  # again: another process may have been faster
+                # Again: another process may have been faster.
+                check_unused(self.folder, OBJECTS in self.config)
         except OSError as error:
             raise self._unwritable(error) from error
         except UsageError:
@@ -166,6 +167,13 @@ class RunFolder:
             self._tracker.finish({})
         self.metrics.close()
 
+    @property
+    def resuming(self) -> str:
+        """The call or the command that goes on with this run."""
+        if OBJECTS in self.config:
+            return f"metalearn.train(..., run_dir={str(self.folder)!r}, resume=True)"
+        return f"`metalearn train {shell_word('resume', self.folder)}`"
+
     @led
     def step_seconds(self) -> list[float]:
         """Return the seconds of each meta-step, in all sessions of the run."""
@@ -189,6 +197,5 @@ class RunFolder:
             raise TrainingStopped(
                 f"stopped: {self.folder} cannot be written ({error.strerror}); "
                 + (kept if self._saved is not None else "")
-                + "make it writable, with room, then `metalearn train "
-                + f"{shell_word('resume', self.folder)}`"
+                + f"make it writable, with room, then go on with {self.resuming}"
             ) from error

@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig
 
-from metalearn.config import checked, shell_word
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
 from metalearn.parallel.ranks import Ranks
 from metalearn.training.checks import check_same_run
@@ -66,8 +65,7 @@ class Session:
                     "already"
                 )
             where = self._folder.loaded
-            before = checked(saved["config"], str(where), "train")
-            check_same_run(self._config, before, where)
+            before = check_same_run(self._config, saved["config"], where)
             state.load_state_dict(saved, where)
             if before.device != self._config.device:
                 state.measure()
@@ -134,8 +132,7 @@ class Session:
     def _leave(self, signum: int, state: TrainingState) -> NoReturn:
         raise TrainingInterrupted(
             signum,
-            f"left after meta-step {state.step}; go on with "
-            f"`metalearn train {shell_word('resume', self._folder.folder)}`",
+            f"left after meta-step {state.step}; go on with {self._folder.resuming}",
         )
 
     def stop(

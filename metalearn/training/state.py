@@ -21,7 +21,7 @@ from metalearn.system.memory import peak_bytes
 from metalearn.tasks import TaskBatch
 from metalearn.training.averaging import MovingAverage
 from metalearn.training.best import Best
-from metalearn.training.experiment import Experiment, build_optimiser
+from metalearn.training.experiment import Setup
 from metalearn.training.guards import Guards
 from metalearn.training.optimiser import OuterOptimiser
 from metalearn.training.saved_fields import MISFITS, check_fields, check_fit, misfit
@@ -36,12 +36,12 @@ class TrainingState:
             more ranks than tasks.
     """
 
-    def __init__(self, config: DictConfig, experiment: Experiment, ranks: Ranks) -> None:
+    def __init__(self, config: DictConfig, experiment: Setup, ranks: Ranks) -> None:
         _check(config, experiment, ranks)
         self._config, self.experiment, self.ranks = config, experiment, ranks
         self.sampler = experiment.tasks.sampler("train", config.seed, experiment.device)
         self.optimiser = OuterOptimiser(
-            build_optimiser(config.optimiser, leaves_of(experiment.meta)),
+            experiment.optimiser(experiment.leaves),
             experiment.meta,
             config.schedule,
             config.steps,
@@ -223,15 +223,13 @@ class TrainingState:
             self.rewind(streams)
 
 
-def _check(config: DictConfig, experiment: Experiment, ranks: Ranks) -> None:
+def _check(config: DictConfig, experiment: Setup, ranks: Ranks) -> None:
     if config.meta_batch < ranks.size:
         raise UsageError(
             f"meta_batch={config.meta_batch} has too few tasks for {ranks.size} processes; "
             "give each of them one at least"
         )
-    if experiment.problem.couples_tasks and (
-        ranks.size > 1 or config.micro_batches not in (None, 1)
-    ):
+    if experiment.couples_tasks and (ranks.size > 1 or config.micro_batches not in (None, 1)):
         raise UsageError(
             f"problem={type(experiment.problem).__name__}: expected one process and "
             "micro_batches=null, for a task's loss depends on the whole meta-batch. Set "
