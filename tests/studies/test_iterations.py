@@ -241,7 +241,7 @@ def test_report_holds_with_stopped_runs_and_without_references(study):
     [
         ({"iterations": [1, -1]}, "iterations"),
         ({"iterations": []}, "iterations"),
-        ({"curvatures": ["fisher"]}, "curvatures has 'fisher'"),
+        ({"curvatures": ["fisher"]}, r"curvatures\[0\]=fisher"),
         ({"seeds": []}, "seeds"),
         ({"error_tasks": 0}, "error_tasks=0"),
         ({"overrides": [*WORDS, "adapt=head"]}, "adapt=all"),

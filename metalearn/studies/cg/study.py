@@ -6,17 +6,29 @@ import contextlib
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pandas as pd
 import torch
+from annotated_types import Ge
 from matplotlib.figure import Figure
+from pydantic.dataclasses import dataclass
 
 from metalearn import config
 from metalearn.config.build import build
+from metalearn.config.options import (
+    STRICT,
+    Count,
+    Distinct,
+    Natural,
+    Positive,
+    Seed,
+    one_of,
+    one_sentence,
+)
 from metalearn.errors import TrainingStopped, UsageError
 from metalearn.metagrad import Implicit
 from metalearn.metagrad.by_iterations import WAYS
@@ -42,7 +54,8 @@ PLACES: Sequence[tuple[Any, Any]] = (
 """The points and curvatures of the systems that are solved task by task."""
 
 
-@dataclass(frozen=True)
+@one_sentence
+@dataclass(frozen=True, config=STRICT)
 class CGStudy:
     """The study; every training is a run of `metalearn train experiment=glyphs_cg`.
 
@@ -64,49 +77,35 @@ class CGStudy:
     """
 
     title: ClassVar[str] = "CG iterations of the implicit meta-gradient"
+    growing: ClassVar = ("seeds", "proxes", "train_iterations")
 
-    seeds: Sequence[int]
-    iterations: Sequence[int]
-    proxes: Sequence[float]
-    ways: Sequence[str]
-    train_iterations: Sequence[int]
-    way_iterations: int
-    channels: int
-    inner_steps: int
-    inner_lr: float
-    start_steps: int
-    tasks: int
-    steps: int
-    meta_batch: int
-    validation_tasks: int
-    test_tasks: int
+    seeds: Distinct[Seed]
+    iterations: Distinct[Natural]
+    proxes: Distinct[Positive]
+    ways: Distinct[Annotated[str, one_of(WAYS)]]
+    train_iterations: Distinct[Natural]
+    way_iterations: Count
+    channels: Count
+    inner_steps: Count
+    inner_lr: Positive
+    start_steps: Count
+    tasks: Count
+    steps: Count
+    meta_batch: Count
+    validation_tasks: Annotated[int, Ge(2)]
+    test_tasks: Annotated[int, Ge(2)]
     _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("way_iterations", "channels", "inner_steps", "start_steps", "tasks", "steps"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)}: expected at least 1")
-        for name, least in (("meta_batch", 1), ("validation_tasks", 2), ("test_tasks", 2)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name}={getattr(self, name)}: expected at least {least}")
-        for name in ("seeds", "iterations", "train_iterations"):
-            values = getattr(self, name)
-            if not values or min(values) < 0 or len(set(values)) < len(values):
-                raise UsageError(
-                    f"{name}={list(values)}: expected different whole numbers of at least 0"
-                )
         if self.way_iterations not in self.iterations:
             raise UsageError(
                 f"way_iterations={self.way_iterations}: expected one of iterations="
-                f"{list(self.iterations)}, whose gradients are compared"
+                f"{list(self.iterations)}, whose gradients are compared. Name one."
             )
-        if not self.proxes or min(self.proxes) <= 0 or not self.inner_lr > 0:
+        if "cg" not in self.ways:
             raise UsageError(
-                f"proxes={list(self.proxes)}, inner_lr={self.inner_lr}: expected numbers above 0"
-            )
-        if "cg" not in self.ways or not set(self.ways) <= set(WAYS):
-            raise UsageError(
-                f"ways={list(self.ways)}: expected 'cg' and any others of {', '.join(WAYS)}"
+                f"ways={list(self.ways)}: expected cg among them, whose 0 iterations are the "
+                "first-order gradient. Add cg."
             )
 
     def cells(self) -> list[Cell]:

@@ -90,6 +90,7 @@ class DEQStudy:
     """
 
     title: ClassVar[str] = "Deep equilibrium models beside their unrolled twins"
+    growing: ClassVar = ("seeds", "depths", "jacobian_weights", "sequence_depths")
 
     seeds: Some[Seed]
     width: Count

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from pydantic.dataclasses import dataclass
 
 from metalearn import config
-from metalearn.errors import check_known
+from metalearn.config.options import STRICT, Natural, Seed, Some, one_of, one_sentence
 from metalearn.studies.differences import report as differences_report
 from metalearn.studies.differences.changes import BASES, CHANGES, Change
 from metalearn.studies.frame import Cell, Row
@@ -19,8 +19,11 @@ from metalearn.studies.frame.table import Table
 from metalearn.studies.frame.trained import TrainedStudy
 from metalearn.training.protocol import EvaluationProtocol
 
+SUBJECTS = tuple(dict.fromkeys(change.subject for change in CHANGES if change.subject))
 
-@dataclass(frozen=True)
+
+@one_sentence
+@dataclass(frozen=True, config=STRICT)
 class DifferencesStudy(TrainedStudy):
     """Train each base, and each change of it.
 
@@ -32,18 +35,14 @@ class DifferencesStudy(TrainedStudy):
     """
 
     title: ClassVar[str] = "What decides iMAML's accuracy: one change at a time"
-    filled: ClassVar[Sequence[str]] = ("bases",)
+    growing: ClassVar = ("bases", "subjects", "seeds", "base_seeds")
 
-    bases: Sequence[str]
-    subjects: Sequence[str]
-    base_seeds: Sequence[int]
-    inner_steps: Sequence[int]
+    bases: Some[Annotated[str, one_of(BASES)]]
+    subjects: Sequence[Annotated[str, one_of(SUBJECTS)]]
+    base_seeds: Sequence[Seed]
+    inner_steps: Sequence[Natural]
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        known = {change.subject for change in CHANGES if change.subject}
-        check_known("bases", self.bases, BASES)
-        check_known("subjects", self.subjects, known)
         config.compose("train", self.run_words(self.cells()[0]))
 
     @property

@@ -60,6 +60,7 @@ class DistillStudy:
     """
 
     title: ClassVar[str] = "Data distillation: ten images for a training set"
+    growing: ClassVar = ("seeds", "methods")
 
     seeds: Some[Seed]
     dataset: str

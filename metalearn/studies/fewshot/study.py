@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
 from matplotlib.figure import Figure
+from pydantic.dataclasses import dataclass
 
 from metalearn import config
+from metalearn.config.options import STRICT, Natural, NonNegative, Some, one_sentence
 from metalearn.errors import UsageError, check_known
 from metalearn.studies.fewshot import figures as fewshot_figures
 from metalearn.studies.fewshot import report as fewshot_report
@@ -25,7 +26,8 @@ NAMED = re.compile(r"(\w+_\d+w\d+s)_(\w+)")
 """The name of an experiment: a setting's and a method's."""
 
 
-@dataclass(frozen=True)
+@one_sentence
+@dataclass(frozen=True, config=STRICT)
 class FewShotStudy(TrainedStudy):
     """Train `metalearn train experiment=SETTING_METHOD` for each setting and method.
 
@@ -39,15 +41,14 @@ class FewShotStudy(TrainedStudy):
     """
 
     title: ClassVar[str] = "Few-shot accuracy beside the published figures"
-    filled: ClassVar[Sequence[str]] = ("settings",)
+    growing: ClassVar = ("settings", "methods", "seeds")
 
-    settings: Sequence[str]
+    settings: Some[str]
     methods: Sequence[str]
-    train_minutes: float
-    inner_steps: Sequence[int]
+    train_minutes: NonNegative
+    inner_steps: Sequence[Natural]
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         known = _experiments()
         check_known("settings", self.settings, {setting for setting, _ in known})
         check_known("methods", self.methods, {method for _, method in known})

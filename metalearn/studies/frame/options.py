@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from metalearn.studies.frame.run import Publication
 
 PRESETS = ("quick", "full")
-NOT_ROWS = ("results", "name", "wandb", "measure")
+NOT_ROWS = ("results", "name", "wandb", "measure", "extend")
 """The options that have no effect on the rows."""
 
 
@@ -82,5 +82,6 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
         minutes=None if changed else minutes.get(chosen),
         wandb=options.wandb,
         measure=options.measure,
+        extend=options.extend,
     )
     return build(fields), publication, common

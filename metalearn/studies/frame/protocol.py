@@ -24,6 +24,9 @@ class Study(Protocol):
     A field that is added later has a default that means "as before". Rows that an interrupted study
     measured without the field are then kept.
 
+    `growing` names the options that are lists whose further values, at the end, only add cells: the
+    rows of the earlier cells stay right. A study may go without it; `extend=true` is then refused.
+
     The order of work is cells -> rows -> everything else. Everything that is published depends only
     on the rows, so that it can be made again without a measurement.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class RowFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._measured: list[dict[str, Any]] = []
+        self._published: list[dict[str, Any]] = []
         if path.exists():
             self._measured = [self._parse(line) for line in self._lines()]
 
@@ -52,7 +53,12 @@ class RowFile:
         return self._of(cell) is not None
 
     def _of(self, cell: Cell) -> dict[str, Any] | None:
-        return next((m for m in self._measured if m["cell"] == dict(cell)), None)
+        every = (*self._measured, *self._published)
+        return next((m for m in every if m["cell"] == dict(cell)), None)
+
+    def take(self, published: Iterable[tuple[Cell, Sequence[Row]]]) -> None:
+        """Take the rows of cells that are published already; the file does not hold them."""
+        self._published += [{"cell": dict(cell), "rows": rows} for cell, rows in published]
 
     def add(self, cell: Cell, rows: Sequence[Row], seconds: float) -> None:
         """Add the rows of a cell, and the time of their measurement, to the file.
@@ -82,5 +88,5 @@ class RowFile:
         return pd.DataFrame(flat, columns=list(columns))
 
     def seconds(self, cells: Sequence[Cell]) -> float:
-        """Return the total time in seconds of the measurements of `cells`, over all sessions."""
+        """Return the total time in seconds of the file's measurements of `cells`."""
         return sum(m["seconds"] for m in self._measured if any(m["cell"] == dict(c) for c in cells))

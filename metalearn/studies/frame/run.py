@@ -21,12 +21,13 @@ from metalearn.config.build import signature_defaults
 from metalearn.config.canonical import select_changed
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
 from metalearn.studies.frame.code import digest_code
+from metalearn.studies.frame.extend import read_extended, read_provenance
 from metalearn.studies.frame.findings import render_findings
 from metalearn.studies.frame.index import read_origins, write_index
 from metalearn.studies.frame.plot import svg
-from metalearn.studies.frame.protocol import Study
+from metalearn.studies.frame.protocol import Cell, Row, Study
 from metalearn.studies.frame.rows import RowFile
-from metalearn.system.files import locked, read_json, replace_text
+from metalearn.system.files import locked, replace_text
 from metalearn.system.provenance import provenance
 from metalearn.training.progress import RunProgress
 from metalearn.training.tracking import Tracker
@@ -44,6 +45,7 @@ class Publication:
         minutes: what it took when it was last run whole on 2 cores; None: not known.
         wandb: offline, online or disabled.
         measure: False takes the rows that are published already.
+        extend: measure only the cells that are not among the published rows.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Publication:
     minutes: float | None = None
     wandb: Any = "offline"
     measure: bool = True
+    extend: bool = False
 
 
 def run_study(study: Study, publication: Publication, device: torch.device) -> Path:
@@ -63,16 +66,21 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
     name made of the options and of the code that measures: the same command goes on from them,
     another starts its own.
 
+    With `extend` the published rows of the study's cells stay, as `read_extended` finds them. The
+    new provenance holds theirs as "extends".
+
     Without `measure` all but rows.csv is made anew from it; the provenance stays that of the rows,
     and names the code that made the rest.
 
     Raises:
         UsageError: a folder cannot be written or is in use by another process, a file that the
             study reads is damaged, the options ask for one measurement twice, or there are no
-            published rows to go by.
+            published rows to go by or to extend.
         ArithmeticError: a measurement met what is not finite, or has no derivative; those before it
             are kept.
     """
+    if publication.extend and not publication.measure:
+        raise UsageError("extend=true: expected measure=true, for new cells. Leave one out.")
     if not publication.measure:
         return _republish(study, publication, device)
     cells = list(study.cells())
@@ -83,11 +91,16 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
     folder, scratch = publication.results / publication.name, publication.scratch / publication.name
     read_origins(publication.results, but_for=folder)  # what the index will list
     origin = provenance(device)
+    published: list[tuple[Cell, list[Row]]] = []
+    if publication.extend:
+        published, origin["extends"] = read_extended(study, publication.options, folder)
     with _writing(folder, scratch):
         for path in (folder, scratch):
             path.mkdir(parents=True, exist_ok=True)
     with locked(folder), locked(scratch):
         file = RowFile(scratch / f"rows-{_key(study, publication.options, origin)}.jsonl")
+        begun = sum(cell in file for cell in cells)
+        file.take(published)
         left = [cell for cell in cells if cell not in file]
         done = len(cells) - len(left)
         if check := getattr(study, "check", None):
@@ -95,8 +108,10 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
         with RunProgress(len(cells), start=done, unit="measurement", every_s=5) as progress:
             about = f", about {publication.minutes:g} min on 2 cores" if publication.minutes else ""
             progress.say(f"{study.title}: {len(cells)} measurements{about}")
-            if done:
-                progress.say(f"going on from {done} of them, in {file.path}")
+            if published:
+                progress.say(f"{len(published)} of them are published, in {folder}/rows.csv")
+            if begun:
+                progress.say(f"going on from {begun} of them, in {file.path}")
             for i, cell in enumerate(left, start=done):
                 began = time.perf_counter()
                 with _ending(f"{i} of {len(cells)} measurements are finished"):
@@ -161,22 +176,9 @@ def _republish(study: Study, publication: Publication, device: torch.device) -> 
 
 
 def _remake(study: Study, publication: Publication, device: torch.device, folder: Path) -> Path:
+    origin = read_provenance(study, folder, "measure=false")
     try:
-        rows, origin = pd.read_csv(folder / "rows.csv"), read_json(folder / "provenance.json")
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"measure=false, and {folder} holds no rows and provenance to go by; leave it out"
-        ) from error
-    # The name of the class, wherever its module lay when the rows were measured.
-    options = origin.get("options") if isinstance(origin, dict) else None
-    target = options.get("_target_") if isinstance(options, dict) else None
-    made_by = str(target).rpartition(".")[2]
-    if made_by != type(study).__name__:
-        raise UsageError(
-            f"measure=false, and the rows in {folder} are of another study ({made_by}); name the "
-            "folder of this one"
-        )
-    try:
+        rows = pd.read_csv(folder / "rows.csv")
         if rows.empty:
             raise ValueError("no row")
         made = _report(study, rows)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import glob
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from pydantic.dataclasses import dataclass
 
 from metalearn import config
 from metalearn.config.canonical import canonicalise, select_changed
+from metalearn.config.options import STRICT, Count, NonNegative, one_sentence
 from metalearn.errors import TrainingStopped, UsageError
 from metalearn.system.files import damaged, read_json
 from metalearn.training import checkpoint
@@ -31,7 +33,8 @@ NOT_ITS_OWN = (
 """The options that a resumed run may change, or that do not affect its training."""
 
 
-@dataclass(frozen=True)
+@one_sentence
+@dataclass(frozen=True, config=STRICT)
 class Budget:
     """The end of a run.
 
@@ -40,16 +43,8 @@ class Budget:
         minutes: minutes of training. The run ends at the next validation. 0: no limit.
     """
 
-    steps: int
-    minutes: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UsageError(f"steps={self.steps}: expected at least 1 meta-step. Ask for more.")
-        if not self.minutes >= 0:
-            raise UsageError(
-                f"train_minutes={self.minutes}: expected at least 0 minutes. Give 0 for no limit."
-            )
+    steps: Count
+    minutes: NonNegative = 0.0
 
     def check(self, cfg: DictConfig) -> None:
         """Check that a run of this config can end by the budget.
@@ -65,7 +60,7 @@ class Budget:
             )
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class StudyRun:
     """A run of `metalearn train` in a folder of its own, found again by its config.
 
@@ -205,7 +200,7 @@ class StudyRun:
     def judged(self, protocol: EvaluationProtocol, device: torch.device) -> list[dict[str, Any]]:
         """Return the protocol's rows for the run's chosen meta-parameters (`kept`)."""
         return self.kept(
-            "held_out", asdict(protocol), lambda best: protocol.rows(best, str(device))
+            "held_out", dataclasses.asdict(protocol), lambda best: protocol.rows(best, str(device))
         )
 
     def kept(

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
+from pydantic.dataclasses import dataclass
 
-from metalearn.errors import UsageError
+from metalearn.config.options import STRICT, Count, Distinct, Seed, one_sentence
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.study_run import Budget, StudyRun
 from metalearn.training.protocol import EvaluationProtocol
 
 
-@dataclass(frozen=True)
+@one_sentence
+@dataclass(frozen=True, config=STRICT)
 class TrainedStudy:
     """A study whose cells are runs of `metalearn train`.
 
@@ -29,31 +32,13 @@ class TrainedStudy:
         runs: the folder of the runs.
     """
 
-    filled: ClassVar[Sequence[str]] = ()
-    """The further options that are lists with at least one value."""
-
-    seeds: Sequence[int]
-    steps: int
+    seeds: Distinct[Seed]
+    steps: Count
     overrides: Sequence[str]
-    validation_every: int
-    validation_tasks: int
-    test_tasks: int
+    validation_every: Count
+    validation_tasks: Annotated[int, Ge(2)]
+    test_tasks: Annotated[int, Ge(2)]
     runs: str
-
-    def __post_init__(self) -> None:
-        assert self.budget and self.protocol  # they check their options
-        names = [*self.filled, "seeds"]
-        for name in names:
-            if not getattr(self, name):
-                raise UsageError(
-                    f"{name}=[]: expected at least one of each of {', '.join(names)}. Name one."
-                )
-        if self.validation_every < 1 or self.validation_tasks < 2:
-            raise UsageError(
-                f"validation_every={self.validation_every}, "
-                f"validation_tasks={self.validation_tasks}: expected at least 1 and 2. Give larger "
-                "numbers."
-            )
 
     @property
     def budget(self) -> Budget:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass as plain_dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pandas as pd
 import torch
+from annotated_types import Ge, Le, Lt
 from matplotlib.figure import Figure
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from metalearn.config.options import STRICT, Count, Distinct, Seed, one_sentence
 from metalearn.errors import UsageError
 from metalearn.inner import GradientDescent, InnerSolver, NewtonCG
 from metalearn.linear_solve import CG, Dense
@@ -27,7 +30,7 @@ from metalearn.studies.gradient import report as gradient_report
 from metalearn.studies.gradient.problems import PROBLEMS, KnownProblem, relative_error
 
 
-@dataclass(frozen=True)
+@plain_dataclass(frozen=True)
 class Loop:
     """An inner loop with the best constants for curvatures from m to L.
 
@@ -84,7 +87,13 @@ METHODS: dict[str, Callable[[GradientDescent, int | None], MetaGradient]] = {
 NO_STEPS = GradientDescent(0, 1.0)
 
 
-@dataclass(frozen=True)
+Condition = Annotated[float, Ge(1.5), Le(1e5)]
+"""The condition numbers for which the problems can be made."""
+Several = Annotated[int, Ge(2)]
+
+
+@one_sentence
+@dataclass(frozen=True, config=STRICT)
 class GradientStudy:
     """The study and its options.
 
@@ -101,39 +110,17 @@ class GradientStudy:
     """
 
     title: ClassVar[str] = "The error of the meta-gradient against compute"
+    growing: ClassVar = ("conditions",)
 
-    seeds: Sequence[int]
-    size: int
-    conditions: Sequence[float]
-    reach: float
-    points: int
-    cg_iters: Sequence[int]
-    bias_condition: float
-    bias_steps: Sequence[int]
-    bias_cg_iters: int
-
-    def __post_init__(self) -> None:
-        for name, least in (("size", 2), ("points", 2), ("bias_cg_iters", 1)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name}={getattr(self, name)}: expected at least {least}")
-        for name, least in (("seeds", 0), ("cg_iters", 1), ("bias_steps", 1)):
-            values = getattr(self, name)
-            if not values or min(values) < least or len(set(values)) < len(values):
-                raise UsageError(
-                    f"{name}={list(values)}: expected different numbers of at least {least}"
-                )
-        for name, kappas in (
-            ("conditions", self.conditions),
-            ("bias_condition", [self.bias_condition]),
-        ):
-            distinct = kappas and len(set(kappas)) == len(kappas)
-            if not distinct or not all(1.5 <= kappa <= 1e5 for kappa in kappas):
-                raise UsageError(
-                    f"{name}={getattr(self, name)}: expected condition numbers from 1.5 to 100000, "
-                    "no two equal"
-                )
-        if not 1e-12 <= self.reach < 1:
-            raise UsageError(f"reach={self.reach}: expected a factor from 1e-12 to below 1")
+    seeds: Distinct[Seed]
+    size: Several
+    conditions: Distinct[Condition]
+    reach: Annotated[float, Ge(1e-12), Lt(1)]
+    points: Several
+    cg_iters: Distinct[Count]
+    bias_condition: Condition
+    bias_steps: Distinct[Count]
+    bias_cg_iters: Count
 
     def cells(self) -> list[Cell]:
         found: list[Cell] = [

@@ -91,6 +91,7 @@ class HPOStudy:
     """
 
     title: ClassVar[str] = "Hyper-parameters by implicit gradients, unrolling and grid search"
+    growing: ClassVar = ("problems", "methods", "seeds", "splits")
 
     problems: Some[Annotated[str, one_of((*PENALTIES, *NETWORKS))]]
     methods: Some[Annotated[str, one_of(METHODS)]]

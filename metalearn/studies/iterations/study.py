@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from pydantic.dataclasses import dataclass
 
 from metalearn import config
-from metalearn.errors import UsageError, check_known
+from metalearn.config.options import STRICT, Count, Natural, Some, one_of, one_sentence
+from metalearn.errors import UsageError
 from metalearn.studies.cg.report import CURVATURES
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.study_run import StudyRun
@@ -25,7 +25,8 @@ from metalearn.training import checkpoint
 from metalearn.training.experiment import Experiment
 
 
-@dataclass(frozen=True)
+@one_sentence
+@dataclass(frozen=True, config=STRICT)
 class IterationsStudy(TrainedStudy):
     """Train iMAML with each number of CG iterations and each curvature.
 
@@ -38,23 +39,14 @@ class IterationsStudy(TrainedStudy):
     """
 
     title: ClassVar[str] = "CG iterations of trained iMAML: accuracy, meta-gradient error and time"
-    filled: ClassVar[Sequence[str]] = ("iterations", "curvatures")
+    growing: ClassVar = ("seeds", "iterations", "curvatures")
 
     experiment: str
-    iterations: Sequence[int]
-    curvatures: Sequence[str]
-    error_tasks: int
+    iterations: Some[Natural]
+    curvatures: Some[Annotated[str, one_of(CURVATURES)]]
+    error_tasks: Count
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.iterations) < 0:
-            raise UsageError(
-                f"iterations={list(self.iterations)}: expected whole numbers of at least 0. "
-                "Leave the others out."
-            )
-        if self.error_tasks < 1:
-            raise UsageError(f"error_tasks={self.error_tasks}: expected at least 1. Ask for more.")
-        check_known("curvatures", self.curvatures, CURVATURES)
         for cell in self.cells()[:2]:
             composed = config.compose("train", self.run_words(cell))
             if composed.problem.get("adapt") != "all":

@@ -60,6 +60,7 @@ class MemoryStudy:
     """
 
     title: ClassVar[str] = "Memory and time of a meta-gradient against inner steps"
+    growing: ClassVar = ("parts", "steps", "long_steps", "second_steps", "batch_steps")
 
     parts: Distinct[Annotated[str, one_of(PARTS)]]
     network: Annotated[str, one_of(NETWORKS)]

@@ -57,6 +57,7 @@ class NASStudy:
     """
 
     title: ClassVar[str] = "Architecture search by gradients, beside architectures chosen at random"
+    growing: ClassVar = ("seeds", "methods")
 
     seeds: Some[Seed]
     dataset: str

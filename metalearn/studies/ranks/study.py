@@ -58,6 +58,7 @@ class RanksStudy:
     """
 
     title: ClassVar[str] = "Training shared out over processes"
+    growing: ClassVar = ("methods",)
 
     ranks: Distinct[Count]
     methods: Some[str]

@@ -66,6 +66,7 @@ class SoakStudy:
     """
 
     title: ClassVar[str] = "Soak: memory and file handles of a long training"
+    growing: ClassVar = ("runs",)
 
     runs: Some[Annotated[str, one_of(RUNS)]]
     steps: int

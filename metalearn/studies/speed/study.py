@@ -5,14 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar
 
 import pandas as pd
 import torch
+from annotated_types import Ge
 from matplotlib.figure import Figure
+from pydantic import AfterValidator
+from pydantic.dataclasses import dataclass
 
-from metalearn.errors import UsageError
+from metalearn.config.options import STRICT, Count, NonNegative, Some, one_of, one_sentence
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.table import Table
 from metalearn.studies.frame.timing import Times, clocked, rounds, spread
@@ -47,7 +50,17 @@ SINGLES = 4
 """The most tasks that a point takes one by one. Its time is scaled to all tasks."""
 
 
-@dataclass(frozen=True)
+Rounds = Annotated[int, Ge(2)]
+
+
+def _check_overhead(steps: int) -> int:
+    if steps and steps < 2 * SKIPPED:
+        raise ValueError(f"0, or at least {2 * SKIPPED}")
+    return steps
+
+
+@one_sentence
+@dataclass(frozen=True, config=STRICT)
 class SpeedStudy:
     """The time of one meta-gradient of each competitor on each workload.
 
@@ -68,46 +81,21 @@ class SpeedStudy:
     """
 
     title: ClassVar[str] = "Speed of meta-gradients"
+    growing: ClassVar = ("workloads", "tasks", "ways", "inner_steps", "cg_iterations", "widths")
 
-    workloads: Sequence[str]
-    rounds: int
-    timing_s: float
+    workloads: Some[Annotated[str, one_of(WORKLOADS)]]
+    rounds: Rounds
+    timing_s: NonNegative
     differing: bool
-    tasks: Sequence[int]
-    ways: Sequence[int]
-    inner_steps: Sequence[int]
-    cg_iterations: Sequence[int]
-    widths: Sequence[int]
-    curve_rounds: int
-    overhead_steps: int
-    keep_memory: str
-    copies: int
-
-    def __post_init__(self) -> None:
-        if not self.workloads or not set(self.workloads) <= set(WORKLOADS):
-            raise UsageError(
-                f"workloads={list(self.workloads)}: expected any of {', '.join(WORKLOADS)}"
-            )
-        for name in AXES:
-            values = getattr(self, name)
-            if values and min(values) < 1:
-                raise UsageError(f"{name}={list(values)}: expected numbers of at least 1")
-        if self.rounds < 2 or self.curve_rounds < 2 or not self.timing_s >= 0:
-            raise UsageError(
-                f"rounds={self.rounds}, curve_rounds={self.curve_rounds}, "
-                f"timing_s={self.timing_s}: expected at least 2, 2 and 0"
-            )
-
-        if self.copies < 1:
-            raise UsageError(f"copies={self.copies}: expected a number of at least 1")
-        if self.keep_memory not in KEEPERS:
-            raise UsageError(
-                f"keep_memory={self.keep_memory}: expected one of {', '.join(KEEPERS)}"
-            )
-        if self.overhead_steps and self.overhead_steps < 2 * SKIPPED:
-            raise UsageError(
-                f"overhead_steps={self.overhead_steps}: expected 0, or at least {2 * SKIPPED}"
-            )
+    tasks: Sequence[Count]
+    ways: Sequence[Count]
+    inner_steps: Sequence[Count]
+    cg_iterations: Sequence[Count]
+    widths: Sequence[Count]
+    curve_rounds: Rounds
+    overhead_steps: Annotated[int, AfterValidator(_check_overhead)]
+    keep_memory: Annotated[str, one_of(KEEPERS)]
+    copies: Count
 
     def cells(self) -> list[Cell]:
         found: list[Cell] = [{"part": "workload", "workload": name} for name in self.workloads]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from pydantic.dataclasses import dataclass
 
 from metalearn import config
-from metalearn.errors import UsageError, check_known
+from metalearn.config.options import STRICT, Count, Some, one_of, one_sentence
+from metalearn.errors import UsageError
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.study_run import Budget
 from metalearn.studies.frame.table import Table
@@ -31,7 +31,8 @@ WINDOWS = 100
 """The number of equal stretches of meta-steps, over each of which a curve is averaged."""
 
 
-@dataclass(frozen=True)
+@one_sentence
+@dataclass(frozen=True, config=STRICT)
 class StabilityStudy(TrainedStudy):
     """Train iMAML as published, and with only the inner solver made stable.
 
@@ -43,19 +44,17 @@ class StabilityStudy(TrainedStudy):
     """
 
     title: ClassVar[str] = "iMAML's collapse: the inner loop's edge of stability"
-    filled: ClassVar[Sequence[str]] = ("solvers",)
+    growing: ClassVar = ("seeds", "solvers")
 
     experiment: str
-    solvers: Sequence[str]
-    fixed_rate_steps: int
+    solvers: Some[Annotated[str, one_of(SOLVERS)]]
+    fixed_rate_steps: Count
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_known("solvers", self.solvers, SOLVERS)
-        if not 1 <= self.fixed_rate_steps <= self.steps:
+        if self.fixed_rate_steps > self.steps:
             raise UsageError(
-                f"fixed_rate_steps={self.fixed_rate_steps}: expected a number from 1 to "
-                f"steps={self.steps}. Give one."
+                f"fixed_rate_steps={self.fixed_rate_steps}: expected at most steps={self.steps}. "
+                "Give a smaller number."
             )
         config.compose("train", self.run_words(self.cells()[0]))
 
