@@ -6,8 +6,8 @@ from metalearn.errors import MissingPackage
 
 EXTRAS = {
     "train": (
-        *("fontTools", "higher", "hydra", "matplotlib", "omegaconf", "PIL", "rich", "scipy"),
-        *("sklearn", "wandb"),
+        *("cycler", "fontTools", "higher", "hydra", "matplotlib", "omegaconf", "PIL", "rich"),
+        *("scipy", "sklearn", "wandb"),
     ),
     "studies": ("annotated_types", "jinja2", "markupsafe", "pandas", "pydantic"),
     "all": ("torchvision",),
