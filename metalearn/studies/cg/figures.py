@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pandas as pd
 from matplotlib.figure import Figure
 
-from metalearn.studies.cg.report import CURVATURES, NAMES
+from metalearn.studies.cg.report import CURVATURES
 from metalearn.studies.cg.rows import (
+    NAMES,
     final_rows,
     first_prox,
+    name_of,
     part_of,
     sweep_of,
     swept_ways,
@@ -72,12 +76,14 @@ def _accuracy_figure(rows: pd.DataFrame) -> Figure:
 def _cost_figure(rows: pd.DataFrame) -> Figure:
     gradient, prox = part_of(rows, "gradient"), first_prox(rows)
     chosen = gradient[(gradient.point == "minimum") & (gradient.prox == prox)]
-    medians = chosen.groupby(["way", "iterations"], sort=False)[["error", "gradient_s"]].median()
+    groups = chosen.groupby(["way", "iterations"], sort=False, dropna=False)
+    medians = groups[["error", "gradient_s"]].median()
     figure, (axes,) = canvas(width=6.4, height=4)
-    for colour, way in zip((*COLOURS, "#777777"), chosen.way.unique(), strict=False):
+    colours = itertools.cycle((*COLOURS, "#777777"))
+    for colour, way in zip(colours, chosen.way.unique(), strict=False):
         part = medians.loc[way]
-        part = part[part.index > 0]
-        axes.plot(1e3 * part.gradient_s, part.error, "o-", color=colour, label=NAMES[way])
+        part = part[part.index != 0]  # a further meta-gradient has no number
+        axes.plot(1e3 * part.gradient_s, part.error, "o-", color=colour, label=name_of(way))
     first = chosen[chosen.iterations == 0]
     if not first.empty:
         at = ([1e3 * first.gradient_s.median()], [first.error.median()])

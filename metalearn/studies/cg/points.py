@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metalearn.inner import GradientDescent, NewtonCG
 from metalearn.linear_solve import CG, Status
-from metalearn.metagrad import Implicit
+from metalearn.metagrad import MetaGradient, Unrolled
 from metalearn.problem import BilevelProblem, FewShot, Meta, Params
 from metalearn.studies.cg.systems import Systems
 from metalearn.studies.frame import Row
@@ -162,39 +162,46 @@ def solved(
     return rows
 
 
-def compared(points: Points, place: EvaluationPoint, metagrad: Implicit) -> Row:
+def compared(points: Points, place: EvaluationPoint, metagrad: MetaGradient) -> Row:
     """Compare a meta-gradient in training's float32 with two exact meta-gradients.
 
     `error` refers to the exact solution of the same system, `true_error` to the exact meta-gradient
     at the inner minimum. Both are equal at "minimum", where the system is definite. No inner step
-    is taken there, so that the time is the time of the solve.
+    is taken there, so that the time is the time of the solve. A meta-gradient that estimates the
+    derivative of the inner steps has no use there; at "adapted", `error` refers to that derivative.
     """
     problem, meta = points.problem, points.experiment.meta
     chosen = points.known or list(range(len(points.task)))
     task = TaskBatch(*(getattr(points.task, f.name)[chosen] for f in fields(TaskBatch)))
-    solver_state = (
-        metagrad(problem, meta, points.earlier).solver_state if metagrad.warm_start else {}
-    )
+    warm = getattr(metagrad, "warm_start", False)
+    solver_state = metagrad(problem, meta, points.earlier).solver_state if warm else {}
+    references = {
+        name: problem.prox * x[chosen].mean(0)
+        for name, x in (("", getattr(points, place)), ("true_", points.minimum))
+    }
+    if metagrad.estimates == "unrolled":
+        steps = Unrolled(metagrad.inner, backend="batched")
+        exact = steps(problem, to_double(meta), task.to(torch.float64)).grads
+        references[""] = torch.cat([g.flatten() for g in leaves_of(exact)])
     start: Any = problem
+    whole: Any = metagrad
     if place == "minimum":
         at = {name: p[chosen].float() for name, p in points.places[place].items()}
-        start, metagrad = BegunAt(problem, at), replace(metagrad, inner=GradientDescent(0, 1.0))
+        start, whole = BegunAt(problem, at), replace(whole, inner=GradientDescent(0, 1.0))
     products = [0]
-    if metagrad.linear_solver is not None:
-        counted = replace(metagrad, linear_solver=CountedSolver(metagrad.linear_solver, products))
-        result = counted(start, meta, task, **solver_state)
-    else:
-        result = metagrad(start, meta, task)
+    solver = getattr(whole, "linear_solver", None)
+    counted = whole
+    if solver is not None:
+        counted = replace(whole, linear_solver=CountedSolver(solver, products))
+    result = counted(start, meta, task, **solver_state)
     found = torch.cat([g.flatten() for g in result.grads.values()]).double()
     row: dict[str, Any] = {"point": place, "tasks": len(points.known), "products": products[0]}
-    row["gradient_s"] = seconds(lambda: metagrad(start, meta, task, **solver_state), rounds=3)[0]
-    for name, x in (("", getattr(points, place)), ("true_", points.minimum)):
-        exact = problem.prox * x[chosen].mean(0)
+    row["gradient_s"] = seconds(lambda: whole(start, meta, task, **solver_state), rounds=3)[0]
+    for name, exact in references.items():
         row[f"{name}error"] = _plain((found - exact).norm() / exact.norm())
         row[f"{name}angle"] = _plain(angle(found, exact))
     certificate = result.certificate
-    assert certificate is not None
-    if certificate.relative_residual is not None and certificate.status is not None:
+    if certificate and certificate.relative_residual is not None and certificate.status is not None:
         row["residual"] = float(certificate.relative_residual.mean())
         stopped = certificate.status == Status.NEGATIVE_CURVATURE
         row["negative_curvature"] = float(stopped.double().mean())

@@ -12,6 +12,7 @@ from metalearn.studies.cg.rows import (
     common_number,
     final_rows,
     first_prox,
+    name_of,
     part_of,
     sweep_of,
     swept_ways,
@@ -24,16 +25,6 @@ from metalearn.studies.frame.table import Cell, Table
 from metalearn.system.memory import format_bytes
 from metalearn.training.estimate import Estimate
 
-NAMES = {
-    "cg": "CG",
-    "gauss_newton": "CG, Gauss-Newton",
-    "damped": "CG, damped",
-    "neumann": "Neumann",
-    "nystrom": "Nyström",
-    "nystrom_cg": "CG, Nyström",
-    "jacobi_cg": "CG, Jacobi",
-    "warm_cg": "CG, warm start",
-}
 CURVATURES = {"hessian": "Hessian", "gauss_newton": "Gauss-Newton"}
 PLACES = {"adapted": "after the inner steps", "minimum": "at the inner minimum"}
 
@@ -65,7 +56,7 @@ def _titled(part: pd.DataFrame) -> pd.DataFrame:
     """Return the rows with the words and the percentages that tables show."""
     pairs = zip(part.way, part.iterations, strict=True)
     return part.assign(
-        method=[NAMES.get(way, "") if number else "first-order" for way, number in pairs],
+        method=[name_of(way) if number else "first-order" for way, number in pairs],
         where=part.point.map(PLACES),
         matrix=part.curvature.map(CURVATURES),
         percent=100 * part.test_accuracy,
@@ -75,7 +66,8 @@ def _titled(part: pd.DataFrame) -> pd.DataFrame:
 
 def _choice(rows: pd.DataFrame) -> Table:
     number, prox = common_number(rows), first_prox(rows)
-    part = rows[rows.iterations.isin((0, number)) & ((rows.prox == prox) | (rows.part == "cost"))]
+    shown = rows.iterations.isin((0, number)) | rows.iterations.isna()
+    part = rows[shown & ((rows.prox == prox) | (rows.part == "cost"))]
     part = _titled(part[part.way.notna()])
     part = part.assign(ms=1e3 * part_of(part, "cost").gradient_s)
     at_minimum, adapted = ["error", "angle", "products"], ["true_error", "true_angle"]
@@ -173,7 +165,7 @@ def facts(rows: pd.DataFrame) -> dict[str, Any]:
     last = task[task.iterations == task.iterations.max()]
     missed = certified[certified.definite & ~certified.holds]
     return {
-        "methods": NAMES,
+        "methods": {way: name_of(way) for way in rows.way.dropna().unique()},
         "curvatures": CURVATURES,
         "places": PLACES,
         "systems": systems.ngroups,
@@ -291,7 +283,8 @@ def _nearest(rows: pd.DataFrame) -> dict[str, Any] | None:
     """Rank the methods by their median error at the inner minimum."""
     number, prox = common_number(rows), first_prox(rows)
     part = part_of(rows, "gradient")
-    part = part[(part.prox == prox) & (part.iterations == number) & (part.point == "minimum")]
+    numbers = (part.iterations == number) | part.iterations.isna()
+    part = part[(part.prox == prox) & numbers & (part.point == "minimum")]
     errors = part.groupby("way").error.median().dropna().sort_values()
     ranked = [{"way": way, "error": error} for way, error in errors.items()]
     return {"number": number, "prox": prox, "ranked": ranked} if ranked else None

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
+NAMES = {
+    "cg": "CG",
+    "gauss_newton": "CG, Gauss-Newton",
+    "damped": "CG, damped",
+    "neumann": "Neumann",
+    "nystrom": "Nyström",
+    "nystrom_cg": "CG, Nyström",
+    "jacobi_cg": "CG, Jacobi",
+    "warm_cg": "CG, warm start",
+}
 SWEPT = ("cg", "gauss_newton")
 """The methods trained with every number of iterations; the study trains others with one number."""
+
+
+def name_of(way: Any) -> str:
+    """Return a method's name in tables and figures; a further meta-gradient's is its own."""
+    return "" if pd.isna(way) else NAMES.get(way, str(way))
 
 
 def part_of(rows: pd.DataFrame, name: str) -> pd.DataFrame:

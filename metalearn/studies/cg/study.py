@@ -30,13 +30,14 @@ from metalearn.config.options import (
     one_sentence,
 )
 from metalearn.errors import TrainingStopped, UsageError
-from metalearn.metagrad import Implicit
+from metalearn.metagrad import MetaGradient
 from metalearn.metagrad.by_iterations import WAYS
 from metalearn.studies.cg import figures as cg_figures
 from metalearn.studies.cg import report as cg_report
 from metalearn.studies.cg.points import EvaluationPoint, Points, compared, solved
 from metalearn.studies.cg.rows import SWEPT
 from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.metagrads import check_metagrads, named_metagrad
 from metalearn.studies.frame.table import Table
 from metalearn.studies.frame.timing import seconds
 from metalearn.system.memory import peak_bytes
@@ -52,6 +53,16 @@ PLACES: Sequence[tuple[Any, Any]] = (
     ("minimum", "gauss_newton"),
 )
 """The points and curvatures of the systems that are solved task by task."""
+PLACES_OF: dict[Any, tuple[EvaluationPoint, ...]] = {
+    "implicit": ("adapted", "minimum"),
+    "unrolled": ("adapted",),
+}
+"""The points where a further meta-gradient is compared, by the gradient that it estimates."""
+
+
+def _further(name: str) -> Cell:
+    """Return the part of a cell that names a further meta-gradient, whose solve has no number."""
+    return {"way": name, "iterations": None}
 
 
 @one_sentence
@@ -74,10 +85,12 @@ class CGStudy:
         tasks: the number of tasks whose gradients are compared.
         steps, meta_batch: the meta-steps of a training, and the tasks of each.
         validation_tasks, test_tasks: the tasks that measure accuracy during and after a training.
+        metagrads: further meta-gradients (`named_metagrad`), with the study's inner loop. Their
+            gradients and costs are measured, without a training.
     """
 
     title: ClassVar[str] = "CG iterations of the implicit meta-gradient"
-    growing: ClassVar = ("seeds", "proxes", "train_iterations")
+    growing: ClassVar = ("seeds", "proxes", "train_iterations", "metagrads")
 
     seeds: Distinct[Seed]
     iterations: Distinct[Natural]
@@ -94,9 +107,11 @@ class CGStudy:
     meta_batch: Count
     validation_tasks: Annotated[int, Ge(2)]
     test_tasks: Annotated[int, Ge(2)]
+    metagrads: Sequence[str] = ()
     _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_metagrads(self.metagrads, WAYS)
         if self.way_iterations not in self.iterations:
             raise UsageError(
                 f"way_iterations={self.way_iterations}: expected one of iterations="
@@ -113,8 +128,10 @@ class CGStudy:
         found: list[Cell] = []
         for at in points:
             found += [{"part": "task", **at}, {"part": "gradient", **at}]
+            found += [{"part": "gradient", **at, **_further(name)} for name in self.metagrads]
         for way in self.ways:
             found += [{"part": "cost", "way": way, "iterations": n} for n in self._numbers(way)]
+        found += [{"part": "cost", **_further(name)} for name in self.metagrads]
         for seed in self.seeds:
             for prox in self.proxes:
                 for way in self.ways:
@@ -190,6 +207,11 @@ class CGStudy:
         points = self._points(cell["seed"], cell["prox"])
         rows: list[Row] = []
         place: EvaluationPoint
+        if "way" in cell:
+            metagrad = self._metagrad(cell["way"], 0, cell["prox"])
+            # At the minimum no step is taken, of which there is no derivative.
+            places = PLACES_OF[metagrad.estimates]
+            return [compared(points, place, metagrad) for place in places]
         for way in self.ways:
             for n in self._numbers(way):
                 metagrad = self._metagrad(way, n, cell["prox"])
@@ -200,9 +222,11 @@ class CGStudy:
     def _numbers(self, way: str) -> list[int]:
         return [n for n in self.iterations if n or way == "cg"]
 
-    def _metagrad(self, way: str, iterations: int, prox: float) -> Implicit:
+    def _metagrad(self, way: str, iterations: int, prox: float) -> MetaGradient:
+        if way in self.metagrads:
+            return named_metagrad(way, self._metagrad("cg", 0, prox).inner)
         words = self.words(way, iterations, prox, self.seeds[0])
-        metagrad: Implicit = build(config.compose("train", words).metagrad)
+        metagrad: MetaGradient = build(config.compose("train", words).metagrad)
         return metagrad
 
     def _cost(self, cell: Any) -> list[Row]:

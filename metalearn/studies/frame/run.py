@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from metalearn.studies.frame.code import digest_code
 from metalearn.studies.frame.extend import read_extended, read_provenance
 from metalearn.studies.frame.findings import render_findings
 from metalearn.studies.frame.index import read_origins, write_index
+from metalearn.studies.frame.metagrads import read_config
 from metalearn.studies.frame.plot import svg
 from metalearn.studies.frame.protocol import Cell, Row, Study
 from metalearn.studies.frame.rows import RowFile
@@ -207,6 +209,10 @@ def _key(study: Study, options: dict[str, Any], origin: dict[str, Any]) -> str:
     changed = select_changed(options, defaults)
     where = [origin["versions"], origin["machine"], torch.get_num_threads()]
     content = [changed, where, digest_code(Path(inspect.getfile(type(study))))]
+    imported = options.get("import") or []
+    for name in [imported] if isinstance(imported, str) else imported:
+        content.append(digest_code(Path(inspect.getfile(sys.modules[name]))))
+    content += [read_config(name) for name in options.get("metagrads") or []]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 

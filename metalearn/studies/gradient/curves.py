@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,8 +50,17 @@ class Setting:
     def loop_rate(self) -> float:
         return float(self.rows.loop_rate.iloc[0])
 
+    @property
+    def methods(self) -> list[str]:
+        return [str(method) for method in self.rows.method.unique()]
+
     def rate(self, method: str) -> float:
-        """Return the factor by which an evaluation multiplies the error in theory.
+        """Return the factor by which an evaluation multiplies the error, for one of `rates`."""
+        return self.rates[method]
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The factor by which an evaluation multiplies the error in theory, by method.
 
         A step costs a gradient, and a product if it is back-propagated through:
 
@@ -61,7 +71,7 @@ class Setting:
         """
         q, r = math.log(self.loop_rate), math.log(self.rows.cg_rate.iloc[0])
         exponents = {"unrolled": q / 2, "truncated": q / 5, "implicit": q * r / (q + r)}
-        return math.exp(exponents[method])
+        return {method: math.exp(exponent) for method, exponent in exponents.items()}
 
     @property
     def power(self) -> float:
@@ -146,3 +156,24 @@ def bias(rows: pd.DataFrame) -> pd.DataFrame:
 
     part["way"] = part.apply(name, axis=1)
     return part
+
+
+def further(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Compare each further meta-gradient with the gradient that it estimates, problem by problem.
+
+    `errors` are those of the inner loops of bias, in the order of `steps`.
+    """
+    if "estimates" not in rows:
+        return []
+    part = rows[rows.estimates.notna()]
+    found = []
+    for (method, problem), group in part.groupby(["method", "problem"], sort=False):
+        group = group.sort_values("steps")
+        estimates = group.estimates.iloc[0]
+        errors = group.error if estimates == "implicit" else group.error_of_steps
+        found.append(
+            {"method": method, "problem": problem, "estimates": estimates}
+            | {"condition": float(group.condition.iloc[0])}
+            | {"steps": group.steps.tolist(), "errors": errors.tolist()}
+        )
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import matplotlib as mpl
@@ -32,12 +33,15 @@ def _compute(found: list[Setting]) -> Figure:
     """Draw the error against the least number of evaluations that reaches it."""
     figure, panels = canvas(len(found))
     for axes, setting in zip(panels, found, strict=True):
-        for method in ("unrolled", "implicit", "truncated"):
+        for method in dict.fromkeys(("unrolled", "implicit", "truncated", *setting.methods)):
             errors = np.geomspace(1, LEAST, 60)
             costs = np.array([setting.reach(method, error).cost for error in errors])
             drawn = np.isfinite(costs)
+            if not drawn.any():
+                continue
             (line,) = axes.plot(costs[drawn], errors[drawn], label=method)
-            _slope(axes, setting, method, str(line.get_color()))
+            if method in setting.rates:
+                _slope(axes, setting, method, str(line.get_color()))
         axes.set_title(f"condition number {setting.condition:g}")
         axes.set_xlabel("inner gradients + Hessian products")
         axes.set_xlim(left=0)
@@ -100,7 +104,7 @@ def _bias(rows: pd.DataFrame) -> Figure:
     figure, panels = canvas(2)
     # The methods of the other figures come first, for the same colours.
     ways = ["unrolled", "implicit, exact solve", "truncated", *part.way.unique()]
-    colours = dict(zip(dict.fromkeys(ways), COLOURS, strict=False))
+    colours = dict(zip(dict.fromkeys(ways), itertools.cycle(COLOURS), strict=False))
     for axes, column, what in (
         (panels[0], "error", "from the gradient of the converged problem"),
         (panels[1], "error_of_steps", "from the gradient of the K steps"),

@@ -18,6 +18,7 @@ from metalearn.studies.gradient.curves import (
     Setting,
     bias,
     equals,
+    further,
     settings,
     steps_a_digit,
 )
@@ -27,7 +28,7 @@ SETTING: dict[str, Format | None] = {"problem": None, "inner loop": None, "condi
 
 def tables(rows: pd.DataFrame) -> dict[str, Table]:
     found = settings(rows)
-    return {
+    tables = {
         "Evaluations (gradients + Hessian products) that reach an error; K steps, C CG iterations "
         f"and seconds to {SHARP:g}": _costs(found),
         f"At equal cost: unrolled where the implicit gradient reaches {SHARP:g}": _equal(found),
@@ -37,6 +38,25 @@ def tables(rows: pd.DataFrame) -> dict[str, Table]:
             _bias(rows)
         ),
     }
+    if compared := further(rows):
+        tables["Further meta-gradients: error against the gradient that each estimates"] = _further(
+            compared
+        )
+    return tables
+
+
+def _further(compared: list[dict[str, Any]]) -> Table:
+    columns: dict[str, Format | None] = {"method": None, "estimates": None, "problem": None}
+    columns |= {"condition": "g", "K": ".0f", "error": ".1e"}
+    return make_table(
+        columns,
+        (
+            {**{name: at[name] for name in ("method", "estimates", "problem", "condition")}}
+            | {"K": steps, "error": error}
+            for at in compared
+            for steps, error in zip(at["steps"], at["errors"], strict=True)
+        ),
+    )
 
 
 def _name(setting: Setting) -> list[Any]:
@@ -64,8 +84,8 @@ def _costs(found: list[Setting]) -> Table:
     targets = {f"to {target:g}": _or_dash(".0f") for target in TARGETS}
     shown = []
     for setting in found:
-        for method in setting.rows.method.unique():
-            title = "truncated, last quarter" if method == "truncated" else str(method)
+        for method in setting.methods:
+            title = "truncated, last quarter" if method == "truncated" else method
             costs = [setting.reach(method, target).cost for target in TARGETS]
             seconds = setting.reach(method, SHARP, "seconds").cost
             end = _lengths(setting.reach(method, SHARP))
@@ -154,6 +174,7 @@ def facts(rows: pd.DataFrame) -> dict[str, Any]:
         "digits": [ratio for ratio in digits if math.isfinite(ratio)],
         "curves": len(digits),
         "products": _few_products(rows),
+        "further": further(rows),
         "unrolled": short[short.way == "unrolled"],
         "implicit": short[short.way == "implicit, exact solve"],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass as plain_dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar
@@ -23,6 +23,7 @@ from metalearn.linear_solve import CG, Dense
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
 from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.metagrads import check_metagrads, named_metagrad
 from metalearn.studies.frame.oracle_calls import OracleCalls, spent
 from metalearn.studies.frame.table import Table
 from metalearn.studies.gradient import figures as gradient_figures
@@ -84,6 +85,12 @@ METHODS: dict[str, Callable[[GradientDescent, int | None], MetaGradient]] = {
 }
 """The methods by name. The second argument is the number of iterations of the implicit solve."""
 
+
+def make(name: str, inner: GradientDescent, iterations: int | None) -> MetaGradient:
+    """Return one of `METHODS`, or the further meta-gradient of that name."""
+    return METHODS[name](inner, iterations) if name in METHODS else named_metagrad(name, inner)
+
+
 NO_STEPS = GradientDescent(0, 1.0)
 
 
@@ -107,10 +114,11 @@ class GradientStudy:
         bias_condition: the condition number at which bias is measured.
         bias_steps: the lengths of the inner loop there, too short for it to converge.
         bias_cg_iters: the CG iterations of the implicit gradient there.
+        metagrads: further meta-gradients (`named_metagrad`), with the study's inner loops.
     """
 
     title: ClassVar[str] = "The error of the meta-gradient against compute"
-    growing: ClassVar = ("conditions",)
+    growing: ClassVar = ("conditions", "metagrads")
 
     seeds: Distinct[Seed]
     size: Several
@@ -121,6 +129,10 @@ class GradientStudy:
     bias_condition: Condition
     bias_steps: Distinct[Count]
     bias_cg_iters: Count
+    metagrads: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        check_metagrads(self.metagrads, METHODS)
 
     def cells(self) -> list[Cell]:
         found: list[Cell] = [
@@ -128,14 +140,14 @@ class GradientStudy:
             for problem in PROBLEMS
             for condition in self.conditions
             for inner in LOOPS
-            for method in ("unrolled", "truncated", "implicit")
+            for method in ("unrolled", "truncated", "implicit", *self.metagrads)
         ]
         for problem in PROBLEMS:
             for condition in self.conditions:
                 for method in ("truncated", "implicit"):
                     found.append(_cell("products", problem, condition, method))
         for problem in PROBLEMS:
-            for method in METHODS:
+            for method in (*METHODS, *self.metagrads):
                 found.append(_cell("bias", problem, self.bias_condition, method))
         return found
 
@@ -165,7 +177,7 @@ class GradientStudy:
                 ways = {c: METHODS["implicit"](NO_STEPS, c) for c in self.cg_iters}
             else:
                 begun, before = problem, OracleCalls(0, 0, 0.0)
-                ways = {None: METHODS[at["method"]](inner, None)}
+                ways = {None: make(at["method"], inner, None)}
             for count, metagrad in ways.items():
                 grads, cost = spent(begun, partial(_each, metagrad=metagrad, known=problem))
                 cost += before
@@ -214,7 +226,8 @@ class GradientStudy:
         """Measure two errors of short inner loops.
 
         `error` refers to the gradient of the converged problem. `error_of_steps` refers to the
-        gradient of the K steps, as the library `higher` differentiates them.
+        gradient of the K steps, as the library `higher` differentiates them. A further
+        meta-gradient `estimates` one of the two.
         """
         counts = [self.bias_cg_iters, None] if at["method"] == "implicit" else [None]
         rows: list[Row] = []
@@ -222,13 +235,16 @@ class GradientStudy:
             inner = LOOPS["gradient descent"].of(*problem.curvature, steps)
             of_steps = _each(problem, Unrolled(inner, backend="higher"), problem)
             for count in counts:
-                grads = _each(problem, METHODS[at["method"]](inner, count), problem)
+                metagrad = make(at["method"], inner, count)
+                grads = _each(problem, metagrad, problem)
+                own = {} if at["method"] in METHODS else {"estimates": metagrad.estimates}
                 rows.append(
                     {
                         "steps": steps,
                         "cg_iters": count,
                         **relative_error(grads, problem.exact),
                         "error_of_steps": relative_error(grads, of_steps)["error"],
+                        **own,
                     }
                 )
         return rows
