@@ -62,7 +62,7 @@ def test_the_front_table_refuses_a_training_that_is_not_the_experiments(tmp_path
     path = tmp_path / "omniglot_table" / "omniglot_maml_table.json"
     run = json.loads(path.read_text())
     path.write_text(json.dumps({**run, "command": f"{run['command']} metagrad=imaml"}))
-    with pytest.raises(SystemExit, match="omniglot_maml_table, changed: metagrad"):
+    with pytest.raises(SystemExit, match=r"omniglot_maml_table, changed: .*metagrad"):
         table(tmp_path)
 
 

@@ -80,7 +80,13 @@ def root_find(
 
     found = search("root_find", run, residual, x0, args, batched)
     value = implicit.root(
-        residual, found.value, *args, linear_solver=linear_solver, batched=batched, report=report
+        residual,
+        found.value,
+        *args,
+        linear_solver=linear_solver,
+        batched=batched,
+        report=report,
+        check="silent",  # the status says it
     )
     return Result(value, found.status, found.steps, found.residual_norm)
 
@@ -128,7 +134,13 @@ def minimise(
 
     found = search("minimise", run, values, x0, args, batched)
     value = implicit.argmin(
-        objective, found.value, *args, linear_solver=linear_solver, batched=batched, report=report
+        objective,
+        found.value,
+        *args,
+        linear_solver=linear_solver,
+        batched=batched,
+        report=report,
+        check="silent",
     )
     return Result(value, found.status, found.steps, found.residual_norm)
 
@@ -173,6 +185,7 @@ def least_squares(
         linear_solver=linear_solver,
         batched=batched,
         report=report,
+        check="silent",
     )
     return Result(value, found.status, found.steps, found.residual_norm)
 
@@ -202,7 +215,13 @@ def find_fixed_point(
 
     found = search("find_fixed_point", run, function, x0, args, batched)
     value = implicit.fixed_point(
-        function, found.value, *args, linear_solver=linear_solver, batched=batched, report=report
+        function,
+        found.value,
+        *args,
+        linear_solver=linear_solver,
+        batched=batched,
+        report=report,
+        check="silent",
     )
     return Result(value, found.status, found.steps, found.residual_norm)
 

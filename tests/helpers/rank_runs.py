@@ -45,7 +45,7 @@ def _as_rank(rank: int, size: int, port: int, function: Callable[..., Any], args
 
 def process_group(function: Callable[..., Any], *args: Any) -> Any:
     """`function(ranks, *args)`, to be called on ranks."""
-    with ranks.joined() as here:
+    with ranks.process_group() as here:
         return function(here, *args)
 
 

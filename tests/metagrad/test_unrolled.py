@@ -251,7 +251,7 @@ class Counted:
 def test_a_batch_in_parts_counts_its_meta_steps_once():
     problem, meta, task = few_shot(regression=False, prox=0.0)
     way = Unrolled(GradientDescent(3, 0.3), "batched", multi_step=7)
-    split, whole, parts = SplitGradient(way, parts=2), {}, {}
+    split, whole, parts = SplitGradient(way, micro_batches=2), {}, {}
     for _ in range(9):
         one, two = way(problem, meta, task, **whole), split(problem, meta, task, **parts)
         whole, parts = one.solver_state, two.solver_state

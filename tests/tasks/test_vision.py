@@ -174,7 +174,7 @@ def test_importing_learn2learn_is_silent() -> None:
 
 
 def test_a_missing_package_is_still_reported() -> None:
-    with pytest.raises(ImportError, match="nothing_of_the_kind"):
+    with pytest.raises(UsageError, match="nothing_of_the_kind"):
         import_learn2learn("learn2learn.nothing_of_the_kind")
 
 
