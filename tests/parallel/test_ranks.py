@@ -140,7 +140,7 @@ def _led(ranks: Ranks, error: str) -> str:
         return os.getpid()
 
     try:
-        return f"{ranks.lead(work) == os.getpid()}"
+        return f"{ranks.on_rank_zero(work) == os.getpid()}"
     except (UsageError, TrainingStopped) as found:
         return repr(found)
 
