@@ -25,7 +25,7 @@ PANELS = (
     ("validation", "accuracy", 100.0, "Validation accuracy, %"),
     ("stretch", "over_the_edge", 100.0, "Tasks over the fixed rate's edge, %"),
     ("stretch", "curvature", 1.0, "Largest curvature, mean over tasks"),
-    ("stretch", "inner_grad_norm", 1.0, "Inner gradient norm after the inner loop"),
+    ("stretch", "inner_grad_norm", 1.0, "Inner gradient norm at the end"),
 )
 
 
@@ -77,7 +77,7 @@ def figures(rows: pd.DataFrame) -> dict[str, Figure]:
         f"edge of the fixed rate, 2 / rate = {edge:g}",
         (0.98, edge),
         xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
+        xytext=(0, -11),
         textcoords="offset points",
         ha="right",
         fontsize=8,
