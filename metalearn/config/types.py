@@ -25,7 +25,13 @@ _NULLABLE: dict[str, type] = {
 }
 _ITEMS = {"inner_steps": 0}  # such as a list holds whose default is []; others hold texts
 # What takes them checks them.
-_OF_SEVERAL_TYPES = ("metagrad.checkpoint", "checkpoint", "problem.learn_rates", "import")
+_OF_SEVERAL_TYPES = (
+    "metagrad.checkpoint",
+    "checkpoint",
+    "problem.learn_rates",
+    "problem.adapt",
+    "import",
+)
 _SEEDS = 2**32  # NumPy takes no larger one
 
 

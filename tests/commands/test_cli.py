@@ -28,6 +28,7 @@ REFUSED = [
     ("train metagrad.linear_solver.max_iters=-2", "negative"),
     ("train metagrad.inner.lr=0", "lr above 0"),
     ("train problem.adapt=tail", "'all', 'head'"),
+    ("train problem.adapt=3", "expected text or a list of values"),
     ("train problem.learn_rates=1", "true or false"),
     ("train model=mlp meta_batch=2 problem.learn_rates=true", "metagrad=maml_batched"),
     ("train metagrad=maml problem.learn_prox=true", "at which learn_prox=true starts"),
