@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig
 
+from metalearn.config import OBJECTS
 from metalearn.errors import UsageError
 
 _warn = logging.getLogger(__name__).warning
@@ -86,7 +87,12 @@ _VARIABLES = {
 
 def method_of(config: DictConfig) -> str:
     """Return the method of a training config: its name in configs/, or else its class."""
-    return str(config.tracking.method or config.metagrad["_target_"].rpartition(".")[2])
+    if OBJECTS in config:  # a run from Python
+        described = config[OBJECTS].meta_gradient
+        target = described if isinstance(described, str) else described["class"]
+    else:
+        target = config.metagrad["_target_"]
+    return str(config.tracking.method or target.rpartition(".")[2])
 
 
 class Tracker:
