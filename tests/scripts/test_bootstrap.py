@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 
