@@ -276,7 +276,7 @@ HELP = {
     "bench soak": ["how often a run is looked at"],
     "bench fewshot": ["goes on with them"],
 }
-"""What the help of a verb, or of a study, has to name."""
+"""The names that the help of a verb or of a study has to have."""
 
 
 @pytest.mark.parametrize("verb", HELP)

@@ -1,4 +1,4 @@
-"""What every script does with --help and with words that it does not know; and `make clean`."""
+"""The scripts: `--help`, unknown words, and `make clean`."""
 
 from __future__ import annotations
 

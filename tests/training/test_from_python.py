@@ -79,7 +79,7 @@ def judged():
 
 
 def state_of(folder):
-    """What a run leaves, but for its times."""
+    """Return what a run leaves, except for its times."""
     states = {name: checkpoint.load(folder / name) for name in ("last.pt", "best.pt")}
     for state in states.values():
         state["config"] = {**state["config"], "steps": None, "name": None}
