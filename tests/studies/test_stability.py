@@ -85,6 +85,13 @@ def test_facts_count_the_trainings_that_collapsed(collapsing: bool, count: int) 
     assert set(texts["test, inductive, %"]) == {"80.00 ± 1.00"}
 
 
+def test_facts_count_a_collapse_before_the_first_validation() -> None:
+    found = rows(False)
+    fixed = (found.solver == "fixed rate") & (found.seed == 1) & (found.part == "validation")
+    found.loc[fixed, "accuracy"] = 0.2
+    assert [s["collapsed"] for s in study().facts(found)["solvers"]] == [1, 0]
+
+
 def test_figure_has_a_panel_for_each_curve() -> None:
     (figure,) = study().figures(rows(True)).values()
     assert len(figure.axes) == 4

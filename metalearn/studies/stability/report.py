@@ -13,7 +13,7 @@ from metalearn.studies.frame.validation_curve import best_and_last
 from metalearn.training.estimate import Estimate
 
 COLLAPSE = 0.1
-"""The loss of validation accuracy, from the best to the last, that counts as a collapse."""
+"""The distance of a collapsed training's last validation from the best one of its seed by then."""
 COLUMNS: dict[str, Format | None] = {
     **{"inner solver": None, "seed": None, "meta-steps": ",d"},
     **{"best validation, %": ".1f", "at meta-step": ",d"},
@@ -32,15 +32,21 @@ PANELS = (
 def trainings(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a row of the table (`COLUMNS`) for each training."""
     return [
-        {"inner solver": solver, "seed": seed, **_training(run)}
+        {"inner solver": solver, "seed": seed, **_training(run, rows[rows.seed == seed])}
         for solver in rows.solver.unique()
         for seed, run in rows[rows.solver == solver].groupby("seed")
     ]
 
 
-def _training(run: pd.DataFrame) -> dict[str, Any]:
-    """Return a training's validations, the means over its last tenth, and its tests."""
+def _training(run: pd.DataFrame, same_seed: pd.DataFrame) -> dict[str, Any]:
+    """Return a training's validations, the means over its last tenth, and its tests.
+
+    Args:
+        same_seed: the rows of all trainings that began with the same weights and tasks.
+    """
     best, last = (end.iloc[0] for end in best_and_last(run[run.part == "validation"]))
+    validations = same_seed[same_seed.part == "validation"]
+    reached = validations[validations.step <= last.step].accuracy.max()
     curve = run[run.part == "stretch"]
     end = curve[-max(1, len(curve) // 10) :]
     return {
@@ -48,7 +54,7 @@ def _training(run: pd.DataFrame) -> dict[str, Any]:
         "best validation, %": 100 * best.accuracy,
         "at meta-step": int(best.step),
         "last validation, %": 100 * last.accuracy,
-        "collapsed": bool(best.accuracy - last.accuracy > COLLAPSE),
+        "collapsed": bool(reached - last.accuracy > COLLAPSE),
         "largest curvature at the end": end.curvature.mean(),
         "inner gradient at the end": end.inner_grad_norm.mean(),
         **{
