@@ -120,6 +120,8 @@ def prepare(
             use = f", by the files that tasks={name}{where} names" if needs_files else ""
             return splits, f"cached in {cache_folder()}{use}"
         return splits, f"checked; nothing is cached, each run reads the files: tasks={name}{where}"
+    if source and not path.exists():
+        raise UsageError(f"source={source} is not there; give the folder or archive of {name}")
     if not is_archive(path):
         raise UsageError(
             f"source={source} is no folder and no archive ({', '.join(SUFFIXES)}); give the one "

@@ -51,6 +51,10 @@ def run(words: list[str]) -> int:
     )
     paths = [checkpoint.find(word) for word in given]
     out = Path(cfg.out) if cfg.out else default_out(given[0], paths[0])
+    if out.suffix != ".json":
+        raise UsageError(
+            f"out={out}: expected a .json file, which holds the rows. Give such as evaluation.json."
+        )
     if cfg.out or os.path.isfile(paths[0]):  # else that there is no checkpoint is said below
         check_out(out, make_folder=not cfg.out)
     rows: list[dict[str, Any]] = []

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import math
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -164,7 +165,7 @@ def _found(target: Any, packages: Sequence[str]) -> Any:
     inside = re.compile(rf"({'|'.join(map(re.escape, packages))})(\.[A-Za-z]\w*)+")
     if isinstance(target, str) and inside.fullmatch(target):
         try:
-            found = hydra.utils.get_object(target)
+            found = pkgutil.resolve_name(target)
         except Exception:  # whatever a module that is not there, or no module, leads to
             found = None
         module = str(getattr(found, "__module__", ""))

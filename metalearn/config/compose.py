@@ -71,6 +71,7 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
         _check_resolved(config)
     _check_references(own, base, config)
     _fit_targets(config, [o.key_or_group for o in own])
+    _leave_prox_out(config, [o.key_or_group for o in own])
     choices = config.hydra.runtime.choices
     with open_dict(config):
         config.name = run_name(config, choices)
@@ -97,6 +98,17 @@ def _fit_targets(config: DictConfig, given: Collection[str]) -> None:
             if taken is not None and plain and key not in taken:
                 with open_dict(node):
                     del node[key]
+
+
+def _leave_prox_out(config: DictConfig, given: Collection[str]) -> None:
+    """Leave out problem.prox, which a choice of metagrad= sets, of a problem that has none."""
+    problem = config.get("problem")
+    if not isinstance(problem, DictConfig) or "problem.prox" in given or "prox" not in problem:
+        return
+    taken = read_arguments(problem["_target_"])
+    if taken is not None and "prox" not in taken:
+        with open_dict(problem):
+            del problem["prox"]
 
 
 def plain(verb: str, overrides: list[str]) -> DictConfig:

@@ -68,7 +68,10 @@ def _parse_word(word: str) -> Override:
         (override,) = OverridesParser.create().parse_overrides([word])
     except HydraException as error:
         if name not in _PATHS or not value:
-            raise UsageError(f"{word!r} cannot be read; expected key=value") from error
+            raise UsageError(
+                f"{word!r} cannot be read; expected key=value, with its brackets closed and a text "
+                "that has = or a comma in quotes: key=['a=1']"
+            ) from error
     else:
         if name != "resume" or not override.is_sweep_override():  # no sweep resumes a run
             return override
@@ -79,7 +82,10 @@ def _parse_word(word: str) -> Override:
     try:
         (override,) = OverridesParser.create().parse_overrides([f"{key}={value}"])
     except HydraException as error:
-        raise UsageError(f"{word!r} cannot be read; expected key=value") from error
+        raise UsageError(
+            f"{word!r} cannot be read; expected key=value, with its brackets closed and a text "
+            "that has = or a comma in quotes: key=['a=1']"
+        ) from error
     return override
 
 

@@ -403,7 +403,7 @@ def test_prepare_keeps_nothing_of_an_archive_that_is_refused(
         ("mini_imagenet", good, "(32, 32, 3), not (84, 84, 3)"),
         ("mini_imagenet", escaping, "would not lie in its folder"),
         ("omniglot", good, "has no images_background"),
-        ("omniglot", tmp_path / "nowhere.zip", "is no folder and no archive"),
+        ("omniglot", tmp_path / "nowhere.zip", "is not there"),
     ]:
         before = {p for p in tmp_path.rglob("*") if p != own_cache}
         assert main(["data", "prepare", name, f"source={path}"]) == 2
