@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from metalearn.config.build import import_named, read_arguments
+from metalearn.config.build import import_named
+from metalearn.config.fitting import fit_targets, leave_prox_out
 from metalearn.config.interpolation import resolved, resolver_call
 from metalearn.config.old_names import rename_overrides, rename_saved, say
 from metalearn.config.overrides import (
@@ -70,8 +71,8 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
             OmegaConf.update(config, key, value, force_add=override.is_add())
         _check_resolved(config)
     _check_references(own, base, config)
-    _fit_targets(config, [o.key_or_group for o in own])
-    _leave_prox_out(config, [o.key_or_group for o in own])
+    fit_targets(config, [o.key_or_group for o in own])
+    leave_prox_out(config, [o.key_or_group for o in own])
     choices = config.hydra.runtime.choices
     with open_dict(config):
         config.name = run_name(config, choices)
@@ -79,36 +80,6 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
             config.tracking.method = config.tracking.method or choices.get("metagrad")
         del config["hydra"]
     return config
-
-
-def _fit_targets(config: DictConfig, given: Collection[str]) -> None:
-    """Leave out what an overridden `_target_` does not take, of its group's other options.
-
-    Args:
-        given: the names of the overridden options, which stay in any case.
-    """
-    for name in given:
-        group, _, last = name.rpartition(".")
-        if last != "_target_":
-            continue
-        node = OmegaConf.select(config, group)
-        taken = read_arguments(node["_target_"])
-        for key in list(node):
-            plain = not str(key).startswith("_") and f"{group}.{key}" not in given
-            if taken is not None and plain and key not in taken:
-                with open_dict(node):
-                    del node[key]
-
-
-def _leave_prox_out(config: DictConfig, given: Collection[str]) -> None:
-    """Leave out problem.prox, which a choice of metagrad= sets, of a problem that has none."""
-    problem = config.get("problem")
-    if not isinstance(problem, DictConfig) or "problem.prox" in given or "prox" not in problem:
-        return
-    taken = read_arguments(problem["_target_"])
-    if taken is not None and "prox" not in taken:
-        with open_dict(problem):
-            del problem["prox"]
 
 
 def plain(verb: str, overrides: list[str]) -> DictConfig:

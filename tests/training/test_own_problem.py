@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,9 @@ from omegaconf import OmegaConf
 from metalearn import config
 from metalearn.commands.main import main
 from metalearn.config import build
+from metalearn.config.fitting import leave_prox_out
 from metalearn.training import checkpoint
 
-compose = import_module("metalearn.config.compose")
 PAGE = Path(__file__).parents[2] / "docs" / "own.md"
 WORDS = ["problem._target_=my_module.Ridge", "+problem.penalty=0.5", "tasks=sinusoid"]
 WORDS += ["model=mlp_sinusoid", "metagrad=imaml", "metagrad.inner.steps=50", "meta_batch=8"]
@@ -78,7 +77,7 @@ def test_own_module_mistakes_are_one_sentence(module, capsys, words, named):
 
 def test_own_class_in_configs_is_spared_the_prox_of_a_meta_gradient():
     chosen = OmegaConf.create({"problem": {"_target_": "metalearn.problems.WithBody", "prox": 2.0}})
-    compose._leave_prox_out(chosen, [])
+    leave_prox_out(chosen, [])
     assert "prox" not in chosen.problem
     few_shot = config.compose("train", ["metagrad=imaml"])
     assert few_shot.problem.prox == 2.0
