@@ -51,7 +51,7 @@ def run(words: list[str]) -> int:
     )
     paths = [checkpoint.find(word) for word in given]
     out = Path(cfg.out) if cfg.out else default_out(given[0], paths[0])
-    if out.suffix != ".json":
+    if out.suffix != ".json" and not out.is_dir():
         raise UsageError(
             f"out={out}: expected a .json file, which holds the rows. Give such as evaluation.json."
         )

@@ -90,9 +90,13 @@ def _parse_word(word: str) -> Override:
 
 
 def quote(value: str) -> str:
-    """Return a text in the quotes of Hydra's grammar."""
+    """Return a text in the quotes of Hydra's grammar; a text in quotes keeps its own."""
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         return value
+    return _in_quotes(value)
+
+
+def _in_quotes(value: str) -> str:
     value = re.sub(r"(\\*)'", r"\1\1\'", value)
     return f"'{value}{value[len(value.rstrip(chr(92))) :]}'"
 
@@ -104,7 +108,7 @@ def shell_word(key: str, value: object) -> str:
         same = values([word])[key] == str(value)
     except UsageError:
         same = False
-    return shlex.quote(word if same else f"{key}={quote(str(value))}")
+    return shlex.quote(word if same else f"{key}={_in_quotes(str(value))}")
 
 
 def keys(overrides: list[str]) -> set[str]:

@@ -235,7 +235,7 @@ REFUSED = [
     ("train tasks.dataset._partial_=false", "tasks.dataset._partial_=False"),
     ("data prepare fc100 source=.", "lacks FC100_train.pickle"),
     ("data prepare fc100 sorce=.", "expected source=PATH"),
-    ("data prepare omniglot source=a\nb", "source=a b is no folder"),
+    ("data prepare omniglot source=a\nb", "source=a b is not there"),
     ("data prepare omniglot source=~nosuchuser/x", "a user who is not known here"),
     (
         "train tasks=omniglot tasks.dataset.source='~nosuchuser/x' model=conv4",

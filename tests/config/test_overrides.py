@@ -7,7 +7,7 @@ import shlex
 import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from metalearn import config
@@ -29,6 +29,7 @@ def test_quoted_paths_lists_and_references_are_as_before():
     assert config.parse(["run_dir=a,b"])[0].is_sweep_override()
 
 
+@example('""')
 @given(st.text(st.sampled_from("é &!(;'#~^[{\\\"a,0)]}=:.%/"), min_size=1))
 def test_a_word_that_is_printed_names_the_same_folder(path):
     (word,) = shlex.split(config.shell_word("resume", path))
