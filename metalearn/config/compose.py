@@ -72,9 +72,10 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
         _check_resolved(config)
     _check_references(own, base, config)
     fit_targets(config, [o.key_or_group for o in own])
-    leave_prox_out(config, [o.key_or_group for o in own])
     choices = config.hydra.runtime.choices
     with open_dict(config):
+        if "problem" in choices and not _has_prox(choices.problem, config_folder()):
+            leave_prox_out(config.problem, [o.key_or_group for o in own])
         config.name = run_name(config, choices)
         if "metagrad._target_" not in [o.key_or_group for o in own]:
             config.tracking.method = config.tracking.method or choices.get("metagrad")
@@ -232,6 +233,13 @@ def _composed(verb: str, words: tuple[str, ...], folder: Path) -> DictConfig:
     with _explained(config):
         _check_resolved(config)
     return config
+
+
+@functools.lru_cache
+def _has_prox(problem: str, folder: Path) -> bool:
+    """Return whether the file of a problem= sets prox, without any metagrad=."""
+    with _own_hydra(folder):
+        return "prox" in hydra.compose("train", [f"problem={problem}", "~metagrad"]).problem
 
 
 def _check_resolved(config: DictConfig) -> None:

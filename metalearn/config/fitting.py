@@ -28,12 +28,8 @@ def fit_targets(config: DictConfig, given: Collection[str]) -> None:
                     del node[key]
 
 
-def leave_prox_out(config: DictConfig, given: Collection[str]) -> None:
-    """Leave out problem.prox, which a choice of metagrad= sets, of a problem that has none."""
-    problem = config.get("problem")
-    if not isinstance(problem, DictConfig) or "problem.prox" in given or "prox" not in problem:
-        return
-    taken = read_arguments(problem["_target_"])
-    if taken is not None and "prox" not in taken:
+def leave_prox_out(problem: DictConfig, given: Collection[str]) -> None:
+    """Leave out prox, which a choice of metagrad= sets, of a problem whose file has none."""
+    if "problem.prox" not in given and "prox" in problem:
         with open_dict(problem):
             del problem["prox"]

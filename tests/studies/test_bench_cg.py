@@ -146,7 +146,7 @@ def test_the_sweep_file_is_the_study_s_trainings():
     assert values == {
         "metagrad.way": ["cg", "gauss_newton"],
         "metagrad.iterations": study.train_iterations,
-        "prox": study.proxes,
+        "problem.prox": study.proxes,
         "seed": study.seeds,
     }
     assert sweep["program"] == "metalearn"

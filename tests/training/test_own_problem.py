@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from metalearn import config
 from metalearn.commands.main import main
 from metalearn.config import build
-from metalearn.config.fitting import leave_prox_out
 from metalearn.training import checkpoint
 
 PAGE = Path(__file__).parents[2] / "docs" / "own.md"
@@ -75,12 +74,15 @@ def test_own_module_mistakes_are_one_sentence(module, capsys, words, named):
     assert not Path("r").exists()
 
 
-def test_own_class_in_configs_is_spared_the_prox_of_a_meta_gradient():
-    chosen = OmegaConf.create({"problem": {"_target_": "metalearn.problems.WithBody", "prox": 2.0}})
-    leave_prox_out(chosen, [])
-    assert "prox" not in chosen.problem
-    few_shot = config.compose("train", ["metagrad=imaml"])
-    assert few_shot.problem.prox == 2.0
+def test_problem_file_without_prox_is_spared_that_of_a_meta_gradient(tmp_path, monkeypatch):
+    shutil.copytree(config.config_folder(), tmp_path / "configs")
+    own = "_target_: metalearn.problems.WithBody\nhead: null\n"
+    (tmp_path / "configs" / "problem" / "mine.yaml").write_text(own)
+    monkeypatch.setattr("metalearn.config.overrides.PACKAGE", tmp_path)
+    assert "prox" not in config.compose("train", ["problem=mine", "metagrad=imaml"]).problem
+    assert config.compose("train", ["metagrad=imaml"]).problem.prox == 2.0
+    kept = config.compose("train", ["problem=mine", "metagrad=imaml", "problem.prox=0.5"])
+    assert kept.problem.prox == 0.5
 
 
 def test_old_option_names_are_taken_with_a_line(module, capsys):
