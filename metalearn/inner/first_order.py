@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.inner.solver import (
+    InnerPoint,
     InnerSolver,
     Objective,
     Params,
@@ -149,6 +151,18 @@ class GradientMethod(InnerSolver):
         end = self.advance(objective, self.start(params), self.steps, rates=rates)
         return end.params, end.taken
 
+    def path(
+        self, objective: Objective, params: Params, rates: StepRates | None = None
+    ) -> Iterator[InnerPoint]:
+        state = self.start(detached(params))
+        rate = getattr(self, "stable_rate", None) if rates is None else None
+        first = next(iter(params.values()))
+        edge = None if rate is None else first.new_full((len(first),), rate)
+        yield InnerPoint(state.params, edge)
+        for _ in range(self.steps):
+            state = self.advance(objective, state, 1, rates=rates)
+            yield InnerPoint(state.params, edge)
+
 
 @dataclass(frozen=True)
 class AtRates(InnerSolver):
@@ -159,6 +173,9 @@ class AtRates(InnerSolver):
 
     def minimise(self, objective: Objective, params: Params) -> tuple[Params, Tensor]:
         return self.method.minimise(objective, params, self.rates)
+
+    def path(self, objective: Objective, params: Params) -> Iterator[InnerPoint]:
+        return self.method.path(objective, params, self.rates)
 
 
 @dataclass(frozen=True)
