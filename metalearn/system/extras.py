@@ -10,6 +10,7 @@ EXTRAS = {
         *("scipy", "sklearn", "wandb"),
     ),
     "studies": ("annotated_types", "jinja2", "markupsafe", "pandas", "pydantic"),
+    "play": ("starlette", "uvicorn"),
     "all": ("torchvision",),
     "peers": ("torchopt",),
 }
