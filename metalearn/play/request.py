@@ -1,4 +1,4 @@
-"""What the page sends: drawings as ink, checked before anything is computed."""
+"""The requests of the page: drawings as ink, checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def images(inks: Sequence[bytes], channels: int, size: int) -> Tensor:
     found = np.empty((len(inks), channels, size, size), dtype=np.uint8)
     for place, ink in enumerate(inks):
         pixels = np.frombuffer(ink, dtype=np.uint8).reshape(SIDE, SIDE)
-        found[place] = Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS)
+        image = Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS)
+        found[place] = np.asarray(image)
     return torch.from_numpy(found)
 
 

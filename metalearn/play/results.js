@@ -19,6 +19,10 @@ function largest(values) {
   return values.indexOf(Math.max(...values));
 }
 
+function isEven(values) {
+  return Math.max(...values) - Math.min(...values) < 1e-6;
+}
+
 function number(value) {
   if (value === undefined) return "…";
   if (value === null) return "none";
@@ -117,6 +121,7 @@ export class Results {
       const rows = this.found[i].predictions;
       if (!this.points(i)) return `${name}: the inner loop diverges`;
       if (!rows) return null;
+      if (isEven(rows.at(-1))) return `${name}: no class yet`;
       const best = largest(rows.at(-1));
       return `${name}: class ${NAMES[best]} with ${percent(rows.at(-1)[best])}`;
     });
@@ -148,8 +153,8 @@ export class Results {
     const row = reached < 0 || !predictions ? null : predictions[reached];
     const best = row && largest(row);
     const right = this.truth === null || !row ? "" : best === this.truth ? " ✓" : ` ✗, it is ${NAMES[this.truth]}`;
-    const even = row && Math.max(...row) - Math.min(...row) < 1e-6;
-    if (even) verdict.textContent = "No class before the first step";
+    const even = row && isEven(row);
+    if (even) verdict.textContent = "No class yet, all are equal";
     else verdict.textContent = row ? `Class ${NAMES[best]}, ${percent(row[best])}${right}` : "No new character yet";
     if (row && reached < this.step) verdict.textContent += ` (diverges after step ${reached})`;
     if (losses.length === 0) verdict.textContent = "The inner loop diverges on these drawings";
@@ -196,7 +201,7 @@ export class Results {
         return [
           step < losses.length ? number(losses[step]) : "diverged",
           step < losses.length ? number(this.stability[i][step]) : "none",
-          row ? `${NAMES[best]}, ${percent(row[best])}` : "none",
+          row && !isEven(row) ? `${NAMES[best]}, ${percent(row[best])}` : "none",
         ];
       });
       return cells("td", [String(step), ...own]);

@@ -7,18 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
+from untrained import save_untrained
 
-from metalearn import config
 from metalearn.commands.main import main
 from metalearn.errors import UsageError
 from metalearn.play.answers import Answers
 from metalearn.play.initialisation import Initialisation
 from metalearn.play.request import SIDE, Drawings, images
-from metalearn.training import checkpoint
 from metalearn.training.adaptation import Adaptable
-from metalearn.training.experiment import Experiment
 
 METHODS = ["unrolled", "implicit"]
 
@@ -85,12 +82,9 @@ def test_dark_ink_is_made_of_drawings_for_a_run_on_dark_ink(initialisations, bod
 @pytest.fixture(scope="module")
 def free(tmp_path_factory) -> Initialisation:
     """A run with a head for five classes."""
-    words = ["tasks=glyphs", "model=mlp", "model.sizes=[784,8,5]", "metagrad=maml_batched"]
-    run = config.compose("train", [*words, "metagrad.inner.steps=3"])
-    meta = {name: p.detach() for name, p in Experiment.of(run).meta.items()}
     path = tmp_path_factory.mktemp("run") / "best.pt"
-    options = OmegaConf.to_container(run, resolve=True)
-    checkpoint.save(path, {"step": 0, "best": 0.0, "meta": meta, "config": options})
+    model = ["tasks=glyphs", "model=mlp", "model.sizes=[784,8,5]"]
+    save_untrained(path, *model, "metagrad=maml_batched", "metagrad.inner.steps=3")
     return Initialisation.open(path, threads=1)
 
 
