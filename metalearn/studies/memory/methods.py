@@ -33,7 +33,7 @@ PROBES = (1, 4)
 class Method:
     """
     Args:
-        make: the meta-gradient with so many inner steps.
+        make: returns the meta-gradient with the given number of inner steps.
         grows: it keeps every step's graph, so that its peak is predicted before it is run.
         same_as: the method whose gradient it must equal, run beside it.
         everywhere: measured at all sizes, not only on the first network with few steps and 1 task.

@@ -55,7 +55,8 @@ class MemoryStudy:
         batch: tasks at once on the first network, for those methods ("batch").
         batch_steps: inner steps there.
         repeats: most timed runs, of which the median is taken.
-        timing_s: no run is begun after so many seconds of a cell's timing; one is made anyhow.
+        timing_s: the seconds of a cell's timing after which no further run begins. At least one
+            runs.
         limit_gb: a peak that is expected to be higher is predicted instead of measured.
     """
 
