@@ -150,7 +150,7 @@ def load(path: Path, device: str = "cpu", threads: int | None = None) -> Adapted
     """Open the file of an adapted model.
 
     Raises:
-        UsageError: there is none, it is damaged, or it is another kind of file.
+        UsageError: the file is absent, damaged, or of another kind.
     """
     return AdaptedModel.of(checkpoint.read(path), path, device, threads)
 
