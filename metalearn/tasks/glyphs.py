@@ -126,7 +126,7 @@ def _build(seed: int, drawings: int, size: int) -> Splits:
     try:
         faces = _faces()
         chosen: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
-        for code in _distinct(faces, frozenset().union(*(f.letters for f in faces))):
+        for code in _distinct(faces):
             chosen[_split_of(code)].append(code)
         result: Splits = {}
         for split, codes in chosen.items():
@@ -207,9 +207,11 @@ def _render(code: int, face: _Face) -> tuple[np.ndarray, float] | None:
     return canvas, max(height, width) / _CANVAS
 
 
-def _distinct(faces: list[_Face], letters: Collection[int]) -> list[int]:
-    """Return the sorted code points among `letters`, such that no two letters look alike."""
+def _distinct(faces: list[_Face], letters: Collection[int] | None = None) -> list[int]:
+    """Return the sorted code points of `letters`, or of all, such that no two look alike."""
     order = {"test": 0, "validation": 1, "train": 2}  # the priority of the splits
+    if letters is None:
+        letters = frozenset().union(*(f.letters for f in faces))
     codes, renders = [], []
     for code in sorted(letters):
         face = next(face for face in faces if code in face.letters)
