@@ -95,7 +95,7 @@ class Answers:
     def adapt(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return each initialisation's losses and predictions, by inner step.
 
-        Lists are shorter than the number of steps where an inner loop diverges.
+        Lists end where an inner loop diverges. They have the start alone where it has no steps.
         """
         drawn = Drawings.of(body)
         found = []
@@ -105,7 +105,8 @@ class Answers:
                 query = images([drawn.query], own.opened.channels, own.opened.size)
                 with self._predicting:
                     predictions = trace.probabilities(query)[:, 0].tolist()
-            found.append({"losses": list(trace.losses), "predictions": predictions})
+            own_losses = {"losses": list(trace.losses), "diverges": trace.diverges}
+            found.append({**own_losses, "predictions": predictions})
         return {"initialisations": found}
 
     def stability(self, body: dict[str, Any]) -> dict[str, Any]:

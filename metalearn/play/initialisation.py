@@ -23,7 +23,7 @@ from metalearn.training.protocol import label
 
 @dataclass(frozen=True)
 class Trace:
-    """The path of one inner loop from its start, without the points that are not finite.
+    """The path of one inner loop from its start, up to a point that is not finite.
 
     Args:
         own: the initialisation that adapts.
@@ -32,6 +32,7 @@ class Trace:
         losses: the inner objective at each point. It is the support loss, and for iMAML the
             proximal term too.
         objective: maps params to (1,).
+        diverges: the path ends before the steps do, since its next point is not finite.
     """
 
     own: Initialisation
@@ -39,6 +40,7 @@ class Trace:
     points: Sequence[InnerPoint]
     losses: Sequence[float]
     objective: Objective
+    diverges: bool
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
@@ -138,7 +140,8 @@ class Initialisation:
 
         Args:
             support: images of the run's channels and size, with high values for ink.
-            steps: the number of inner steps.
+            steps: the number of inner steps. An initialisation that was trained without any makes
+                none: its start solves the inner problem.
 
         Raises:
             UsageError: the model cannot take the images or their number of classes.
@@ -148,6 +151,7 @@ class Initialisation:
             raise UsageError(f"{classes} classes: expected the {only} that {self.name} takes")
         experiment, task = self.opened.experiment, self.task(support, support.images)
         experiment.check(task)
+        steps = steps if self.trained_steps else 0
         _, metagrad = self.opened.inner_loop(steps)
         solver, objective, start = metagrad.inner_loop(self.problem, experiment.meta, task)
         points, losses = [], []
@@ -159,7 +163,7 @@ class Initialisation:
                 break
             points.append(point)
             losses.append(loss)
-        return Trace(self, support, points, losses, objective)
+        return Trace(self, support, points, losses, objective, len(points) <= steps)
 
     def task(self, support: LabelledImages, queries: Tensor) -> TaskBatch:
         """Return one task of drawings, whose ink is made dark where the run's images have it so."""

@@ -40,7 +40,7 @@ export class Results {
     this.panels = setup.initialisations.map((own, i) => {
       const panel = make("section", "panel");
       const title = make("h3", `k${i}`, own.method[0].toUpperCase() + own.method.slice(1));
-      const steps = own.trained_steps === 1 ? "1 inner step" : `${own.trained_steps} inner steps`;
+      const steps = own.trained_steps === 1 ? "1 inner step" : `${own.trained_steps || "no"} inner steps`;
       const verdict = make("p", "verdict");
       const bars = make("ol", "bars");
       const chart = make("div", "chart");
@@ -148,7 +148,7 @@ export class Results {
     this.showTable();
   }
 
-  showPanel({ name, kind, verdict, bars, chart, caption }, { losses, predictions }) {
+  showPanel({ name, kind, verdict, bars, chart, caption }, { losses, diverges, predictions }) {
     const reached = Math.min(this.step, losses.length - 1);
     const row = reached < 0 || !predictions ? null : predictions[reached];
     const best = row && largest(row);
@@ -156,7 +156,7 @@ export class Results {
     const even = row && isEven(row);
     if (even) verdict.textContent = "No class yet, all are equal";
     else verdict.textContent = row ? `Class ${NAMES[best]}, ${percent(row[best])}${right}` : "No new character yet";
-    if (row && reached < this.step) verdict.textContent += ` (diverges after step ${reached})`;
+    if (row && diverges && reached < this.step) verdict.textContent += ` (diverges after step ${reached})`;
     if (losses.length === 0) verdict.textContent = "The inner loop diverges on these drawings";
     bars.replaceChildren(
       ...this.drawings.map((drawing, label) => {
@@ -195,11 +195,11 @@ export class Results {
     };
     const heads = this.panels.flatMap(({ name }) => [`${name}: inner loss`, `${name}: stability`, `${name}: prediction`]);
     const rows = Array.from({ length: this.steps + 1 }, (_, step) => {
-      const own = this.found.flatMap(({ losses, predictions }, i) => {
+      const own = this.found.flatMap(({ losses, diverges, predictions }, i) => {
         const row = predictions?.[step];
         const best = row && largest(row);
         return [
-          step < losses.length ? number(losses[step]) : "diverged",
+          step < losses.length ? number(losses[step]) : diverges ? "diverged" : "none",
           step < losses.length ? number(this.stability[i][step]) : "none",
           row && !isEven(row) ? `${NAMES[best]}, ${percent(row[best])}` : "none",
         ];

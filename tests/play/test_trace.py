@@ -100,7 +100,8 @@ def test_a_head_for_five_classes_takes_no_three(free, initialisations, body):
 def test_a_trace_ends_where_the_inner_loop_diverges(free, body):
     classes = [[body["query"]], *body["classes"], body["classes"][0]]
     support = Drawings.of({**body, "classes": classes}).labelled(1, 28)
-    assert len(free.trace(support, 3).points) == 4
+    whole = free.trace(support, 3)
+    assert len(whole.points) == 4 and not whole.diverges
     options = free.opened.run.metagrad.inner
     rate = options.lr
     options.lr = 1e30
@@ -108,5 +109,13 @@ def test_a_trace_ends_where_the_inner_loop_diverges(free, body):
         trace = free.trace(support, 3)
     finally:
         options.lr = rate
-    assert 1 <= len(trace.points) == len(trace.losses) < 4
+    assert trace.diverges and 1 <= len(trace.points) == len(trace.losses) < 4
     assert all(torch.tensor(trace.losses).isfinite())
+
+
+def test_a_head_that_is_solved_in_closed_form_makes_no_inner_step(body, tmp_path):
+    words = ["tasks=glyphs", "model.channels=4", "problem=ridge", "metagrad=implicit_closed_form"]
+    save_untrained(tmp_path / "best.pt", *words)
+    trace = Initialisation.open(tmp_path / "best.pt").trace(Drawings.of(body).labelled(1, 28), 3)
+    assert len(trace.points) == 1 and not trace.diverges
+    assert trace.probabilities(trace.support.images).shape == (1, 6, 3)
