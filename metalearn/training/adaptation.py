@@ -59,6 +59,8 @@ def adapt(
     experiment = Experiment.of(run)
     channels, size = _image_form(run, experiment.problem, path)
     experiment.load(checkpoint.select_meta(state))
+    constants = state.get("constants", {})
+    experiment.load_constants(constants)
     labelled = read_support(support, channels, size)
     trained_ways, classes = run.tasks.get("ways"), len(labelled.classes)
     if classes != trained_ways and not experiment.problem.any_ways:
@@ -105,6 +107,7 @@ def adapt(
     return {
         **{"config": state["config"], "step": state["step"]},
         **{"meta": checkpoint.select_meta(state), "adapted": adapted},
+        **({"constants": constants} if constants else {}),
         "provenance": provenance(experiment.device),
     }
 

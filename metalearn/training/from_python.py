@@ -34,7 +34,7 @@ from metalearn.training.given import (
 )
 from metalearn.training.state import TrainingState
 
-_NOT_OPTIONS = ("import", "init_from", "resume", "run_dir", "device")
+_NOT_OPTIONS = ("import", "init_from", "frozen", "resume", "run_dir", "device")
 _OF_SAMPLERS = ("validation.seed", "test.seed")
 
 

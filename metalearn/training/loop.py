@@ -98,7 +98,9 @@ def prepare(config: DictConfig, resume: bool, ranks: Ranks) -> tuple[TrainingSta
     seed_all(config.seed)
     experiment = Experiment.of(config)
     if config.init_from is not None and not resume:
-        experiment.start_from(config.init_from)
+        notes = experiment.start_from(config.init_from)
+        if ranks.rank == 0:
+            print("\n".join(notes), end="\n" if notes else "")
     state = TrainingState(config, experiment, ranks)
     validation = experiment.tasks.sampler("validation", config.validation.seed, experiment.device)
 
