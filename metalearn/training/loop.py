@@ -23,6 +23,7 @@ from metalearn.training.checks import check_options
 from metalearn.training.evaluation import evaluate
 from metalearn.training.experiment import Experiment
 from metalearn.training.fingerprint import describe_start
+from metalearn.training.forecast import TIMED, describe_time_left
 from metalearn.training.guards import REFUSALS
 from metalearn.training.messages import (
     figures,
@@ -154,8 +155,14 @@ def take_meta_steps(
         TrainingStopped: a guard stops the run, or the validation loss is not finite.
         TrainingInterrupted: a signal asked for it.
     """
+    begun, step_s = state.step, []
     for step in session.steps(state):
         row = _meta_step(config, state, session)
+        step_s.append(row["step_s"])
+        if step == begun + TIMED:
+            held = held_out.validation is not None, held_out.test is not None
+            if (said := describe_time_left(config, step_s, step, *held)) is not None:
+                session.say(said)
         if step == config.steps or step % config.validation.every == 0:
             _validate(config, state, held_out, session, row)
         session.log(row)
