@@ -36,7 +36,7 @@ def print_sweep(ended: Sequence[Ended], folder: Path) -> None:
 def read_figures(folder: Path) -> dict[str, Any]:
     """Return the test's figures and the times in the summary of a run; empty without a summary."""
     try:
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = json.loads((folder / "summary.json").read_bytes())
     except (OSError, ValueError):
         return {}
     times = ("step_s", "train_s")

@@ -185,5 +185,8 @@ def _plain(value: Any) -> Any:
 
 
 def _ended(sweep: Path) -> list[Ended]:
-    found = [Ended(**json.loads(path.read_text())) for path in sweep.glob("status-*.json")]
+    found = [
+        Ended(**json.loads(path.read_text(encoding="utf-8")))
+        for path in sweep.glob("status-*.json")
+    ]
     return sorted(found, key=lambda one: one.number)
