@@ -128,13 +128,20 @@ class BatchStream:
                 f"{self._name} iterates over a stream: expected a dataset with a length, whose "
                 "examples can be chosen. Use a map-style dataset."
             )
-        fixed = self.fixed
-        size = self.loader.batch_size or (fixed.batch_size if fixed else 1)
-        whole = range(len(self.loader.dataset))  # type: ignore[arg-type]
+        dataset: Any = self.loader.dataset
+        whole = range(len(dataset))
+        if self.loader.batch_size is None and self.loader.batch_sampler is None:
+            for i in whole:  # the dataset's items are batches
+                with random_state.untouched():
+                    batch = self._moved(self.loader.collate_fn(dataset[i]))
+                yield batch
+            return
+        fixed, size = self.fixed, self.loader.batch_size or 1
         chosen = fixed.batches if fixed else [whole[i : i + size] for i in whole[::size]]
         for indices in chosen:
             with random_state.untouched():
-                yield self._chosen(indices)
+                batch = self._chosen(indices)
+            yield batch
 
     def independent(self) -> Any:
         """Return a batch that is independent of all others, on the device.
@@ -220,9 +227,15 @@ class BatchStream:
         )
 
     def _generators(self) -> list[torch.Generator]:
-        places = (self.loader, self.loader.sampler, self.loader.batch_sampler)
-        found = [getattr(place, "generator", None) for place in places]
-        unique = {id(g): g for g in found if isinstance(g, torch.Generator)}
+        places: list[Any] = [self.loader, self.loader.sampler, self.loader.batch_sampler]
+        unique = {}
+        for place in places:
+            found = getattr(place, "generator", None)
+            if isinstance(found, torch.Generator):
+                unique[id(found)] = found
+            inner = getattr(place, "sampler", None)  # a BatchSampler's
+            if inner is not None and all(inner is not p for p in places):
+                places.append(inner)
         return list(unique.values())
 
     def _generator_states(self) -> list[Tensor]:
