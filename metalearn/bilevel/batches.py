@@ -98,6 +98,7 @@ class BatchStream:
         self._position = 0
         self._at_start: dict[str, Any] | None = None
         self._last: Any = None
+        self._before_last: dict[str, Any] | None = None
         self._own = torch.Generator().manual_seed(seed)
 
     @property
@@ -161,6 +162,10 @@ class BatchStream:
         with random_state.untouched():
             return self._chosen(drawn.tolist())
 
+    def digest(self) -> str:
+        """Return the SHA-256 of the last batch."""
+        return _digest(self._last)
+
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors, for a checkpoint."""
         return {
@@ -168,7 +173,8 @@ class BatchStream:
             "at_start": self._at_start,
             "generators": self._generator_states(),
             "own": self._own.get_state(),
-            "last": _digest(self._last),
+            "last": self.digest(),
+            "before_last": self._before_last,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -182,9 +188,11 @@ class BatchStream:
         if state["position"]:
             random_state.set_states(state["at_start"]["random"])
             self._set_generators(state["at_start"]["generators"])
-            for _ in range(state["position"]):
+            for i in range(state["position"]):
+                if i and i == state["position"] - 1:  # so that a random transform is the same
+                    random_state.set_states(state["before_last"])
                 self._read()
-            if self._position != state["position"] or _digest(self._last) != state["last"]:
+            if self._position != state["position"] or self.digest() != state["last"]:
                 raise UsageError(
                     f"{self._name} yields another batch than before: expected the same data and an "
                     "order that depends on torch's random state alone. Give the loader the data of "
@@ -196,11 +204,10 @@ class BatchStream:
     def _read(self) -> Any:
         for begun in (False, True):
             if self._iterator is None or begun:
-                self._at_start = {
-                    "random": random_state.get_states(),
-                    "generators": self._generator_states(),
-                }
+                generators = self._generator_states()
+                self._at_start = {"random": random_state.get_states(), "generators": generators}
                 self._iterator, self._position = iter(self.loader), 0
+            self._before_last = random_state.get_states()
             try:
                 self._last = next(self._iterator)
             except StopIteration:

@@ -28,6 +28,7 @@ from metalearn.bilevel.oracle import length
 from metalearn.errors import UsageError
 from metalearn.metagrad.certificate import Certificate
 from metalearn.metagrad.smoothness import Smoothness
+from metalearn.system import random_state
 
 if TYPE_CHECKING:
     from metalearn.bilevel.descent import Descent
@@ -152,6 +153,10 @@ class Certify:
             )
 
     def __call__(self, at: Descent) -> StochasticCertificate:
+        with random_state.untouched():  # a loss may draw, as dropout does
+            return self._certificate(at)
+
+    def _certificate(self, at: Descent) -> StochasticCertificate:
         x = at.method.solution(at)
         damping = float(getattr(at.method, "damping", 0.0))
         if self.batches == "all":

@@ -205,16 +205,19 @@ def _plain(value: Any) -> int | str:
 
 
 def check_ranks(descent: Descent, ranks: Ranks) -> None:
-    """Compare the ranks' meta and params.
+    """Compare the ranks' meta, params and last batches.
 
     Raises:
         TrainingStopped: they differ by a bit.
     """
+    if ranks.size == 1:
+        return
     leaves = leaves_of(descent.meta) + list(descent.params.values())
     bits = [p.detach().reshape(-1).view(torch.uint8) for p in leaves]
-    sums = ranks.gather([int(b.sum(dtype=torch.int64)) for b in bits])
-    if any(s != sums[0] for s in sums):
+    last = [stream.digest() for stream in (descent.inner_stream, descent.outer_stream)]
+    found = ranks.gather([*last, *(int(b.sum(dtype=torch.int64)) for b in bits)])
+    if any(other != found[0] for other in found):
         raise TrainingStopped(
-            f"stopped at outer step {descent.count}: the ranks' meta or params differ; give every "
-            "process the same problem, the same meta and loaders of the same order"
+            f"stopped at outer step {descent.count}: the ranks' batches, meta or params differ; "
+            "give every process the same problem, meta and seed, and loaders of the same order"
         )

@@ -236,7 +236,7 @@ def stationarity(make: MakeProblem, sizes: Sizes) -> Points:
 def controls(make: MakeProblem, sizes: Sizes) -> Points:
     """Measure BOME's error at a fixed meta once the params have settled, for several controls."""
     found = []
-    for control in (2.0, 4.0, 8.0, 16.0):
+    for control in (2.0, 4.0, 8.0):
         problem = make(low=0.5)
         descent = descent_on(problem, BOME(12, 0.9, control), 0.15 / control)
         for _ in range(100):
