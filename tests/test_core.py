@@ -21,6 +21,7 @@ else:
 ROOT = Path(__file__).parent.parent
 CORE = (
     *("implicit", "linear_solve", "fixed_point", "nonlinear_solve", "nn", "inner", "metagrad"),
+    "bilevel",
     *("problem", "problems", "tasks", "errors", "tree", "autograd"),
 )
 LEARN2LEARN = {"learn2learn", "torchvision"}
