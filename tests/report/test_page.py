@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -64,23 +66,59 @@ def page(tmp_path: Path, results: Path, *words: str) -> Page:
     return Page(out)
 
 
-def test_it_begins_with_the_findings(tmp_path, results, capsys):
+def test_it_begins_with_the_conclusions_then_figures_tables_and_details(tmp_path, results, capsys):
     made = page(tmp_path, results)
-    at = [made.text.index(s) for s in ("Findings", "It grows 12 times.", "Sizes")]
+    parts = (
+        "3 conclusions",
+        "Numbers grow with n.",
+        "There are 12 of them",
+        "Omniglot 5-way 1-shot: ",
+    )
+    parts += (
+        "Contents",
+        "The cube of n against n.",
+        "Sizes",
+        "Details: 1 finding",
+        "It grows 12 times.",
+    )
+    at = [made.text.index(part) for part in parts]
     assert at == sorted(at)
     assert "It grows again." in made.text
-    assert "Omniglot 5-way 1-shot after 500 meta-steps of 32 tasks: imaml 56.80" in made.text
-    linked = {a["href"] for tag, a in made.elements if tag == "a"}  # small, beside the findings
+    assert "after 500 meta-steps of 32 tasks: iMAML, gradient descent 56.80" in made.text
+    linked = {a["href"] for tag, a in made.elements if tag == "a"}  # beside the conclusions
     images = {a["id"] for tag, a in made.elements if tag == "img" and "id" in a}
     growth = {f"s-{where}-1" for where in ("memory", "quick--memory")}
     assert growth <= images and {f"#{id}" for id in growth} <= linked
+    assert "<em>each</em>" in made.source and "*each*" not in made.source
     assert "2 studies, 1 run, 1 other result" in capsys.readouterr().out
+
+
+def test_studies_stand_in_the_readers_order_and_have_no_file_names_for_titles(tmp_path, results):
+    for name in ("fewshot_20w1s", "deq", "mine", "gradient"):
+        folder = shutil.copytree(results / "memory", results / name)
+        origin = json.loads((folder / "provenance.json").read_text())
+        page_json = json.loads((folder / "page.json").read_text())
+        (folder / "page.json").write_text(json.dumps({**page_json, "subject": f"on {name[:3]}"}))
+        (folder / "provenance.json").write_text(json.dumps({**origin, "title": "A study"}))
+    made = page(tmp_path, results)
+    names = ("memory", "gradient", "deq", "mine", "fewshot_20w1s")
+    ids = [a["id"] for tag, a in made.elements if tag in ("h2", "summary") and "id" in a]
+    places = [next(i for i in ids if i.startswith(f"s-{n.partition('_')[0]}")) for n in names]
+    assert sorted(places, key=ids.index) == places
+    assert "A study: on few" in made.text and "fewshot_20w1s" not in made.text
+    assert "growth" not in {a.get("alt") for _, a in made.elements}
 
 
 def test_its_tables_are_complete(tmp_path, results):
     made = page(tmp_path, results)
     rows = pd.read_csv(results / "memory" / "rows.csv", keep_default_na=False)
     expected = [[str(r.n), r.method, f"{r.cube:.4g}"] for r in rows.itertuples()]
+    packed = next(
+        a["data-packed"] for tag, a in made.elements if tag == "div" and "data-packed" in a
+    )
+    measured = json.loads(gzip.decompress(base64.b64decode(packed)))
+    assert measured["columns"] == ["n", "method", "cube"] and measured["rows"] == expected
+    assert measured["numeric"] == [True, False, True]
     assert made.table("n", "method", "cube") == expected
     assert "None" in {row[1] for row in expected}  # a word of the study's, not a missing value
     sizes = made.table("n", "method", "cube", "size", "steps", "bound")
@@ -146,7 +184,7 @@ def test_an_empty_folder_gives_a_page_that_says_so(tmp_path, capsys):
     (tmp_path / "results").mkdir()
     made = page(tmp_path, tmp_path / "results")
     assert "There is nothing yet" in made.text
-    assert made.tables == [] and "Findings" not in made.text
+    assert made.tables == [] and "Contents" not in made.text
     assert "0 studies, 0 runs, 0 other results" in capsys.readouterr().out
 
 
@@ -165,7 +203,7 @@ def test_chosen_runs_stand_beside(tmp_path, results):
         assert (
             "Glyphs 5-way 1-shot after 500 meta-steps of 32 tasks: glyphs_maml 51.00" in made.text
         )
-        assert "Validation accuracy over training" in made.text
+        assert "Validation accuracy over training" in made.source
 
 
 @pytest.mark.parametrize("name", ["SECRET", "${x}"])
@@ -183,7 +221,9 @@ def test_a_runs_config_brings_no_secret_into_the_page(tmp_path, results, monkeyp
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"7", b"\xff\xfe\x00"], ids=repr)
-@pytest.mark.parametrize("name", ["provenance.json", "findings.json", "tables.json", "growth.svg"])
+@pytest.mark.parametrize(
+    "name", ["provenance.json", "findings.json", "tables.json", "page.json", "growth.svg"]
+)
 def test_a_damaged_file_is_one_sentence_that_names_it(tmp_path, results, capsys, name, content):
     damage(tmp_path, results, capsys, name, content)
 
@@ -239,7 +279,7 @@ def trained(folder: Path, *words: str, **summary) -> Path:
 @pytest.mark.parametrize("words", [(), ("seed=3", "steps=9", "device=cpu", "threads=2")])
 def test_an_experiments_own_run_has_its_method(tmp_path, results, words):
     made = page(tmp_path, results, f"runs=[{trained(tmp_path / 'mine', *words)}]")
-    assert any(row[:2] == ["maml", "91.11 ± 1.73"] for t in made.tables for row in t)
+    assert any(row[:2] == ["MAML", "91.11 ± 1.73"] for t in made.tables for row in t)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +329,7 @@ def test_evaluations_of_a_run_count_beside_its_summary(tmp_path, results):
     path.write_text(json.dumps({"command": "metalearn evaluate", "rows": rows}))
     made = page(tmp_path, results)
     assert "Best of our runs: 98.76 ± 1.00 %" in made.text
-    assert "imaml, inductive 96.54 ± 1.00 %" in made.text
+    assert "iMAML, gradient descent, inductive 96.54 ± 1.00 %" in made.text
     assert "56.80 ±" not in made.text and "99.99" not in made.text.partition("Made by")[0]
 
 
@@ -397,3 +437,6 @@ def test_ones_own_runs_alone_make_a_page_away_from_the_repository(tmp_path, monk
     for words in ([], [f"runs=[{folder}]", "results=nowhere"], ["runs=['']"]):
         assert main(["report", *words, "out=s.html"]) == 2
         assert not (tmp_path / "s.html").exists()
+    shutil.move(folder, tmp_path / "runs" / "mine")  # where `metalearn train` leaves it
+    assert main(["report"]) == 0
+    assert "91.11 ±" in Page(tmp_path / "runs" / "report.html").text
