@@ -82,7 +82,7 @@ function tabulate({ columns, numeric, rows }) {
 /* Show what is compressed within an opened part of the page, but not within parts that are closed. */
 async function show(part) {
   for (const packed of part.querySelectorAll("[data-packed]")) {
-    if (packed.closest("details:not([open])")) continue;
+    if (!packed.dataset.packed || packed.closest("details:not([open])")) continue;
     const content = packed.dataset.packed;
     packed.removeAttribute("data-packed");
     const text = await unpack(content);
