@@ -23,7 +23,7 @@ FLOORS = (
     ("parallel",),
     ("training",),
     ("studies",),
-    ("report",),
+    ("report", "play"),
     ("commands",),
 )
 """From the ground up. A room imports from lower floors, and on its own floor to its left."""

@@ -19,6 +19,7 @@ metalearn VERB [key=value ...]      differentiating through optimisation
   evaluate        accuracy of a checkpoint on held-out classes
   adapt           a checkpoint adapted to your own classes, as one file
   predict         the classes of your images by an adapted file
+  play            a local page to draw characters on and to watch inner loops adapt
   bench NAME      a study into results/
   solve NAME      the other uses of implicit gradients: deq, distill, hpo, nas
   report          one HTML page of the results and of chosen runs
@@ -33,6 +34,7 @@ PAGES = {
     "evaluate": "accuracy of a checkpoint on held-out classes",
     "adapt": "a checkpoint adapted to your own classes, as one file",
     "predict": "the classes of your images by an adapted file",
+    "play": "a local page to draw characters on and to watch inner loops adapt",
     "report": "one self-contained HTML page of what is in results/",
 }
 """The verbs whose help is a page of their options."""
@@ -120,6 +122,10 @@ def _run(words: list[str]) -> int:
         from metalearn.commands import predict
 
         return predict.run(rest)
+    if verb == "play":
+        from metalearn.commands import play
+
+        return play.run(rest)
     if verb == "report":
         from metalearn.commands import report
 

@@ -101,7 +101,7 @@ def results(folder: Path) -> tuple[list[Result], list[Result], list[Run]]:
 
 
 def published(name: str) -> Table | None:
-    """Return the published figures on the subject of a study; None if there are none."""
+    """Return the published figures on the subject of a study; None if none are published."""
     path = FOLDER / f"{name}.csv"
     if not path.is_file():
         return None
