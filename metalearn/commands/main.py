@@ -14,6 +14,7 @@ from metalearn.system.output import lasting_output
 USAGE = """\
 metalearn VERB [key=value ...]      differentiating through optimisation
 
+  demo            MAML and iMAML side by side, in a minute or two
   train           one training run into runs/
   evaluate        accuracy of a checkpoint on held-out classes
   adapt           a checkpoint adapted to your own classes, as one file
@@ -28,6 +29,7 @@ metalearn VERB --help explains each; metalearn --version prints the version.
 """
 
 PAGES = {
+    "demo": "MAML and iMAML side by side, in a minute or two",
     "train": "one training run; -m sweeps over a,b values",
     "evaluate": "accuracy of a checkpoint on held-out classes",
     "adapt": "a checkpoint adapted to your own classes, as one file",
@@ -104,6 +106,10 @@ def _run(words: list[str]) -> int:
         from metalearn.commands import train
 
         return train.run(rest, _complain)
+    if verb == "demo":
+        from metalearn.commands import demo
+
+        return demo.run(rest)
     if verb == "evaluate":
         from metalearn.commands import evaluate
 
