@@ -176,7 +176,7 @@ class _Differentiated(TorchFunctionMode):
             x = args[0]
             zero = x == 0
             return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
-        if func in (torch.tensor, torch.zeros, torch.ones) and "dtype" in kwargs:
-            if args[0] == () or type(args[0]) in (int, float):
-                kwargs["dtype"] = torch.float64
+        made = func in (torch.tensor, torch.zeros, torch.ones)
+        if made and "dtype" in kwargs and (args[0] == () or type(args[0]) in (int, float)):
+            kwargs["dtype"] = torch.float64
         return func(*args, **kwargs)

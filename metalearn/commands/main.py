@@ -19,7 +19,7 @@ metalearn VERB [key=value ...]      differentiating through optimisation
   adapt           a checkpoint adapted to your own classes, as one file
   predict         the classes of your images by an adapted file
   bench NAME      a study into results/
-  solve NAME      the other uses of implicit gradients: deq, distill, hpo, nas
+  solve NAME      the other uses of implicit gradients: deq, distill, hpo, nas, rates
   report          one HTML page of the results and of chosen runs
   data prepare    build a dataset's cache
 
