@@ -46,7 +46,7 @@ def describe_time_left(
     judging = each / config.meta_batch * judged
     if left + judging < WORTH_SAYING_S:
         return None
-    also = f", {judged} tasks of validation and test about {format_duration(judging)}"
+    also = f", {judged} tasks of validation and test up to about {format_duration(judging)}"
     return (
         f"{config.steps - done} meta-steps take about {format_duration(left)} on this machine"
         f"{also if judged else ''}. For less: steps=, meta_batch=, validation.tasks="

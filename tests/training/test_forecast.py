@@ -25,7 +25,7 @@ def test_the_time_left_is_of_the_timed_meta_steps_and_of_all_that_is_judged():
     # The first one also prepares. 100 meta-steps of 2 s; validations after 50, 100 and 103.
     said = describe_time_left(config, [9.0, 2.0, 2.0], 3, True, True)
     assert "100 meta-steps take about 3 min 20 s on this machine" in said
-    assert ", 50 tasks of validation and test about 25 s." in said
+    assert ", 50 tasks of validation and test up to about 25 s." in said
     assert "validation" not in describe_time_left(config, [2.0], 3, False, False).split(".")[0]
     assert describe_time_left(config, [0.5, 0.01, 0.01], 3, True, True) is None
 
