@@ -55,7 +55,7 @@ def test_without_its_extra_it_says_so(package, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     said = refused(["port=0"], capsys)
     assert f"metalearn play needs the package {package}" in said
-    assert "pip install 'metalearn[play]'" in said
+    assert "pip install 'metalearn-implicit[play]'" in said
 
 
 def test_a_head_for_more_classes_than_the_page_has_is_refused(capsys, tmp_path):
