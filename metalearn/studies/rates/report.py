@@ -79,8 +79,8 @@ def figures(rows: pd.DataFrame) -> dict[str, Figure]:
 
 def _figure(rows: pd.DataFrame, names: list[str], title: str) -> Figure:
     """Draw each curve's errors as dots, and a dashed line of the slope by theory."""
-    caption = f"""Error of a hypergradient, {title}. Dots: measured. Dashed: the slope of the method's
-        theory, through the middle of the dots."""
+    caption = f"""Error of a hypergradient, {title}. Dots: measured. Dashed: the slope of
+        the method's theory, through the middle of the dots."""
     figure, panels = canvas(len(names), width=DOUBLE, height=2.4, columns=3, caption=caption)
     for axes, name in zip(panels, names, strict=True):
         curve = CURVES[name]
