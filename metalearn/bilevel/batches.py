@@ -96,6 +96,7 @@ class BatchStream:
         self._name, self.loader, self._device = name, loader, device
         self._iterator: Iterator[Any] | None = None
         self._position = 0
+        self._order: list[int] = []  # of this pass, for another stream may use the loader too
         self._at_start: dict[str, Any] | None = None
         self._last: Any = None
         self._before_last: dict[str, Any] | None = None
@@ -113,9 +114,8 @@ class BatchStream:
         Raises:
             UsageError: a pass over the loader has no batch.
         """
-        fixed = self.fixed
         data = self._read()
-        place = fixed.order[self._position - 1] if fixed is not None else None
+        place = self._order[self._position - 1] if self._order else None
         return Drawn(self._moved(data), place)
 
     def every(self) -> Iterator[Any]:
@@ -207,6 +207,7 @@ class BatchStream:
                 generators = self._generator_states()
                 self._at_start = {"random": random_state.get_states(), "generators": generators}
                 self._iterator, self._position = iter(self.loader), 0
+                self._order = self.fixed.order if self.fixed else []
             self._before_last = random_state.get_states()
             try:
                 self._last = next(self._iterator)

@@ -130,7 +130,10 @@ class StochasticCertificate:
 
 @dataclass(frozen=True)
 class Certify:
-    """The options of a certificate; `Certify()(descent)` makes one and moves nothing.
+    """The options of a certificate; `Certify()(descent)` makes one, and takes no step.
+
+    Its batches are uniform draws of their own. A loader with a sampler of its own, such as a
+    weighted one, or of a stream has none; there they are the loader's next ones.
 
     It takes one Hessian-vector product for each batch, also for methods that take none.
 
