@@ -250,7 +250,7 @@ def test_a_problem_that_predicts_no_classes_is_refused(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = Path(__file__).parents[2] / "docs" / "own.md"
-    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     Path("my_adapt_module.py").write_text(code)
     monkeypatch.setattr(build, "_IMPORTED", set())
     monkeypatch.syspath_prepend(str(home))
