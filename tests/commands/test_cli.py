@@ -201,7 +201,7 @@ REFUSED = [
     ("solve nas damping=-1.0", "at least 0"),
     ("solve nas decay=0.0", "above 0"),
     ("solve nas nodes=1 random=7", "at most the 6"),
-    ("report", "results=results is no folder"),
+    ("report", "there is neither results/ nor a finished run"),
     ("report results=", "is empty"),
     ("report result=x", "did you mean 'results'"),
     ("report results=. runs=[/nowhere]", "holds no finished run"),
