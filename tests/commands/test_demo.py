@@ -77,22 +77,6 @@ def test_it_refuses_a_folder_of_something_else(tmp_path, capsys):
     assert (tmp_path / "maml" / "mine").exists()
 
 
-@pytest.mark.parametrize(
-    ("word", "sentence"),
-    [
-        ("maml_steps=0", "maml_steps=0: expected at least 1"),
-        ("inner_steps=[2,2]", "expected no two equal values"),
-        ("tasks=mini", "expected one of omniglot, glyphs"),
-        ("step=3", "step"),
-    ],
-)
-def test_a_wrong_option_is_one_sentence_before_any_work(tmp_path, capsys, word, sentence):
-    assert demo(tmp_path / "d", word) == 2
-    said = capsys.readouterr()
-    assert sentence in said.err and said.err.count("\n") == 1 and not said.out
-    assert not (tmp_path / "d").exists()
-
-
 def test_omniglot_is_at_hand_in_the_cache_or_in_a_folder_and_never_downloaded(
     tmp_path, monkeypatch
 ):
