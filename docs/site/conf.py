@@ -32,7 +32,9 @@ root_doc = "README"
 top = ["README", "CHANGELOG", "CONTRIBUTING", "SECURITY"]
 include_patterns = [*(f"{page}.md" for page in top), "docs/**", "results/**"]
 exclude_patterns = [".*", "build", "runs", "wandb", "docs/site", "docs/tutorials*"]
-exclude_patterns += ["docs/gallery/sg_execution_times.rst"]  # its page fetches scripts from elsewhere
+exclude_patterns += [
+    "docs/gallery/sg_execution_times.rst"
+]  # its page fetches scripts from elsewhere
 
 # A reference that leads nowhere is an error (`sphinx-build -W`), but for those to other projects.
 nitpicky = True
@@ -68,3 +70,4 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
+html_show_copyright = False

@@ -17,6 +17,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.roles import XRefRole
+from sphinx.util.nodes import make_refnode
 
 CODE = re.compile(r"(`+[^`]+`+)")
 EMPHASIS = re.compile(r"(?<![\w*])(\*\w(?:[^*\n]*\w)?\*)(?![\w*])")
@@ -34,7 +35,7 @@ def escaped(line: str) -> str:
 
 def translated(lines: list[str]) -> Iterator[str]:
     """Yield the lines as reStructuredText, with formulas as literal blocks."""
-    above = literal = bullets = 0  # the indents of the text, of a formula and of a list
+    above, literal, bullets = 0, 0, -1  # the indents of the text, a formula and a list
     after_empty = True
     for line in lines:
         if not line.strip():
@@ -42,15 +43,17 @@ def translated(lines: list[str]) -> Iterator[str]:
             yield line
             continue
         indent = len(line) - len(line.lstrip())
-        ends = (literal and indent < literal) or (bullets and indent < bullets)
-        starts = line.lstrip().startswith("- ") and not literal and indent != bullets
+        bullet = line.lstrip().startswith("- ")
+        listed = indent > bullets >= 0 or (bullet and indent == bullets)
+        ends = (literal and indent < literal) or (bullets >= 0 and not listed)
+        starts = bullet and not literal and not listed
         if (ends or starts) and not after_empty:
             yield ""
         if ends:
-            literal = bullets = 0
+            literal, bullets = 0, -1
         if starts:
             bullets = indent
-        elif not literal and not bullets and after_empty and indent > above:
+        elif not literal and bullets < 0 and after_empty and indent > above:
             literal = indent
             yield from (" " * above + "::", "")
         if not literal:
@@ -88,13 +91,30 @@ class NameRole(XRefRole):
         return title, target
 
 
-def keep_as_code(app: Sphinx, env: Any, node: Any, text: nodes.Node) -> nodes.Node | None:
-    """Keep a name in backticks that is no documented object as code, without a warning."""
-    return text if node.get("in_backticks") else None
+def link_or_code(app: Sphinx, env: Any, node: Any, text: nodes.Node) -> nodes.Node | None:
+    """Link a name in backticks to the one documented object of that name, or keep it as code.
+
+    A handler of `missing-reference`, which sees the names that are not of the module at hand.
+    """
+    if not node.get("in_backticks"):
+        return None
+    domain, name = env.domains["py"], node["reftarget"]
+    found = [
+        (title, entry)
+        for title, entry in domain.find_obj(env, None, None, name, None, searchmode=1)
+        if not entry.aliased
+        and (
+            entry.objtype in ("class", "exception") or (entry.objtype == "function" and "_" in name)
+        )
+    ]
+    if len(found) != 1:
+        return text
+    title, entry = found[0]
+    return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, text, title)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_role("name", NameRole())
     app.connect("autodoc-process-docstring", translate, priority=400)  # before napoleon's
-    app.connect("missing-reference", keep_as_code)
+    app.connect("missing-reference", link_or_code)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -54,7 +54,7 @@ def run(command):
 
 run(
     "metalearn train data=photos tasks.ways=2 tasks.image_size=28 model.channels=8 "
-    "metagrad=maml_batched steps=20 meta_batch=4 validation.every=10 validation.tasks=20 "
+    "metagrad=maml_batched steps=10 meta_batch=4 validation.every=5 validation.tasks=20 "
     "test.tasks=20 run_dir=runs/photos wandb=disabled"
 )
 
