@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,9 @@ class Descent:
         ranks: the processes; all have the same loaders in the same order, and share each batch.
         seed: of the batches that a certificate draws.
 
+    It warns of an inner optimiser with weight decay, such as AdamW by default, where the method's
+    hypergradient does not know of the decay.
+
     Raises:
         UsageError: an argument cannot be used.
     """
@@ -108,6 +112,7 @@ class Descent:
         self.outer_stream = BatchStream("outer_loader", outer_loader, device, 2 * seed + 1)
         leaves = list(self.params.values())
         self.inner = Iterate("inner", leaves, inner_optimiser, inner_scheduler)
+        _warn_of_decay(method, self.inner)
         self.copies = {
             name: Iterate(
                 "inner", [_leaf(p, device) for p in leaves], inner_optimiser, inner_scheduler
@@ -239,6 +244,19 @@ class Descent:
                 f"{where}: a loss or the hypergradient is not finite, of norm {norm}, though the "
                 "params are; look at the batches, or take smaller rates"
             )
+
+
+def _warn_of_decay(method: Method, inner: Iterate) -> None:
+    """Warn of a decay by the inner optimiser that the hypergradient does not know of."""
+    decay = max(float(group.get("weight_decay") or 0.0) for group in inner.optimiser.param_groups)
+    if decay and not method.sees_decay:
+        name = type(inner.optimiser).__name__
+        warnings.warn(
+            f"inner_optimiser={name}(weight_decay={decay:g}): the hypergradient of "
+            f"{type(method).__name__} is that of inner_loss, without this decay. Add the decay to "
+            "inner_loss and give weight_decay=0, or use TruncatedUnrolling",
+            stacklevel=3,
+        )
 
 
 def _leaf(x: Tensor, device: torch.device) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -53,6 +53,8 @@ class TruncatedUnrolling(Method):
         UsageError: an option is out of its range; at the start: the inner optimiser's step has no
             derivative.
     """
+
+    sees_decay: ClassVar[bool] = True
 
     steps: int = 1
     window: int = 1

@@ -59,7 +59,7 @@ def test_a_resumed_descent_takes_the_same_steps_to_the_bit(name):
             METHODS[name],
             dropout=0.3,
             fixed=name == "saba",
-            inner_optimiser=partial(torch.optim.AdamW, lr=0.01),
+            inner_optimiser=partial(torch.optim.AdamW, lr=0.01, weight_decay=0.0),
             inner_scheduler=partial(CosineAnnealingLR, T_max=50),
             outer_scheduler=partial(StepLR, step_size=2),
         )
@@ -126,6 +126,13 @@ def test_a_linear_system_that_diverges_says_which_rate():
     with pytest.raises(NonFiniteGradient, match="x is not finite; a smaller system_lr"):
         for _ in range(10):
             run.step()
+
+
+def test_a_decay_that_the_hypergradient_does_not_know_of_is_warned_of():
+    adamw = partial(torch.optim.AdamW, lr=0.01)
+    with pytest.warns(UserWarning, match=r"AdamW\(weight_decay=0.01\): the hypergradient of SOBA"):
+        descent(SOBA(0.05), inner_optimiser=adamw)
+    descent(TruncatedUnrolling(), inner_optimiser=adamw)  # goes through it
 
 
 def test_a_fixed_meta_stays_and_an_unused_leaf_is_named():

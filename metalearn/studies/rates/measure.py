@@ -177,7 +177,7 @@ def batch_sizes(make: MakeProblem, sizes: Sizes) -> Points:
     problem = make(sizes.replicas, examples=sizes.examples)
     exact = problem.exact(problem.begin())
     solved = descent_on(problem, StocBiO(1), 0.9)
-    solved.descend_inner(100)
+    solved.descend_inner(60)
     found = []
     for size in (8, 16, 32, 64):
         method = StocBiO(1, 40, 0.5 / problem.largest)
