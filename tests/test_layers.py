@@ -24,7 +24,7 @@ FLOORS = (
     ("training",),
     ("bilevel",),
     ("studies",),
-    ("report",),
+    ("report", "play"),
     ("commands",),
 )
 """From the ground up. A room imports from lower floors, and on its own floor to its left."""

@@ -87,7 +87,7 @@ def load(path: Path) -> dict[str, Any]:
         )
     if missing := sorted(KEYS - state.keys()):
         raise UsageError(f"{path} is a checkpoint without {', '.join(missing)}; train it again")
-    check_fields(state, (*KEYS, "average"), path)
+    check_fields(state, (*KEYS, "average", "constants"), path)
     return state
 
 
@@ -186,7 +186,7 @@ def newest(folder: Path) -> tuple[dict[str, Any], dict[Path, DamagedCheckpoint]]
     """Return the newest whole checkpoint, and the errors of newer ones.
 
     Raises:
-        UsageError: there is none, or it is of a format that can't be gone on with.
+        UsageError: the checkpoint is absent, or has a format that cannot be resumed.
     """
     damaged: dict[Path, DamagedCheckpoint] = {}
     for path in generations(folder):

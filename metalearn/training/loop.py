@@ -19,10 +19,10 @@ from metalearn.system.provenance import provenance
 from metalearn.system.random_state import seed_all
 from metalearn.tasks import Sampler
 from metalearn.training.agreement import check_same, describe_options, on_every_rank
-from metalearn.training.checks import check_options
 from metalearn.training.evaluation import evaluate
 from metalearn.training.experiment import Experiment
 from metalearn.training.fingerprint import describe_start
+from metalearn.training.forecast import TIMED, describe_time_left
 from metalearn.training.guards import REFUSALS
 from metalearn.training.messages import (
     figures,
@@ -31,6 +31,7 @@ from metalearn.training.messages import (
     stability_warning,
     validation_line,
 )
+from metalearn.training.options import check_options
 from metalearn.training.session import Session
 from metalearn.training.state import TrainingState
 
@@ -98,7 +99,9 @@ def prepare(config: DictConfig, resume: bool, ranks: Ranks) -> tuple[TrainingSta
     seed_all(config.seed)
     experiment = Experiment.of(config)
     if config.init_from is not None and not resume:
-        experiment.start_from(config.init_from)
+        notes = experiment.start_from(config.init_from)
+        if ranks.rank == 0:
+            print("\n".join(notes), end="\n" if notes else "")
     state = TrainingState(config, experiment, ranks)
     validation = experiment.tasks.sampler("validation", config.validation.seed, experiment.device)
 
@@ -112,7 +115,7 @@ def prepare(config: DictConfig, resume: bool, ranks: Ranks) -> tuple[TrainingSta
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The validation and the test tasks, the same ones every time; None: there are none.
+    """The validation and the test tasks, the same ones every time; None: the run has no such tasks.
 
     Each of the two returns a sampler at its first task.
     """
@@ -152,8 +155,14 @@ def take_meta_steps(
         TrainingStopped: a guard stops the run, or the validation loss is not finite.
         TrainingInterrupted: a signal asked for it.
     """
+    begun, step_s = state.step, []
     for step in session.steps(state):
         row = _meta_step(config, state, session)
+        step_s.append(row["step_s"])
+        if step == begun + TIMED:
+            held = held_out.validation is not None, held_out.test is not None
+            if (said := describe_time_left(config, step_s, step, *held)) is not None:
+                session.say(said)
         if step == config.steps or step % config.validation.every == 0:
             _validate(config, state, held_out, session, row)
         session.log(row)

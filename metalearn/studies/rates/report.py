@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from metalearn.studies.frame.plot import COLOURS, canvas, log_axis
+from metalearn.studies.frame.colours import OTHERS
+from metalearn.studies.frame.draw import legend
+from metalearn.studies.frame.plot import DOUBLE, canvas, log_axis
 from metalearn.studies.frame.table import Format, Table, make_table
 from metalearn.studies.rates.curves import CURVES
 from metalearn.studies.rates.measure import fitted_slope
@@ -68,20 +70,22 @@ def tables(rows: pd.DataFrame) -> dict[str, Table]:
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:
     found = {}
-    for key, (_, belongs) in KINDS.items():
+    for key, (title, belongs) in KINDS.items():
         names = [name for name in CURVES if belongs(name) and (rows.curve == name).any()]
         if names:
-            found[f"rates_{key}"] = _figure(rows, names)
+            found[f"rates_{key}"] = _figure(rows, names, title)
     return found
 
 
-def _figure(rows: pd.DataFrame, names: list[str]) -> Figure:
+def _figure(rows: pd.DataFrame, names: list[str], title: str) -> Figure:
     """Draw each curve's errors as dots, and a dashed line of the slope by theory."""
-    figure, panels = canvas(len(names), width=3.2, height=3.0)
+    caption = f"""Error of a hypergradient, {title}. Dots: measured. Dashed: the slope of
+        the method's theory, through the middle of the dots."""
+    figure, panels = canvas(len(names), width=DOUBLE, height=2.4, columns=3, caption=caption)
     for axes, name in zip(panels, names, strict=True):
         curve = CURVES[name]
         groups = rows[rows.curve == name].groupby("problem", sort=False)
-        for colour, (problem, part) in zip(COLOURS, groups, strict=False):
+        for colour, (problem, part) in zip(OTHERS, groups, strict=False):
             x, error = part.x.to_numpy(float), part.error.to_numpy(float)
             axes.plot(x, error, "o", color=colour, label=problem)
             along = np.log(x) if curve.log else x
@@ -95,10 +99,7 @@ def _figure(rows: pd.DataFrame, names: list[str]) -> Figure:
             note = axes.text(0.97, 0.92, "a bound", transform=axes.transAxes, ha="right")
             note.set_fontsize(8)
         axes.set(title=_wrapped(curve.title), xlabel=curve.x, ylabel=_wrapped(curve.error))
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, title="dashed: slope by theory", loc="outside lower center", ncols=2
-    )
+    legend(figure)
     return figure
 
 
