@@ -53,13 +53,16 @@ def check_sentences(path: Path) -> Iterator[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "files", nargs="*", type=Path, help=".py or .md; default: the package, README.md and docs/"
+        "files",
+        nargs="*",
+        type=Path,
+        help=".py or .md; default: the package, the pages at the top and docs/",
     )
     files = parser.parse_args().files
     for path in files:
         if path.suffix not in (".py", ".md") or not path.is_file():
             parser.error(f"{path} is no .py or .md file")
-    files = files or [*ROOT.glob("metalearn/**/*.py"), ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    files = files or [*ROOT.glob("metalearn/**/*.py"), *ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
     found: list[str] = []
     for path in sorted(files):
         found += (check_sentences if path.suffix == ".md" else check_docstrings)(path)

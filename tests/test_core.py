@@ -21,6 +21,7 @@ else:
 ROOT = Path(__file__).parent.parent
 CORE = (
     *("implicit", "linear_solve", "fixed_point", "nonlinear_solve", "nn", "inner", "metagrad"),
+    "bilevel",
     *("problem", "problems", "tasks", "errors", "tree", "autograd"),
 )
 LEARN2LEARN = {"learn2learn", "torchvision"}
@@ -81,7 +82,8 @@ def test_a_command_without_the_training_extra_says_so(command):
 
 @pytest.mark.parametrize("command", ["bench speed", "solve hpo", "report"])
 def test_a_command_without_the_studies_extra_says_so(command):
-    allowed = {"antlr4", "yaml", "packaging", *EXTRAS["train"], *sys.builtin_module_names}
+    allowed = {"antlr4", "yaml", "packaging", "pydantic_core", "typing_inspection"}
+    allowed |= {*EXTRAS["train"], *sys.builtin_module_names}
     said = without(command, *(allowed - {"matplotlib", "scipy", "sklearn"}))
     assert "pip install 'metalearn-implicit[studies]'" in said
 

@@ -38,7 +38,7 @@ def run(words: list[str], complain: Complain) -> int:
     """Train and return the exit status; `complain` is told why a run ended early.
 
     Raises:
-        UsageError: the words are none that can be trained by.
+        UsageError: the overrides cannot be trained.
     """
     asks_for_sweep = [w for w in words if w in ("-m", "--multirun")]
     overrides = rename_overrides(_in_full([w for w in words if w not in asks_for_sweep]))

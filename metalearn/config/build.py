@@ -141,7 +141,7 @@ def read_arguments(target: Any) -> set[str] | None:
     """Return the names of the arguments that a config's `_target_` takes; None: any.
 
     Raises:
-        UsageError: `target` is none that a config may name.
+        UsageError: a config may not name `target`.
     """
     parameters = inspect.signature(_found(target, PACKAGES)).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -152,7 +152,7 @@ def read_argument_defaults(target: Any) -> dict[str, Any]:
     """Read the plain defaults in the signature of a config's `_target_`, by argument.
 
     Raises:
-        UsageError: `target` is none that a config may name.
+        UsageError: a config may not name `target`.
     """
     return signature_defaults(_found(target, PACKAGES))
 

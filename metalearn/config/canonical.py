@@ -25,7 +25,7 @@ def canonicalise(config: DictConfig, but_for: Collection[str] = ()) -> dict[str,
         but_for: the top-level options to leave out.
 
     Raises:
-        UsageError: a `_target_` is none that a config may name.
+        UsageError: a config may not name a `_target_`.
     """
     own = {key: value for key, value in resolved(config).items() if key not in but_for}
     for key in groups():
@@ -57,7 +57,7 @@ def drop_argument_defaults(value: Any) -> Any:
     The arguments are the entries of a node with a `_target_`.
 
     Raises:
-        UsageError: a `_target_` is none that a config may name.
+        UsageError: a config may not name a `_target_`.
     """
     if isinstance(value, list):
         return [drop_argument_defaults(inner) for inner in value]

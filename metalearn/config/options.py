@@ -102,6 +102,6 @@ def _refusal(error: ValidationError) -> UsageError:
         expected = _EXPECTED.get(first["type"], first["msg"]).format(**plain)
         if first["type"] == "too_short":
             expected += "" if context["min_length"] == 1 else "s"
-    name, *items = map(str, first["loc"])
-    name += "".join(f"[{item}]" for item in items)
+    name, *inner = first["loc"]
+    name = f"{name}" + "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in inner)
     return UsageError(f"{name}={first['input']}: expected {expected}. Give another value.")

@@ -83,7 +83,7 @@ def _for_each_job(override: Override) -> str:
     """Return an override for Hydra's sweep, which applies it to jobs alone.
 
     Hydra also composes a config of the defaults of those groups that are swept, and an option of
-    another choice is none there.
+    another choice is unknown there.
     """
     key, _, value = text_of(override).partition("=")
     kept = override.is_sweep_override() or is_group(override) or not value

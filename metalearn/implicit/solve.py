@@ -12,7 +12,8 @@ problem stops on its own) and their nests. A solver's path depends on the number
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -79,16 +80,7 @@ def root_find(
         return solver(_square(function), start, max_steps)
 
     found = search("root_find", run, residual, x0, args, batched)
-    value = implicit.root(
-        residual,
-        found.value,
-        *args,
-        linear_solver=linear_solver,
-        batched=batched,
-        report=report,
-        check="silent",  # the status says it
-    )
-    return Result(value, found.status, found.steps, found.residual_norm)
+    return _attach(implicit.root, residual, found, args, linear_solver, batched, report)
 
 
 def minimise(
@@ -133,16 +125,7 @@ def minimise(
         return solver(of_rows, start, max_steps)
 
     found = search("minimise", run, values, x0, args, batched)
-    value = implicit.argmin(
-        objective,
-        found.value,
-        *args,
-        linear_solver=linear_solver,
-        batched=batched,
-        report=report,
-        check="silent",
-    )
-    return Result(value, found.status, found.steps, found.residual_norm)
+    return _attach(implicit.argmin, objective, found, args, linear_solver, batched, report)
 
 
 def least_squares(
@@ -178,16 +161,7 @@ def least_squares(
         return torch.stack(halves).sum(0)
 
     found = search("least_squares", run, residuals, x0, args, batched)
-    value = implicit.argmin(
-        half_squares,
-        found.value,
-        *args,
-        linear_solver=linear_solver,
-        batched=batched,
-        report=report,
-        check="silent",
-    )
-    return Result(value, found.status, found.steps, found.residual_norm)
+    return _attach(implicit.argmin, half_squares, found, args, linear_solver, batched, report)
 
 
 def find_fixed_point(
@@ -214,16 +188,22 @@ def find_fixed_point(
         return run_fixed_point(solver, _square(of_rows), start, max_steps)
 
     found = search("find_fixed_point", run, function, x0, args, batched)
-    value = implicit.fixed_point(
-        function,
-        found.value,
-        *args,
-        linear_solver=linear_solver,
-        batched=batched,
-        report=report,
-        check="silent",
-    )
-    return Result(value, found.status, found.steps, found.residual_norm)
+    return _attach(implicit.fixed_point, function, found, args, linear_solver, batched, report)
+
+
+def _attach(
+    derivative: Callable[..., Tree],
+    function: Callable[..., Any],
+    found: Result,
+    args: tuple[Tree, ...],
+    linear_solver: LinearSolver,
+    batched: bool,
+    report: Report | None,
+) -> Result:
+    """Return the result with its value differentiable in `args`; its status says how good it is."""
+    options: dict[str, Any] = {"linear_solver": linear_solver, "batched": batched, "report": report}
+    value = derivative(function, found.value, *args, check="silent", **options)
+    return replace(found, value=value)
 
 
 def _check(max_steps: int, least: int = 0) -> None:

@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import UsageError
-from metalearn.inner import AtRates, GradientMethod, InnerSolution, InnerSolver, StepRates
+from metalearn.inner import (
+    AtRates,
+    GradientMethod,
+    InnerSolution,
+    InnerSolver,
+    Objective,
+    StepRates,
+)
 from metalearn.metagrad.certificate import Certificate
 from metalearn.problem import BilevelProblem, Meta, Params, RatedProblem
+from metalearn.system.memory import keep_freed_memory_by_default
 from metalearn.system.random_state import TorchStates, replayed
 from metalearn.tree import (
     detached,
@@ -41,8 +49,8 @@ class MetaGradientResult:
         solution: the solution of an implicit gradient's linear system, x = A^-1 (d outer / d
             params) as far as it was solved: a dict of (T, ...) like the params. None for other
             methods.
-        carry: keyword arguments for the next meta-step's call, which a training loop passes on;
-            empty for a method that needs none.
+        solver_state: keyword arguments for the next meta-step's call, which a training loop passes
+            on; empty for a method that needs none.
 
     Raises:
         UsageError: outer_loss is not a value for each task.
@@ -84,8 +92,8 @@ def check_losses(loss: Tensor, tasks: int) -> None:
 class MetaGradient:
     """A method to differentiate a bilevel problem: `meta_gradient(problem, meta, task)`.
 
-    It keeps no state. A method that goes on from the previous meta-step takes `**previous.carry`
-    too.
+    It keeps no state. A method that goes on from the previous meta-step takes
+    `**previous.solver_state` too.
 
     The features of a `FeatureProblem` are computed once, and differentiated once.
     """
@@ -98,6 +106,7 @@ class MetaGradient:
     def __call__(
         self, problem: BilevelProblem, meta: Meta, task: Any, **solver_state: Any
     ) -> MetaGradientResult:
+        keep_freed_memory_by_default()
         differentiate: Callable[..., MetaGradientResult] = self.differentiate
         if self.one_by_one and getattr(problem, "couples_tasks", False):
             raise UsageError(
@@ -130,6 +139,16 @@ class MetaGradient:
 
     def adapt(self, problem: BilevelProblem, meta: Meta, task: Any) -> InnerSolution:
         """Run the inner loop alone, as evaluation does."""
+        solver, objective, start = self.inner_loop(problem, meta, task)
+        return solver(objective, start)
+
+    def inner_loop(
+        self, problem: BilevelProblem, meta: Meta, task: Any
+    ) -> tuple[InnerSolver, Objective, Params]:
+        """Return the inner loop as `adapt` runs it: its solver, its objective and its start.
+
+        The objective of a `FeatureProblem` holds the features, which are computed here.
+        """
         meta = detached(meta)
         if hasattr(problem, "on_features"):
             shared: Any = problem
@@ -138,8 +157,10 @@ class MetaGradient:
                 meta = {"features": shared.features(meta, task), "rest": shared.rest(meta)}
             problem = shared.on_features
         solver = at_learned_rates(self.inner, problem, meta)
-        return solver(
-            lambda params: problem.inner_objective(params, meta, task), problem.init(meta, task)
+        return (
+            solver,
+            lambda params: problem.inner_objective(params, meta, task),
+            problem.init(meta, task),
         )
 
 

@@ -39,7 +39,7 @@ class ConvexHead(TrainableProblem):
         scale: the start of the learned scale, above 0.
 
     Raises:
-        UsageError: an option is none of these.
+        UsageError: an option has another value.
     """
 
     def __init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -21,14 +20,15 @@ from metalearn.problems.prediction_loss import (
     refuse_float_classes,
     select_loss,
 )
-from metalearn.problems.protocol import BilevelProblem, Params, TrainableProblem
+from metalearn.problems.protocol import Params
+from metalearn.problems.query_statistics import QueryStatistics
 from metalearn.tasks.batch import TaskBatch
 from metalearn.tree import half_squared_distance
 
 T = TypeVar("T")
 
 
-class FewShot(TrainableProblem):
+class FewShot(QueryStatistics):
     """The few-shot problem: meta is the initialisation theta of the task's parameters phi.
 
     inner(phi, theta) = support loss(phi) + prox / 2 |phi - theta|^2, and outer = query loss(phi).
@@ -70,7 +70,7 @@ class FewShot(TrainableProblem):
     "head" needs a chain of layers (`nn.Sequential`) that ends in a linear layer.
 
     Raises:
-        UsageError: an option is none of these, or meta holds a frozen parameter.
+        UsageError: an option has another value, or meta holds a frozen parameter.
     """
 
     def __init__(
@@ -124,23 +124,9 @@ class FewShot(TrainableProblem):
         return {name: p for name, p in named if name not in self._frozen}
 
     @property
-    def mode(self) -> str:  # type: ignore[override]
-        """The statistics that batch norm takes for the queries: "transductive" or "inductive"."""
-        return "transductive" if self.transductive else "inductive"
-
-    @property
     def any_ways(self) -> bool:  # type: ignore[override]
         """True if the head has no learned vector for each class."""
         return self._head is not None
-
-    def modes(self) -> dict[str, BilevelProblem]:
-        """Return this problem by the queries' own batch statistics, and by the support set's."""
-        return {p.mode: p for p in map(self._in_mode, (True, False))}
-
-    def _in_mode(self, transductive: bool) -> FewShot:
-        problem = copy.copy(self)
-        problem.transductive = transductive
-        return problem
 
     def adapted_shapes(self) -> dict[str, torch.Size]:
         """Return the shape of each adapted tensor; a symmetric head's class vectors share one."""
@@ -288,7 +274,7 @@ def _adapted(
             "Leave it out, or call requires_grad_(True)."
         )
     if odd := sorted(set(adapt).difference(names)):
-        raise UsageError(f"adapt has {odd[0]!r}, which is none of {', '.join(names)}")
+        raise UsageError(f"adapt has {odd[0]!r}: expected parameters' names, of {', '.join(names)}")
     if not adapt:
         raise UsageError("adapt=[] leaves the inner loop nothing to adapt; name a parameter")
     return [name for name in names if name in adapt]

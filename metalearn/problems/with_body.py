@@ -13,17 +13,12 @@ from metalearn.nn.body import Body, Statistics
 from metalearn.nn.structure import frozen_parameters, refuse_frozen
 from metalearn.problems.convex_head import ConvexHead
 from metalearn.problems.few_shot import FewShot, try_inputs
-from metalearn.problems.protocol import (
-    BilevelProblem,
-    CompositeProblem,
-    Params,
-    TrainableProblem,
-    query_predictions,
-)
+from metalearn.problems.protocol import CompositeProblem, Params, query_predictions
+from metalearn.problems.query_statistics import QueryStatistics
 from metalearn.tasks.batch import TaskBatch
 
 
-class WithBody(TrainableProblem):
+class WithBody(QueryStatistics):
     """The `head`, a problem whose inputs are features, under a body that runs once for all images.
 
     meta is one dict: the body's parameters by name, without frozen ones, and the entries of the
@@ -72,11 +67,6 @@ class WithBody(TrainableProblem):
         }
 
     @property
-    def mode(self) -> str:  # type: ignore[override]
-        """The statistics that batch norm takes for the queries, as in `FewShot`."""
-        return "transductive" if self.transductive else "inductive"
-
-    @property
     def couples_tasks(self) -> bool:  # type: ignore[override]
         """True with "population" statistics, which batch norm takes over the whole meta-batch."""
         return self.statistics != "task"
@@ -84,15 +74,6 @@ class WithBody(TrainableProblem):
     @property
     def any_ways(self) -> bool:  # type: ignore[override]
         return self.head.any_ways
-
-    def modes(self) -> dict[str, BilevelProblem]:
-        """Return this problem by the queries' own batch statistics, and by the support set's."""
-        return {p.mode: p for p in map(self._in_mode, (True, False))}
-
-    def _in_mode(self, transductive: bool) -> WithBody:
-        problem = copy.copy(self)
-        problem.transductive = transductive
-        return problem
 
     def check(self, meta: Params, task: TaskBatch) -> None:
         at = try_inputs(lambda: self._at_features(meta, task), task)

@@ -65,6 +65,10 @@ class Run:
         return f"{self.summary['steps']} meta-steps of {self.summary['meta_batch']} tasks"
 
     @property
+    def setting(self) -> str:
+        return f"{self.ways}-way {self.shots}-shot"
+
+    @property
     def mode(self) -> str:
         """The mode of the problem that was tested; an older summary says only `transductive`."""
         old = "transductive" if self.summary.get("transductive", True) else "inductive"
@@ -116,7 +120,7 @@ def read_run(path: Path, where: str, summary: Mapping[str, Any]) -> Run:
     run folder's config.yaml, or what the command in the summary composes.
 
     Raises:
-        UsageError: a number of the summary is none.
+        UsageError: a value of the summary is not a number.
     """
     _check_numbers(path, summary)
     own, note = _read_config(path, summary), ""
@@ -136,7 +140,7 @@ def read_evaluations(run: Run, path: Path, where: str, content: Mapping[str, Any
         content: a file for which `is_evaluation` is true.
 
     Raises:
-        UsageError: a number of a row is none.
+        UsageError: a value of a row is not a number.
     """
     found = []
     for row in content["rows"]:

@@ -9,10 +9,11 @@ DISTRIBUTION = "metalearn-implicit"
 
 EXTRAS = {
     "train": (
-        *("cycler", "fontTools", "higher", "hydra", "matplotlib", "omegaconf", "PIL", "rich"),
-        *("scipy", "sklearn", "wandb"),
+        *("annotated_types", "cycler", "fontTools", "higher", "hydra", "matplotlib"),
+        *("omegaconf", "PIL", "pydantic", "rich", "scipy", "sklearn", "wandb"),
     ),
-    "studies": ("annotated_types", "jinja2", "markupsafe", "pandas", "pydantic"),
+    "studies": ("jinja2", "markupsafe", "pandas"),
+    "play": ("starlette", "uvicorn"),
     "all": ("torchvision",),
     "peers": ("torchopt",),
 }

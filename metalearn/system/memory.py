@@ -41,15 +41,38 @@ def peak_bytes(function: Callable[[], T], device: torch.device) -> tuple[T, int]
     raise ValueError(f"peak memory is measured on cpu and cuda devices, not on {device.type!r}")
 
 
-def keep_freed_memory() -> None:
+KEEP_MEMORY = "METALEARN_KEEP_MEMORY"
+"""The environment variable that turns `keep_freed_memory` off, by the value 0."""
+
+_decided = False
+
+
+def keep_freed_memory(keep: bool = True) -> None:
     """Let this process keep freed memory for its next allocation (Linux with glibc).
 
     An inner loop frees and allocates the same large tensors at every step. By default glibc returns
     them to the kernel, which clears them page by page at the next allocation. This takes a sixth of
     a meta-step. A process that keeps freed memory holds its peak until it ends. On other systems
     the function does nothing.
+
+    The first meta-gradient of a process calls it, unless METALEARN_KEEP_MEMORY is 0, or the process
+    has called it.
+
+    Args:
+        keep: False: return freed memory to the kernel, as glibc does by default.
     """
-    _malloc_options(trim_threshold=-1, mmap_max=0)
+    global _decided
+    if keep:
+        _malloc_options(trim_threshold=-1, mmap_max=0)
+    elif _decided:
+        _malloc_options(trim_threshold=128 * 1024, mmap_max=65536)  # glibc's defaults
+    _decided = True
+
+
+def keep_freed_memory_by_default() -> None:
+    """Call `keep_freed_memory` as the environment says, unless the process has called it."""
+    if not _decided:
+        keep_freed_memory(os.environ.get(KEEP_MEMORY) != "0")
 
 
 def give_back_freed_memory() -> None:
@@ -61,7 +84,7 @@ def give_back_freed_memory() -> None:
     gc.collect()  # autograd's graphs can form reference cycles
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    _malloc_options(trim_threshold=128 * 1024, mmap_max=65536)  # glibc's defaults
+    keep_freed_memory(False)
     if trim := _glibc("malloc_trim"):
         trim(0)
 

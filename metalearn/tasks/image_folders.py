@@ -79,7 +79,7 @@ def read(files: Files, side: int) -> Iterator[np.ndarray]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the image files of a folder, sorted; hidden files are none."""
+    """Return the image files of a folder, sorted, without hidden files."""
     return sorted(
         p
         for p in folder.iterdir()

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from metalearn.config import PACKAGE
 from metalearn.errors import UsageError, nearest
 from metalearn.system.files import replace_bytes, sync_folder, written_beside
 from metalearn.training.saved_fields import check_fields
@@ -49,6 +48,8 @@ def find(word: str) -> Path:
     path = Path(word)
     if "/" in word or ".pt" in word or path.is_file():
         return path
+    from metalearn.config import PACKAGE  # Hydra, which reading and writing do not need
+
     names: set[str] = set()
     for folder in (Path("results"), PACKAGE.parent / "results"):
         kept = sorted(folder.rglob("*.pt"))
@@ -185,7 +186,7 @@ def newest(folder: Path) -> tuple[dict[str, Any], dict[Path, DamagedCheckpoint]]
     """Return the newest whole checkpoint, and the errors of newer ones.
 
     Raises:
-        UsageError: there is none, or it is of a format that can't be gone on with.
+        UsageError: the checkpoint is absent, or has a format that cannot be resumed.
     """
     damaged: dict[Path, DamagedCheckpoint] = {}
     for path in generations(folder):

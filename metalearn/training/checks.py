@@ -1,11 +1,11 @@
-"""The ranges of training's options."""
+"""The checks of a run that resumes, or that a restarted job began."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from metalearn.config import OBJECTS, checked
 from metalearn.config.canonical import canonicalise, find_difference
@@ -13,7 +13,6 @@ from metalearn.errors import UsageError
 from metalearn.parallel.ranks import job, restarted
 from metalearn.training import checkpoint
 from metalearn.training.run_folder import check_unused
-from metalearn.training.tracking import Labels
 
 WITH_RESUME = (
     *(
@@ -30,9 +29,6 @@ WITH_RESUME = (
     *("on_nonfinite", "on_failed_solve", "on_explosion", "explosion_factor", "keep_best"),
 )
 """The options that a resumed run may change: length, device, tracking, guards."""
-
-MOST_TASKS = 100_000
-"""The most tasks of a meta-step; 5-way 1-shot tasks of Omniglot then take 3 GB."""
 
 
 def begun_by_this_job(folder: Path, config: DictConfig) -> bool:
@@ -86,44 +82,3 @@ def check_schedule(saved: DictConfig, steps: int) -> None:
             f"steps={steps}, but schedule=cosine brings the rate to 0 at this run's "
             f"{saved.steps} meta-steps; leave steps= out, or train anew with steps={steps}"
         )
-
-
-def check_options(config: DictConfig) -> None:
-    """Check what the options of training mean together.
-
-    Raises:
-        UsageError: a value is out of its range.
-    """
-    least = {"steps": 1, "meta_batch": 1, "validation.every": 1}
-    least |= {"checkpoint_every": 1, "keep_checkpoints": 1, "keep_best": 1}
-    least |= {"validation.tasks": 2, "test.tasks": 2}  # one has no interval
-    for name, fewest in least.items():
-        value = OmegaConf.select(config, name)
-        if not isinstance(value, int) or value < fewest:
-            raise UsageError(f"{name}={value}; expected a whole number of at least {fewest}")
-    if config.meta_batch > MOST_TASKS:
-        raise UsageError(
-            f"meta_batch={config.meta_batch}; expected at most {MOST_TASKS} tasks, for all of a "
-            "meta-step's are drawn before it"
-        )
-    micro_batches, most = config.micro_batches, config.meta_batch
-    if micro_batches is not None and not (
-        type(micro_batches) is int and 1 <= micro_batches <= most
-    ):
-        raise UsageError(
-            f"micro_batches={micro_batches}: expected a whole number from 1 to "
-            f"meta_batch={most}, or null for the whole meta-batch. Leave micro_batches= out."
-        )
-    if config.schedule not in ("constant", "cosine"):
-        raise UsageError(f"schedule={config.schedule}; expected 'constant' or 'cosine'")
-    if config.wandb not in ("offline", "online", "disabled"):
-        raise UsageError(f"wandb={config.wandb}; expected 'offline', 'online' or 'disabled'")
-    Labels.of(config)
-    if not 0 <= config.average < 1:
-        raise UsageError(
-            f"average={config.average}: expected a decay from 0 up to 1, 1 excluded. Give 0 for no "
-            "average, or such as 0.99 for one over about the last 100 meta-steps"
-        )
-    clip = config.clip_norm
-    if clip is not None and not (isinstance(clip, int | float) and clip > 0):
-        raise UsageError(f"clip_norm={config.clip_norm}; expected a number above 0, or null")

@@ -17,7 +17,7 @@ from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.metagrad import MetaGradient
 from metalearn.problem import BilevelProblem, Meta, TrainableProblem
 from metalearn.system.machine import find_device, use_threads
-from metalearn.system.memory import keep_freed_memory
+from metalearn.system.memory import keep_freed_memory_by_default
 from metalearn.tasks import ImageTasks, TaskBatch, Tasks
 from metalearn.training import weights
 from metalearn.tree import detached, leaves_of, like_tree, named_leaves
@@ -147,7 +147,7 @@ class Experiment(Setup):
             UsageError: a constructor refuses a value, or the device is not there.
         """
         config = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
-        keep_freed_memory()
+        keep_freed_memory_by_default()
         use_threads(config.threads)
         device = find_device(config.device)
         torch.manual_seed(config.seed)
@@ -233,5 +233,7 @@ def build_optimiser(config: Any, params: Any) -> torch.optim.Optimizer:
             f"{config._target_} refuses optimiser.*: {reason}; give what it takes"
         ) from error
     if not isinstance(optimiser, torch.optim.Optimizer):
-        raise UsageError(f"optimiser._target_={config._target_} is none; give one of torch.optim")
+        raise UsageError(
+            f"optimiser._target_={config._target_}: expected a class of torch.optim. Give its name."
+        )
     return optimiser

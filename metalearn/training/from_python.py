@@ -20,7 +20,7 @@ from metalearn.system.random_state import seed_all, untouched
 from metalearn.tasks import Sampler
 from metalearn.training import checkpoint, loop
 from metalearn.training.agreement import check_same, describe_options, on_every_rank
-from metalearn.training.checks import begun_by_this_job, check_options
+from metalearn.training.checks import begun_by_this_job
 from metalearn.training.experiment import Setup, as_leaves
 from metalearn.training.given import (
     GivenSamplers,
@@ -32,6 +32,7 @@ from metalearn.training.given import (
     describe,
     over_leaves,
 )
+from metalearn.training.options import check_options
 from metalearn.training.state import TrainingState
 
 _NOT_OPTIONS = ("import", "init_from", "frozen", "resume", "run_dir", "device")
@@ -152,7 +153,8 @@ def _goes_on(folder: Path, config: DictConfig, resume: bool) -> bool:
     """Return True if the run in the folder is to be resumed.
 
     Raises:
-        UsageError: there is none and `resume` asks for it, or there is one and it does not.
+        UsageError: `resume` asks for a run that is absent, or the folder holds a run and `resume`
+            is False.
     """
     if not resume:
         return begun_by_this_job(folder, config)

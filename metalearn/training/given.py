@@ -48,7 +48,7 @@ def check_methods(name: str, value: Any, *methods: str) -> None:
 
 
 def check_meta_gradient(value: Any) -> None:
-    """Raise UsageError if the argument `meta_gradient` is none."""
+    """Raise UsageError if the argument `meta_gradient` is no meta-gradient."""
     if not isinstance(value, MetaGradient):
         raise UsageError(
             f"meta_gradient={_class_of(value)}: expected an instance of metalearn.metagrad."

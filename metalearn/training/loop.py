@@ -19,7 +19,6 @@ from metalearn.system.provenance import provenance
 from metalearn.system.random_state import seed_all
 from metalearn.tasks import Sampler
 from metalearn.training.agreement import check_same, describe_options, on_every_rank
-from metalearn.training.checks import check_options
 from metalearn.training.evaluation import evaluate
 from metalearn.training.experiment import Experiment
 from metalearn.training.fingerprint import describe_start
@@ -32,6 +31,7 @@ from metalearn.training.messages import (
     stability_warning,
     validation_line,
 )
+from metalearn.training.options import check_options
 from metalearn.training.session import Session
 from metalearn.training.state import TrainingState
 
@@ -115,7 +115,7 @@ def prepare(config: DictConfig, resume: bool, ranks: Ranks) -> tuple[TrainingSta
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The validation and the test tasks, the same ones every time; None: there are none.
+    """The validation and the test tasks, the same ones every time; None: the run has no such tasks.
 
     Each of the two returns a sampler at its first task.
     """

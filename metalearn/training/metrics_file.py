@@ -29,7 +29,7 @@ class MetricsFile:
         """Open the file: a new run creates it, a resumed run needs it.
 
         Raises:
-            UsageError: another process trains into it, or it is absent or no file of its own.
+            UsageError: another process trains into it, it is absent, or it is not a plain file.
             OSError: it cannot be written.
         """
         if resume and not self.path.is_file():

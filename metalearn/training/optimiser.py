@@ -86,10 +86,10 @@ class OuterOptimiser:
         return {"optimiser": self._optimiser.state_dict(), "halvings": self.halvings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state of `state_dict`. The optimiser's options stay those of its own.
+        """Restore a state of `state_dict`. The optimiser keeps its own options.
 
         Raises:
-            ValueError: the state is none of this optimiser's, with these parameters.
+            ValueError: the state does not fit this optimiser and its parameters.
         """
         saved, own = state["optimiser"]["state"], self._optimiser.state_dict()
         if saved and not _is_like(saved, self._state_after_a_step()):

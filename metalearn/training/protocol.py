@@ -40,7 +40,7 @@ class EvaluationProtocol:
         inner_steps: a row for each number of them; empty: the run's own.
 
     Raises:
-        UsageError: a value is none of these.
+        UsageError: a value is out of its range.
     """
 
     benchmark: str = "held_out"

@@ -39,6 +39,7 @@ def test_every_study_and_properties_after_what_it_points_to(run):
         "solve deq",
         "solve distill",
         "solve hpo",
+        "solve influence",
         "solve nas",
     ]
 

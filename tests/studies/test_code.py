@@ -34,8 +34,8 @@ def test_no_docstring_comment_or_report_counts(package):
     before = digest_code(study, package)
     assert before == digest_code(PACKAGE / "studies" / "cg" / "study.py")
     edit(package / "training" / "loop.py", '"""The outer loop', '"""The loop outside')
-    checks = package / "training" / "checks.py"
-    edit(checks, "MOST_TASKS = 100_000", "# far more than fit\n\nMOST_TASKS = (100_000)")
+    options = package / "training" / "options.py"
+    edit(options, "MOST_TASKS = 100_000", "# far more than fit\n\nMOST_TASKS = (100_000)")
     edit(package / "training" / "state.py", '"""Move the meta-parameters', '"""Shift them')
     for report in ("cg/report", "memory/report", "frame/plot", "frame/index"):
         with (package / "studies" / f"{report}.py").open("a") as file:
@@ -48,7 +48,7 @@ def test_no_docstring_comment_or_report_counts(package):
 
 EDITS = [
     ("studies/cg/study.py", '"experiment=glyphs_cg"', '"experiment=glyphs"'),
-    ("training/checks.py", "MOST_TASKS = 100_000", "MOST_TASKS = 100_001"),
+    ("training/options.py", "MOST_TASKS = 100_000", "MOST_TASKS = 100_001"),
     ("linear_solve/cg.py", "max_iters: int = 10", "max_iters: int = 11"),
     ("nn/__init__.py", "from metalearn.nn.mlp", "from metalearn.nn.conv4"),
     # What only a config names, by a text of metalearn.config.build.
@@ -93,7 +93,8 @@ def test_all_that_python_loads_for_a_study_beside_its_reports_counts(study):
     names = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in FILES]
     reports = [n for n in names if n.startswith("metalearn.studies.") and n.endswith(ends)]
     reports += [n for n in names if n.startswith(("metalearn.report.", f"{FRAME}.published"))]
-    reports += ["metalearn.report", *(f"{FRAME}.{name}" for name in ("plot", "table", "groups"))]
+    drawing = ("colours", "draw", "groups", "markup", "paper", "plot", "publish", "svg", "table")
+    reports += ["metalearn.report", *(f"{FRAME}.{name}" for name in drawing)]
     command = [sys.executable, "-c", LOAD, f"metalearn.studies.{study}.study", *reports]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     loaded = {Path(file) for file in done.stdout.split()}

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from metalearn.system import memory
 from metalearn.system.memory import format_bytes, peak_bytes
 
 CPU = torch.device("cpu")
@@ -161,3 +165,33 @@ def test_cuda() -> None:
 )
 def test_format_bytes(n: int, text: str) -> None:
     assert format_bytes(n) == text
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the allocator is glibc's")
+@pytest.mark.parametrize(
+    ("before", "keep"), [("", True), ("memory.keep_freed_memory(False)", False), (None, False)]
+)
+def test_first_meta_gradient_keeps_freed_memory_unless_told_not_to(before, keep):
+    code = f"""
+import torch
+from pathlib import Path
+from metalearn import FewShot, FirstOrder, GradientDescent, TaskBatch
+from metalearn.system import memory
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+{before or ""}
+x, y = torch.randn(1, 4, 3), torch.tensor([[0, 0, 1, 1]])
+problem = FewShot(torch.nn.Linear(3, 2))
+FirstOrder(GradientDescent(1, 0.1))(problem, problem.begin(), TaskBatch(x, y, x, y))
+large = torch.ones(50_000_000)
+held = resident()
+del large
+print(held - resident() < 100_000_000)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != memory.KEEP_MEMORY}
+    if before is None:
+        environment[memory.KEEP_MEMORY] = "0"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(keep)

@@ -82,7 +82,7 @@ class DEQStudy:
         pairs: "all" trains all pairs of a forward and a backward solver; "each" trains each solver
             once, with Anderson or GMRES as the other.
         depths: forward iterations at which memory is measured.
-        jacobian_weights: weights of the Jacobian-norm regularisation; 0 is none.
+        jacobian_weights: weights of the Jacobian-norm regularisation; 0: no regularisation.
         long_epochs: epochs of the trainings that measure conditioning.
         length: tokens of a sequence.
         sequence_width, sequence_epochs: the size of a state and the epochs on sequences.

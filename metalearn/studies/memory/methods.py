@@ -33,7 +33,7 @@ PROBES = (1, 4)
 class Method:
     """
     Args:
-        make: the meta-gradient with so many inner steps.
+        make: returns the meta-gradient with the given number of inner steps.
         grows: it keeps every step's graph, so that its peak is predicted before it is run.
         same_as: the method whose gradient it must equal, run beside it.
         everywhere: measured at all sizes, not only on the first network with few steps and 1 task.
@@ -80,7 +80,15 @@ METHODS: dict[str, Method] = {
         _implicit(5, curvature="gauss_newton", linearisation="recomputed"),
         same_as="Gauss-Newton, 5 CG",
     ),
+    "mixed mode": Method(
+        lambda steps: Unrolled(_descent(steps), "batched", mode="mixed"),
+        same_as="unrolled, batched",
+    ),
 }
+
+
+DEFAULT_METHODS = tuple(name for name in METHODS if name != "mixed mode")
+"""The methods that the study measures unless told otherwise."""
 
 
 @dataclass(frozen=True)

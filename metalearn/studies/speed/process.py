@@ -58,8 +58,7 @@ class Contender:
     def __init__(
         self, name: str, workload: Workload, device: torch.device, keep_memory: bool
     ) -> None:
-        if keep_memory:
-            keep_freed_memory()
+        keep_freed_memory(keep_memory)
         full_precision()
         competitor = COMPETITORS[workload.method][name]
         self._all_at_once = competitor.in_flight == "all"

@@ -117,8 +117,7 @@ class SpeedStudy:
         full_precision()
         if at["part"] == "workload":
             return self._workload(WORKLOADS[at["workload"]], device)
-        if self.keep_memory != "none":
-            keep_freed_memory()
+        keep_freed_memory(self.keep_memory != "none")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations of torch that peers use
             if at["part"] == "overhead":
