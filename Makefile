@@ -9,8 +9,8 @@ help:  ## list the targets
 bootstrap:
 	@scripts/bootstrap
 
-demo: bootstrap  ## a first look: a few minutes at most, no data needed
-	@.venv/bin/python scripts/demo.py
+demo: bootstrap  ## a first look: a minute or two, no data needed
+	@.venv/bin/metalearn demo
 
 # One thread a worker: the tests' tensors are small, and threads of several workers would fight for the cores.
 # A file's tests go to one worker, which makes the fixtures that they share once.

@@ -22,8 +22,9 @@ FLOORS = (
     ("metagrad",),
     ("parallel",),
     ("training",),
+    ("bilevel",),
     ("studies",),
-    ("report",),
+    ("report", "play"),
     ("commands",),
 )
 """From the ground up. A room imports from lower floors, and on its own floor to its left."""

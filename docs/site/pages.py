@@ -13,7 +13,7 @@ START = "README"
 
 SECTIONS = {
     "Start": [
-        *("docs/quickstart", "docs/gallery/index", "docs/which_gradient"),
+        *("docs/quickstart", "docs/play", "docs/gallery/index", "docs/which_gradient"),
         *("docs/which_linear_solver", "docs/certificates", "docs/other_libraries", "docs/faq"),
     ],
     "Train": [

@@ -14,12 +14,14 @@ from metalearn.system.output import lasting_output
 USAGE = """\
 metalearn VERB [key=value ...]      differentiating through optimisation
 
+  demo            MAML and iMAML side by side, in a minute or two
   train           one training run into runs/
   evaluate        accuracy of a checkpoint on held-out classes
   adapt           a checkpoint adapted to your own classes, as one file
   predict         the classes of your images by an adapted file
+  play            a local page to draw characters on and to watch inner loops adapt
   bench NAME      a study into results/
-  solve NAME      the other uses of implicit gradients: deq, distill, hpo, nas
+  solve NAME      the other uses of implicit gradients: deq, distill, hpo, nas, rates
   report          one HTML page of the results and of chosen runs
   data prepare    build a dataset's cache
 
@@ -27,10 +29,12 @@ metalearn VERB --help explains each; metalearn --version prints the version.
 """
 
 PAGES = {
+    "demo": "MAML and iMAML side by side, in a minute or two",
     "train": "one training run; -m sweeps over a,b values",
     "evaluate": "accuracy of a checkpoint on held-out classes",
     "adapt": "a checkpoint adapted to your own classes, as one file",
     "predict": "the classes of your images by an adapted file",
+    "play": "a local page to draw characters on and to watch inner loops adapt",
     "report": "one self-contained HTML page of what is in results/",
 }
 """The verbs whose help is a page of their options."""
@@ -102,6 +106,10 @@ def _run(words: list[str]) -> int:
         from metalearn.commands import train
 
         return train.run(rest, _complain)
+    if verb == "demo":
+        from metalearn.commands import demo
+
+        return demo.run(rest)
     if verb == "evaluate":
         from metalearn.commands import evaluate
 
@@ -114,6 +122,10 @@ def _run(words: list[str]) -> int:
         from metalearn.commands import predict
 
         return predict.run(rest)
+    if verb == "play":
+        from metalearn.commands import play
+
+        return play.run(rest)
     if verb == "report":
         from metalearn.commands import report
 

@@ -16,7 +16,13 @@ from metalearn.inner.first_order import (
 )
 from metalearn.inner.lbfgs import LBFGS
 from metalearn.inner.newton import NewtonCG
-from metalearn.inner.solver import InnerSolution, InnerSolver, Objective, value_and_grad
+from metalearn.inner.solver import (
+    InnerPoint,
+    InnerSolution,
+    InnerSolver,
+    Objective,
+    value_and_grad,
+)
 
 __all__ = [
     "LBFGS",
@@ -25,6 +31,7 @@ __all__ = [
     "BacktrackingDescent",
     "GradientDescent",
     "GradientMethod",
+    "InnerPoint",
     "InnerSolution",
     "InnerSolver",
     "LoopState",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.inner.solver import (
+    InnerPoint,
     InnerSolver,
     Objective,
     Params,
@@ -62,21 +65,34 @@ class BacktrackingDescent(InnerSolver):
         check_tol(self.tol)
 
     def minimise(self, objective: Objective, params: Params) -> tuple[Params, Tensor]:
+        for state in self._states(objective, params):
+            end = state
+        return end.params, end.taken
+
+    def path(self, objective: Objective, params: Params) -> Iterator[InnerPoint]:
+        """Yield the start and the point after each gradient, which a refused step leaves."""
+        for state in self._states(objective, params):
+            yield InnerPoint(state.params, state.rate)
+
+    def _states(self, objective: Objective, params: Params) -> Iterator[_State]:
+        """Yield the start and the state after each of `steps` gradients."""
         x = {name: p.detach() for name, p in params.items()}
         first = next(iter(x.values()))
         taken = torch.zeros(len(first), dtype=torch.int64, device=first.device)
+        rate = torch.full_like(taken, self.lr, dtype=first.dtype)
+        yield _State(x, rate, taken)
         if not self.steps:
-            return x, taken
+            return
         value, g = value_and_grad(objective, x)
-        value = value.detach()
-        rate = torch.full_like(value, self.lr)
+        value, rate = value.detach(), rate.to(value.dtype)
         moving = torch.ones_like(taken, dtype=torch.bool)
         for step in range(self.steps):
             slope = task_dot(g, g)
             if self.tol is not None:
                 moving = moving & (slope.sqrt() > self.tol)
             if not moving.any():
-                break
+                yield from repeat(_State(x, rate, taken), self.steps - step)
+                return
             trial = {
                 name: torch.addcmul(p, broadcast(rate, d), d, value=-1)
                 for (name, p), d in zip(x.items(), g, strict=True)
@@ -99,4 +115,13 @@ class BacktrackingDescent(InnerSolver):
                 ]
             rate = torch.where(falls, (self.growth * rate).clamp_max(self.lr), rate / 2)
             taken = taken + falls
-        return x, taken
+            yield _State(x, rate, taken)
+
+
+@dataclass(frozen=True)
+class _State:
+    """The params, the rate of each task's next step, (T,), and the steps taken, (T,)."""
+
+    params: Params
+    rate: Tensor
+    taken: Tensor

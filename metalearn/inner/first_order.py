@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.inner.solver import (
+    InnerPoint,
     InnerSolver,
     Objective,
     Params,
@@ -94,6 +96,11 @@ class GradientMethod(InnerSolver):
         """Return the gradient norm at which a task stops, or None."""
         return None
 
+    @property
+    def linear(self) -> bool:
+        """True if a step is linear in the gradients, so that its derivative needs no value."""
+        return False
+
     def start(self, params: Params) -> LoopState:
         leaves = list(params.values())
         memory = tuple([torch.zeros_like(p) for p in leaves] for _ in range(self.remembered()))
@@ -117,25 +124,30 @@ class GradientMethod(InnerSolver):
         Args:
             rates: factors of `lr`, an entry for each of the params; None: 1.
         """
-        tol, moving, taken = self.stopping(), state.moving, state.taken
-        params, memory = state.params, state.memory
         if not create_graph:
-            params, memory = detached((params, memory))
-        for count in range(state.count + 1, state.count + steps + 1):
-            _, grads = value_and_grad(objective, params, create_graph)
+            params, memory = detached((state.params, state.memory))
+            state = replace(state, params=params, memory=memory)
+        last = state.count + steps
+        while state.count < last and (self.stopping() is None or state.moving.any()):
+            _, grads = value_and_grad(objective, state.params, create_graph)
             with torch.set_grad_enabled(create_graph):
-                moves, memory = self.direction(grads, memory, count)
-                if tol is not None:
-                    moving = moving & (task_norm([g.detach() for g in grads]) > tol)
-                    if not moving.any():
-                        break
-                    moves = [torch.where(broadcast(moving, m), m, 0.0) for m in moves]
-                params = {
-                    name: self._moved(p, move, count, rates[name] if rates else None)
-                    for (name, p), move in zip(params.items(), moves, strict=True)
-                }
-            taken = taken + moving
-        return LoopState(params, memory, state.count + steps, moving, taken)
+                state = self.step(state, grads, rates)
+        return replace(state, count=last)
+
+    def step(
+        self, state: LoopState, grads: list[Tensor], rates: StepRates | None = None
+    ) -> LoopState:
+        """Return the state after a step with the gradients of the objective at its params."""
+        count, moving, tol = state.count + 1, state.moving, self.stopping()
+        moves, memory = self.direction(grads, state.memory, count)
+        if tol is not None:
+            moving = moving & (task_norm([g.detach() for g in grads]) > tol)
+            moves = [torch.where(broadcast(moving, m), m, 0.0) for m in moves]
+        params = {
+            name: self._moved(p, move, count, rates[name] if rates else None)
+            for (name, p), move in zip(state.params.items(), moves, strict=True)
+        }
+        return LoopState(params, memory, count, moving, state.taken + moving)
 
     def _moved(self, p: Tensor, move: Tensor, count: int, factors: Tensor | None) -> Tensor:
         if factors is None:
@@ -149,6 +161,18 @@ class GradientMethod(InnerSolver):
         end = self.advance(objective, self.start(params), self.steps, rates=rates)
         return end.params, end.taken
 
+    def path(
+        self, objective: Objective, params: Params, rates: StepRates | None = None
+    ) -> Iterator[InnerPoint]:
+        state = self.start(detached(params))
+        rate = getattr(self, "stable_rate", None) if rates is None else None
+        first = next(iter(params.values()))
+        edge = None if rate is None else first.new_full((len(first),), rate)
+        yield InnerPoint(state.params, edge)
+        for _ in range(self.steps):
+            state = self.advance(objective, state, 1, rates=rates)
+            yield InnerPoint(state.params, edge)
+
 
 @dataclass(frozen=True)
 class AtRates(InnerSolver):
@@ -159,6 +183,9 @@ class AtRates(InnerSolver):
 
     def minimise(self, objective: Objective, params: Params) -> tuple[Params, Tensor]:
         return self.method.minimise(objective, params, self.rates)
+
+    def path(self, objective: Objective, params: Params) -> Iterator[InnerPoint]:
+        return self.method.path(objective, params, self.rates)
 
 
 @dataclass(frozen=True)
@@ -191,6 +218,10 @@ class GradientDescent(GradientMethod):
 
     def stopping(self) -> float | None:
         return self.tol
+
+    @property
+    def linear(self) -> bool:
+        return self.tol is None
 
     def remembered(self) -> int:
         return 1 if self.momentum else 0

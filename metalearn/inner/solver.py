@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,12 +34,35 @@ class InnerSolution:
     steps: Tensor
 
 
+@dataclass(frozen=True)
+class InnerPoint:
+    """A point on the path of an inner loop.
+
+    Args:
+        params: dict of (T, ...), without a graph.
+        rate: (T,), the rate of the next step in units of the edge: a step diverges along a
+            curvature above 2 / rate. None for a solver whose steps have no such rate.
+    """
+
+    params: Params
+    rate: Tensor | None = None
+
+
 class InnerSolver(ABC):
     """A frozen dataclass whose fields are the solver's options."""
 
     @abstractmethod
     def minimise(self, objective: Objective, params: Params) -> tuple[Params, Tensor]:
         """Return the params reached, without a graph, and the steps taken, (T,)."""
+
+    def path(self, objective: Objective, params: Params) -> Iterator[InnerPoint]:
+        """Yield the start and the point after each of `steps` steps; the last is `minimise`'s.
+
+        A solver that keeps no state between steps is run anew for each number of steps.
+        """
+        solver: Any = self
+        for steps in range(solver.steps + 1):
+            yield InnerPoint(replace(solver, steps=steps).minimise(objective, params)[0])
 
     def __call__(self, objective: Objective, params: Params) -> InnerSolution:
         params, steps = self.minimise(objective, params)

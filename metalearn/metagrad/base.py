@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import UsageError
-from metalearn.inner import AtRates, GradientMethod, InnerSolution, InnerSolver, StepRates
+from metalearn.inner import (
+    AtRates,
+    GradientMethod,
+    InnerSolution,
+    InnerSolver,
+    Objective,
+    StepRates,
+)
 from metalearn.metagrad.certificate import Certificate
 from metalearn.problem import BilevelProblem, Meta, Params, RatedProblem
 from metalearn.system.memory import keep_freed_memory_by_default
@@ -132,6 +139,16 @@ class MetaGradient:
 
     def adapt(self, problem: BilevelProblem, meta: Meta, task: Any) -> InnerSolution:
         """Run the inner loop alone, as evaluation does."""
+        solver, objective, start = self.inner_loop(problem, meta, task)
+        return solver(objective, start)
+
+    def inner_loop(
+        self, problem: BilevelProblem, meta: Meta, task: Any
+    ) -> tuple[InnerSolver, Objective, Params]:
+        """Return the inner loop as `adapt` runs it: its solver, its objective and its start.
+
+        The objective of a `FeatureProblem` holds the features, which are computed here.
+        """
         meta = detached(meta)
         if hasattr(problem, "on_features"):
             shared: Any = problem
@@ -140,8 +157,10 @@ class MetaGradient:
                 meta = {"features": shared.features(meta, task), "rest": shared.rest(meta)}
             problem = shared.on_features
         solver = at_learned_rates(self.inner, problem, meta)
-        return solver(
-            lambda params: problem.inner_objective(params, meta, task), problem.init(meta, task)
+        return (
+            solver,
+            lambda params: problem.inner_objective(params, meta, task),
+            problem.init(meta, task),
         )
 
 

@@ -19,6 +19,7 @@ from metalearn.metagrad.base import (
     through_init,
 )
 from metalearn.metagrad.higher_backend import unroll_with_higher
+from metalearn.metagrad.mixed_mode import back_through_mixed
 from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.system.random_state import drawn_since, replayed, torch_states
 from metalearn.tree import add, detached, leaves_of, partials, requires_grad_copy, task_norm
@@ -50,9 +51,13 @@ class Unrolled(MetaGradient):
         multi_step: the multi-step loss of MAML++ (Antoniou et al. 2019, section 4). Every inner
             step's outer loss counts 1 / K at the first meta-step. The weights of all but the last
             fall linearly to 0 over `multi_step` meta-steps, and the last weight rises to 1. The
-            result's `carry` holds the number of meta-steps made; without it the count is 0. The
-            reported loss and metrics are those of the last inner step. Only with backend="batched"
-            and without `truncate`. None: the last step's loss alone.
+            result's `solver_state` holds the number of meta-steps made; without it the count is 0.
+            The reported loss and metrics are those of the last inner step. Only with
+            backend="batched" and without `truncate`. None: the last step's loss alone.
+        mode: "reverse" differentiates each step's gradient by a graph of it; "mixed" by forward
+            mode over reverse mode, without a graph of a gradient (`metagrad.mixed_mode`). The state
+            before each step is kept. Only with backend="batched", without `checkpoint` and
+            `multi_step`.
 
     Raises:
         UsageError: an unknown back end, a bad `truncate`, `checkpoint` or `multi_step`, or an inner
@@ -67,6 +72,7 @@ class Unrolled(MetaGradient):
     truncate: int | None = None
     checkpoint: int | Literal["sqrt"] | None = None
     multi_step: int | None = None
+    mode: Literal["reverse", "mixed"] = "reverse"
 
     def __post_init__(self) -> None:
         if self.backend not in ("higher", "batched"):
@@ -106,6 +112,17 @@ class Unrolled(MetaGradient):
                     f"have losses of their own. Leave out truncate={self.truncate}."
                 )
 
+        if self.mode not in ("reverse", "mixed"):
+            raise UsageError(f"mode={self.mode!r}: expected 'reverse' or 'mixed'. Choose one.")
+        if self.mode == "mixed":
+            wanted = {"backend": "batched", "checkpoint": None, "multi_step": None}
+            for name, value in wanted.items():
+                if getattr(self, name) != value:
+                    raise UsageError(
+                        f"mode=mixed: expected {name}={value or 'null'}, not {getattr(self, name)}."
+                        f" Set {name}={value or 'null'}, or mode=reverse."
+                    )
+
     @property
     def one_by_one(self) -> bool:
         return self.backend == "higher"
@@ -121,7 +138,11 @@ class Unrolled(MetaGradient):
         made = 0 if meta_step is None else round(meta_step.item())
         steps = self.inner.steps
         kept = steps if self.truncate is None else min(self.truncate, steps)
-        if self.backend == "batched":
+        if self.mode == "mixed":
+            loss, metrics, params, taken, grads = back_through_mixed(
+                self.inner, problem, meta, task, steps - kept
+            )
+        elif self.backend == "batched":
             loss, metrics, params, taken, grads = back_through(
                 self.inner,
                 problem,

@@ -132,8 +132,36 @@ class ExampleWeights(FixedExamples):
     training example, which has a label.
     """
 
+    def weights(self, meta: Meta) -> Tensor:
+        """Return the weights of the examples, (n,)."""
+        return torch.sigmoid(meta["logits"])
+
     def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: TrainingTask) -> Tensor:
         labels = self.train.y.repeat(len(task))
         losses = F.cross_entropy(outputs["predictions"].flatten(0, 1), labels, reduction="none")
-        loss = (torch.sigmoid(meta["logits"]) * losses.view(len(task), -1)).mean(dim=1)
+        loss = (self.weights(meta) * losses.view(len(task), -1)).mean(dim=1)
         return loss + self.decay * sum(task_half_square(p) for p in outputs["params"].values())
+
+
+class ExampleInfluence(ExampleWeights):
+    """The influence of each training example on the validation loss.
+
+    inner = mean_n weight_n loss_n + decay / 2 |w|^2. meta is {"weights": (n,)}. At weights of 1 the
+    implicit gradient, with its sign changed, is the first-order effect of leaving each example out
+    (Koh & Liang 2017, equation 2, summed over the validation examples). One gradient has the
+    influence of all examples.
+    """
+
+    def begin(self) -> Meta:
+        """Return the weights with which every example counts once."""
+        return {"weights": torch.ones_like(self.train.x[:, 0])}
+
+    def without(self, example: int) -> Meta:
+        """Return the weights that leave one example out."""
+        weights = self.begin()["weights"]
+        weights[example] = 0.0
+        return {"weights": weights}
+
+    def weights(self, meta: Meta) -> Tensor:
+        found: Tensor = meta["weights"]
+        return found

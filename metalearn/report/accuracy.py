@@ -9,8 +9,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from metalearn.report.names import run_title, run_title_with_mode
 from metalearn.report.runs import Run
-from metalearn.studies.frame.plot import COLOURS, canvas, label_lines, log_axis
+from metalearn.studies.frame.accuracy import format_duration
+from metalearn.studies.frame.colours import ASIDE, OURS, PEERS, styles
+from metalearn.studies.frame.draw import Mark, dots, label_lines
+from metalearn.studies.frame.plot import DOUBLE, canvas, log_axis
 from metalearn.studies.frame.published.accuracy import (
     dataset_title,
     published,
@@ -22,6 +26,10 @@ from metalearn.studies.frame.published.accuracy import (
 from metalearn.studies.frame.table import Format, Table, make_cell, make_table
 from metalearn.training.estimate import Estimate
 
+MANY = 16
+"""The largest number of accuracies in the figure that is shown first."""
+SHORT = 20 * 60.0
+"""The seconds of a short training."""
 Setting = tuple[str, int, int]  # dataset, ways, shots
 
 COST: dict[str, tuple[str, Format | None]] = {
@@ -47,7 +55,9 @@ def findings(runs: Sequence[Run]) -> list[str]:
     for setting in _settings(runs):
         here = sorted(_select(runs, setting), key=lambda run: -_percent(run).mean)
         for budget in dict.fromkeys(r.budget for r in runs if r in here):
-            each = "; ".join(f"{_method(r)} {_text(r)} %" for r in here if r.budget == budget)
+            each = "; ".join(
+                f"{run_title_with_mode(r)} {_text(r)} %" for r in here if r.budget == budget
+            )
             found.append(f"{_title(setting)} after {budget}: {each}.")
         others = select_published(*setting)
         papers = others[others.mark == "P"]
@@ -67,6 +77,7 @@ def tables(runs: Sequence[Run]) -> dict[str, Table]:
     found = {}
     for dataset in dict.fromkeys(r.dataset for r in _measured(runs)):
         ours = [r for r in _measured(runs) if r.dataset == dataset]
+        ours.sort(key=lambda run: -_percent(run).mean)
         others = published()[published().dataset == dataset]
         pairs = {(run.ways or 0, run.shots or 0) for run in ours}
         pairs |= set(zip(others.ways, others.shots, strict=True))
@@ -86,7 +97,7 @@ def tables(runs: Sequence[Run]) -> dict[str, Table]:
 
 def _row(run: Run) -> dict[str, Any]:
     return {
-        "method": run.method,
+        "method": run_title(run),
         setting_title(run.ways, run.shots): _percent(run),
         "trained for": run.budget,
         "mark": "ours",
@@ -101,62 +112,116 @@ def _cost(run: Run) -> list[Any]:
     return [run.summary["name"], *(values.get(key) for key in COST)]
 
 
-def figures(runs: Sequence[Run]) -> dict[str, Figure]:
-    """Return each setting's accuracies, ours and published, and our learning curves."""
-    found = {}
+def conclusion(runs: Sequence[Run]) -> list[str]:
+    """Return what to take away, as a headline and a text; empty without published figures.
+
+    It is of the setting with most of our runs.
+    """
+    if (setting := _main_setting(runs)) is None:
+        return []
+    ours = sorted(_select(runs, setting), key=lambda run: -_percent(run).mean)
+    papers = select_published(*setting)
+    papers = papers[papers.mark == "P"]
+    best = ours[0]
+    text = f"The best of our runs is {_trained(best)}."
+    quick = [r for r in ours if (seconds := _seconds(r)) is not None and seconds < SHORT]
+    if quick and quick[0] is not best:
+        text += (
+            f" The best of those of less than {SHORT / 60:.0f} minutes is {_trained(quick[0])}, "
+            f"with {_text(quick[0])} %."
+        )
+    if budgets := "; ".join((papers.method + ", " + papers.budget)[papers.budget != ""]):
+        text += f" Budgets in the papers: {budgets}."
+    headline = (
+        f"{_title(setting)}: {_text(best)} % here, {papers.percent.min():g} to "
+        f"{papers.percent.max():g} % in papers' tables."
+    )
+    return [headline, text]
+
+
+def _trained(run: Run) -> str:
+    seconds = _seconds(run)
+    if seconds is None:
+        return f"{run_title_with_mode(run)}, {run.budget}"
+    threads = run.summary.get("threads")
+    where = {None: "", 1: " of one thread"}.get(threads, f" of {threads} threads")
+    return f"{run_title_with_mode(run)}, {run.budget} in {format_duration(seconds)}{where}"
+
+
+def _seconds(run: Run) -> float | None:
+    seconds = run.summary.get("train_s")
+    return float(seconds) if isinstance(seconds, int | float) else None
+
+
+def figures(runs: Sequence[Run]) -> list[Figure]:
+    """Return each setting's accuracies, ours and published, and our learning curves.
+
+    The first figure is of the setting with most of our runs: the best of ours and the papers.
+    """
+    found = []
+    if setting := _main_setting(runs):
+        ours, others = _select(runs, setting), select_published(*setting)
+        if len(ours) + len(others) > MANY:
+            best = sorted(ours, key=lambda run: -_percent(run).mean)[: MANY // 2]
+            found.append(_dots(setting, best, others[others.mark == "P"]))
     for setting in _settings(runs):
         others = select_published(*setting)
         if len(others):
-            caption = (
-                f"{_title(setting)}: ours (blue), in papers' tables (orange), elsewhere (grey)"
-            )
-            found[caption] = _dots(_select(runs, setting), others)
-    curves = [r for r in runs if len(r.curve) > 1]
-    if curves:
-        figure, (axes,) = canvas(width=6)
-        for run in curves:
-            steps, values = zip(*run.curve, strict=True)
-            axes.plot(steps, values, marker="o", label=_escape(run.method))
-        axes.set_xlabel("meta-step")
-        axes.set_ylabel("validation accuracy, %")
-        label_lines(axes)
-        found["Validation accuracy over training"] = figure
+            found.append(_dots(setting, _select(runs, setting), others))
+    if curves := [r for r in runs if len(r.curve) > 1]:
+        found.append(_learning(curves))
     return found
 
 
-def _dots(ours: Sequence[Run], others: pd.DataFrame) -> Figure:
-    """Draw the errors on a logarithmic axis.
+def _main_setting(runs: Sequence[Run]) -> Setting | None:
+    known = [setting for setting in _settings(runs) if len(select_published(*setting))]
+    return max(known, key=lambda setting: len(_select(runs, setting)), default=None)
+
+
+def _learning(runs: Sequence[Run]) -> Figure:
+    figure, (axes,) = canvas(width=DOUBLE, caption="Validation accuracy over training.")
+    look = styles(map(run_title, runs))
+    for run in runs:
+        steps, values = zip(*run.curve, strict=True)
+        axes.plot(steps, values, **look[run_title(run)], label=_escape(run_title(run)))
+    axes.set(xlabel="meta-steps", ylabel="validation accuracy, %")
+    label_lines(axes)
+    return figure
+
+
+def _dots(setting: Setting, ours: Sequence[Run], others: pd.DataFrame) -> Figure:
+    """Draw the errors on a logarithmic axis, the least error on top.
 
     The logarithm of the error separates 99.1 from 99.5 % as well as 57 from 80 %.
     """
-    points = [(f"{_escape(_method(r))}, ours", _text(r), _percent(r), COLOURS[0]) for r in ours]
+    values = [(_escape(run_title_with_mode(r)), _text(r), _percent(r), OURS) for r in ours]
     row: Any
     for row in others.itertuples():
-        colour = COLOURS[1] if row.mark == "P" else "#666666"
         value = Estimate(float(row.accuracy), float(row.interval or "inf"))
-        points.append((row.method, published_cell(row).text, value, colour))
-    points.sort(key=lambda point: point[2].mean)
-    figure, (axes,) = canvas(width=6.5, height=0.8 + 0.2 * len(points))
-    for at, (_, _, value, colour) in enumerate(points):
-        error, width = max(100 - value.mean, 0.01), value.interval  # a logarithm has no 0
-        low = [[min(width, 0.9 * error)], [width]] if math.isfinite(width) else None
-        axes.errorbar(error, at, xerr=low, fmt="o", color=colour, markersize=5, capsize=2)
-    axes.set_yticks(range(len(points)), [f"{label}   {text}" for label, text, *_ in points])
-    for tick, (*_, colour) in zip(axes.get_yticklabels(), points, strict=True):
+        colour = PEERS if row.mark == "P" else ASIDE
+        values.append((row.method, published_cell(row).text, value, colour))
+    values.sort(key=lambda value: -value[2].mean)
+    caption = f"""Test error (100 - accuracy) on {_title(setting)}, with accuracies in %. Blue:
+        ours. Orange: in papers' tables. Grey: elsewhere."""
+    figure, (axes,) = canvas(width=DOUBLE, height=0.6 + 0.14 * len(values), caption=caption)
+    dots(axes, [_error(f"{label}   {text}", value, c) for label, text, value, c in values])
+    for tick, (*_, colour) in zip(axes.get_yticklabels(), values, strict=True):
         tick.set_color(colour)
     log_axis(axes, "x", base=2)
-    axes.set_xlabel("test error (100 - accuracy), %")
-    axes.set_ylim(-0.7, len(points) - 0.3)
+    axes.set_xlabel("test error, %")
     return figure
+
+
+def _error(label: str, accuracy: Estimate, colour: str) -> Mark:
+    """Return the mark of an error above 0, since a logarithm has no 0."""
+    error = max(100 - accuracy.mean, 0.01)
+    half = accuracy.interval if math.isfinite(accuracy.interval) else math.nan
+    return Mark(label, error, max(error - half, 0.1 * error), error + half, colour)
 
 
 def _escape(name: str) -> str:
     """Escape what matplotlib would take as mathematics."""
     return name.replace("$", r"\$")
-
-
-def _method(run: Run) -> str:
-    return f"{run.method}, inductive" if run.mode == "inductive" else run.method
 
 
 def _measured(runs: Sequence[Run]) -> list[Run]:

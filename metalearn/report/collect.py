@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from metalearn.errors import UsageError
+from metalearn.report.names import run_title
 from metalearn.report.runs import (
     Run,
     evaluated_path,
@@ -23,7 +24,7 @@ from metalearn.studies.frame.published import FOLDER
 from metalearn.studies.frame.table import Table, make_table
 from metalearn.system.files import damaged, read_json
 
-_OF_A_STUDY = ("provenance.json", "findings.json", "tables.json")
+_OF_A_STUDY = ("provenance.json", "findings.json", "tables.json", "page.json")
 # The keys of a result's provenance; the other keys of a single file are its content.
 _ORIGIN = ("command", "commit", "machine", "date", "versions", "threads", "measure_s", "options")
 
@@ -35,19 +36,21 @@ class Result:
     Args:
         where: the path below the results folder, without `provenance.json`; unique.
         title: the heading of the result.
+        conclusion: what to take away, as a headline and a text; empty if the result has none.
         findings: the findings as sentences.
         tables: the tables by caption.
         rows: all measurements of a study; None for a single file.
-        figures: SVG or PNG files.
+        figures: pairs (SVG or PNG file, caption), the main one first.
         origin: the provenance.
     """
 
     where: str
     title: str
+    conclusion: Sequence[str]
     findings: Sequence[str]
     tables: Mapping[str, Table]
-    rows: Table | None
-    figures: Sequence[Path]
+    rows: pd.DataFrame | None
+    figures: Sequence[tuple[Path, str]]
     origin: Mapping[str, Any]
 
     @property
@@ -67,7 +70,7 @@ def results(folder: Path) -> tuple[list[Result], list[Result], list[Run]]:
         raise UsageError(
             f"results={folder} is no folder; give the one that holds the studies, or only runs="
         )
-    studies, lone, runs, evaluations = [], [], {}, {}
+    studies, lone, runs, evaluations, titles = [], [], {}, {}, {}
     for path in sorted(folder.rglob("*.json")):
         below = path.relative_to(folder)
         if any(part.startswith(".") for part in below.parts) or not path.is_file():
@@ -88,7 +91,11 @@ def results(folder: Path) -> tuple[list[Result], list[Result], list[Run]]:
     for path, content in evaluations.items():
         if run := runs.get(evaluated_path(path)):
             where = path.relative_to(folder).as_posix()
-            by_run.setdefault(run.where, []).extend(read_evaluations(run, path, where, content))
+            found = read_evaluations(run, path, where, content)
+            by_run.setdefault(run.where, []).extend(found)
+            if found and "title" not in content:
+                titles[where] = f"Evaluation: {run_title(found[0])}, {found[0].setting}"
+    lone = [replace(result, title=titles.get(result.where, result.title)) for result in lone]
     trained = supersede(list(runs.values()), by_run)
     return sorted(studies, key=lambda s: (s.where.count("/"), s.where)), lone, trained
 
@@ -96,7 +103,10 @@ def results(folder: Path) -> tuple[list[Result], list[Result], list[Run]]:
 def published(name: str) -> Table | None:
     """Return the published figures on the subject of a study; None if none are published."""
     path = FOLDER / f"{name}.csv"
-    return _csv(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    frame = _csv(path)
+    return make_table(list(frame.columns), frame.values.tolist())
 
 
 def _study(folder: Path, where: str) -> Result:
@@ -104,6 +114,7 @@ def _study(folder: Path, where: str) -> Result:
     if not isinstance(origin, dict) or not {"title", "command", "date"} <= set(origin):
         raise UsageError(damaged(folder / "provenance.json"))
     findings, tables = read_json(folder / "findings.json"), read_json(folder / "tables.json")
+    subject, conclusion, captions = _page(folder / "page.json")
     if not isinstance(findings, list):
         raise UsageError(damaged(folder / "findings.json"))
     try:
@@ -112,13 +123,39 @@ def _study(folder: Path, where: str) -> Result:
         raise UsageError(damaged(folder / "tables.json")) from error
     return Result(
         where=where,
-        title=str(origin["title"]),
+        title=f"{origin['title']}: {subject}" if subject else str(origin["title"]),
+        conclusion=conclusion,
         findings=[str(f) for f in findings],
         tables=shown,
         rows=_csv(folder / "rows.csv"),
-        figures=sorted(folder.glob("*.svg")),
+        figures=_figures(folder, captions),
         origin=origin,
     )
+
+
+def _page(path: Path) -> tuple[str, list[str], dict[str, str]]:
+    """Read a study's subject, its conclusion, and its figures' captions by name.
+
+    A study of an earlier release has no such file.
+    """
+    if not path.is_file():
+        return "", [], {}
+    page = read_json(path)
+    try:
+        conclusion, captions = list(page["conclusion"]), dict(page["figures"])
+        if len(conclusion) not in (0, 2):
+            raise ValueError("a conclusion is a headline and a text")
+        texts = {str(name): str(caption) for name, caption in captions.items()}
+        return str(page["subject"]), [str(part) for part in conclusion], texts
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UsageError(damaged(path)) from error
+
+
+def _figures(folder: Path, captions: Mapping[str, str]) -> list[tuple[Path, str]]:
+    """Return the figures with their captions, in order; those without a caption come last."""
+    paths = {path.stem: path for path in sorted(folder.glob("*.svg"))}
+    named = [name for name in captions if name in paths]
+    return [(paths[n], captions.get(n, "")) for n in dict.fromkeys([*named, *paths])]
 
 
 def _lone(path: Path, where: str, content: dict[str, Any]) -> Result:
@@ -137,10 +174,11 @@ def _lone(path: Path, where: str, content: dict[str, Any]) -> Result:
     return Result(
         where=where,
         title=str(content.get("title") or _titled(where)),
+        conclusion=[],
         findings=_texts(content.get("findings")),
         tables=tables,
         rows=None,
-        figures=[p for s in (".svg", ".png") if (p := path.with_suffix(s)).is_file()][:1],
+        figures=[(p, "") for s in (".svg", ".png") if (p := path.with_suffix(s)).is_file()][:1],
         origin=origin,
     )
 
@@ -157,7 +195,7 @@ def _titled(where: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _csv(path: Path) -> Table:
+def _csv(path: Path) -> pd.DataFrame:
     """Read a CSV file; "None" and "NA" are texts in it, and only an empty cell is missing."""
     try:
         # Without a header, since pandas would take the first cells of longer rows for their names.
@@ -165,5 +203,4 @@ def _csv(path: Path) -> Table:
         frame = pd.read_csv(path, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UsageError(damaged(path)) from error
-    values = frame.astype(object).where(frame.notna(), None).values.tolist()
-    return make_table(list(frame.columns), values)
+    return frame.astype(object).where(frame.notna(), None)

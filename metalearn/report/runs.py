@@ -65,6 +65,10 @@ class Run:
         return f"{self.summary['steps']} meta-steps of {self.summary['meta_batch']} tasks"
 
     @property
+    def setting(self) -> str:
+        return f"{self.ways}-way {self.shots}-shot"
+
+    @property
     def mode(self) -> str:
         """The mode of the problem that was tested; an older summary says only `transductive`."""
         old = "transductive" if self.summary.get("transductive", True) else "inductive"

@@ -76,6 +76,11 @@ def cached(name: str, build: Callable[[], Splits]) -> Splits:
     return splits
 
 
+def is_cached(name: str) -> bool:
+    """Return True if the cache has a file of the dataset `name`."""
+    return (cache_folder() / f"{name}.npz").is_file()
+
+
 def _read(path: Path) -> Splits:
     # The file is opened here, since np.load leaves its own file open for a damaged archive.
     with path.open("rb") as file:

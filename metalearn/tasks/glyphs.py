@@ -7,7 +7,9 @@ both. A method can thus be developed and tested without the real drawings.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -94,6 +96,29 @@ def glyphs(seed: int = 0, drawings: int = 20, size: int = 28) -> dict[str, Label
     )
 
 
+def sample_letters(count: int, drawings: int, seed: int, size: int) -> LabelledImages:
+    """Return drawings of random letters of the test scripts, without building the dataset.
+
+    The letters do not look alike, and their faces are not bold. Drawings of a letter follow each
+    other.
+
+    Args:
+        count: the number of letters, 1 to 20.
+        drawings: the number of drawings of each letter.
+        seed: of the letters and of their drawings.
+        size: the side of the images in pixels.
+    """
+    random = np.random.default_rng(seed)
+    faces = [face for face in _faces() if "Bold" not in (face.font.getname()[1] or "")]
+    letters = sorted(set().union(*(face.letters for face in faces)))
+    known = [code for code in letters if _split_of(code) == "test"]
+    pool = set(random.choice(known, min(len(known), 6 * count), replace=False).tolist())
+    codes = random.permutation(_distinct(faces, pool))[:count].tolist()
+    images = [_draw(code, faces, seed, drawings, size) for code in codes]
+    labels = torch.arange(len(codes)).repeat_interleave(drawings)
+    return LabelledImages(torch.cat(images), labels, tuple(map(_name, codes)))
+
+
 def _build(seed: int, drawings: int, size: int) -> Splits:
     threads = torch.get_num_threads()
     # A letter is too small for several threads; on a busy machine they take 5 times as long.
@@ -113,6 +138,7 @@ def _build(seed: int, drawings: int, size: int) -> Splits:
         torch.set_num_threads(threads)
 
 
+@cache
 def _faces() -> list[_Face]:
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     faces = []
@@ -181,11 +207,13 @@ def _render(code: int, face: _Face) -> tuple[np.ndarray, float] | None:
     return canvas, max(height, width) / _CANVAS
 
 
-def _distinct(faces: list[_Face]) -> list[int]:
-    """Return the sorted code points of all splits, such that no two letters look alike."""
+def _distinct(faces: list[_Face], letters: Collection[int] | None = None) -> list[int]:
+    """Return the sorted code points of `letters`, or of all, such that no two look alike."""
     order = {"test": 0, "validation": 1, "train": 2}  # the priority of the splits
+    if letters is None:
+        letters = frozenset().union(*(f.letters for f in faces))
     codes, renders = [], []
-    for code in sorted(frozenset().union(*(f.letters for f in faces))):
+    for code in sorted(letters):
         face = next(face for face in faces if code in face.letters)
         if (render := _render(code, face)) is not None:
             codes.append(code)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from metalearn.errors import UsageError
 from metalearn.system.files import with_home
-from metalearn.tasks.cache import Splits, cache_folder, cached
+from metalearn.tasks.cache import Splits, cache_folder, cached, is_cached
 from metalearn.tasks.images import LabelledImages
 from metalearn.tasks.pixels import read_image
 
@@ -75,8 +75,7 @@ def omniglot(
         folder = _default_source() if source is None else with_home(source)
         return _split(_read(folder, size, sum(splits), drawings), seed, splits)
 
-    counts = "-".join(map(str, splits))
-    found = cached(f"omniglot-v1-size{size}-seed{seed}-{counts}x{drawings}", build)
+    found = cached(_cache_name(size, seed, splits, drawings), build)
     listed = listed_characters()
     if seed == 0 and splits == tuple(map(len, listed.values())):
         for name, classes in listed.items():
@@ -87,6 +86,20 @@ def omniglot(
                     f"(see {odd}); fetch the release again, or empty {cache_folder()}"
                 )
     return found
+
+
+def at_hand() -> bool:
+    """Return True if `omniglot()` with its default options needs no download."""
+    data = os.environ.get("METALEARN_DATA")
+    if is_cached(_cache_name(28, 0, (1100, 100, 423), 20)):
+        return True
+    if data and (with_home(data) / "omniglot").is_dir():
+        return True
+    return all((cache_folder() / "omniglot" / f"{name}.zip").is_file() for name in SETS)
+
+
+def _cache_name(size: int, seed: int, splits: tuple[int, int, int], drawings: int) -> str:
+    return f"omniglot-v1-size{size}-seed{seed}-{'-'.join(map(str, splits))}x{drawings}"
 
 
 def omniglot_background(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,105 @@ from metalearn.training import checkpoint
 from metalearn.training.adapted import make_task
 from metalearn.training.data_source import move
 from metalearn.training.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Adaptable:
+    """A trained initialisation that is opened to be adapted to new classes of images.
+
+    Args:
+        path: the file of the checkpoint.
+        state: its content.
+        mode: the statistics of batch norm for predicted images, "inductive" or "transductive", or
+            the only mode of the problem.
+        channels, size: the form of the run's images.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    run: DictConfig
+    experiment: Experiment
+    mode: str
+    channels: int
+    size: int
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        transductive: bool = False,
+        source: str | None = None,
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> Adaptable:
+        """Open the checkpoint of a run.
+
+        Args:
+            transductive, source: as in `adapt`.
+
+        Raises:
+            UsageError: the checkpoint cannot be used, or its problem predicts no classes of images.
+        """
+        state = checkpoint.load(path)
+        run = config.checked(state["config"], str(path), "train")
+        run.device, run.threads = device, threads
+        if source is not None:
+            move(run, source, str(path))
+        experiment = Experiment.of(run)
+        channels, size = _image_form(run, experiment.problem, path)
+        experiment.load(checkpoint.select_meta(state))
+        experiment.load_constants(state.get("constants", {}))
+        mode = _mode(experiment.problem, transductive)
+        return cls(path, state, run, experiment, mode, channels, size)
+
+    @property
+    def only_ways(self) -> int | None:
+        """The only number of classes that the head takes; None: any."""
+        ways: int | None = self.run.tasks.get("ways")
+        return None if self.experiment.problem.any_ways else ways
+
+    @property
+    def light_ink(self) -> bool:
+        """True if the run's images are drawings whose ink is light on dark."""
+        read = getattr(getattr(self.experiment.tasks, "dataset", None), "func", None)
+        module = sys.modules.get(getattr(read, "__module__", ""))
+        return bool(getattr(module, "INK_IS_HIGH", False))
+
+    def settled(self) -> tuple[BilevelProblem, Tensor | None]:
+        """Return the problem as it predicts, and the training images that it was settled by."""
+        problem = self.experiment.problem.modes()[self.mode]
+        used: list[Tensor] = []
+
+        def statistics_images() -> Tensor:
+            used.append(self.experiment.statistics_images)
+            return used[0]
+
+        if isinstance(problem, TrainableProblem):
+            problem = problem.settled(self.experiment.meta, statistics_images)
+        return problem, used[0] if used else None
+
+    def inner_loop(self, inner_steps: int | None = None) -> tuple[int | None, MetaGradient]:
+        """Return the number of inner steps, None if the inner loop has none, and the method.
+
+        Args:
+            inner_steps: None: as many as in training.
+
+        Raises:
+            UsageError: `inner_steps` is below 0, or the inner loop has no number of steps.
+        """
+        trained = OmegaConf.select(self.run, "metagrad.inner.steps")
+        if inner_steps is None:
+            return trained, build(self.run.metagrad, MetaGradient)
+        if inner_steps < 0:
+            raise UsageError(f"inner_steps={inner_steps}: expected a whole number of at least 0")
+        if trained is None:
+            raise UsageError(
+                f"inner_steps={inner_steps}: expected a run whose inner loop has a number of "
+                f"steps, which that of {self.path} has not. Leave inner_steps= out"
+            )
+        options = self.run.metagrad.copy()
+        options.inner.steps = inner_steps
+        return inner_steps, build(options, MetaGradient)
 
 
 def adapt(
@@ -51,36 +151,22 @@ def adapt(
     Raises:
         UsageError: the checkpoint or the support set cannot be used, or not together.
     """
-    state = checkpoint.load(path)
-    run = config.checked(state["config"], str(path), "train")
-    run.device, run.threads = device, threads
-    if source is not None:
-        move(run, source, str(path))
-    experiment = Experiment.of(run)
-    channels, size = _image_form(run, experiment.problem, path)
-    experiment.load(checkpoint.select_meta(state))
-    labelled = read_support(support, channels, size)
-    trained_ways, classes = run.tasks.get("ways"), len(labelled.classes)
-    if classes != trained_ways and not experiment.problem.any_ways:
+    opened = Adaptable.open(path, transductive, source, device, threads)
+    experiment = opened.experiment
+    labelled = read_support(support, opened.channels, opened.size)
+    classes = len(labelled.classes)
+    if opened.only_ways not in (None, classes):
         raise UsageError(
-            f"support={support} has {classes} classes: expected {trained_ways}, for the head of "
-            f"{path} has a vector for each class it was trained on. Give {trained_ways} classes, "
-            "or train with model.head=zero"
+            f"support={support} has {classes} classes: expected {opened.only_ways}, for the head "
+            f"of {path} has a vector for each class it was trained on. Give {opened.only_ways} "
+            "classes, or train with model.head=zero"
         )
     if invert is None:
-        invert = _has_light_ink(experiment) and labelled.images.float().mean().item() > 127.5
-    mode, problem = _in_mode(experiment.problem, transductive)
-    used: list[Tensor] = []
-
-    def statistics_images() -> Tensor:
-        used.append(experiment.statistics_images)
-        return used[0]
-
-    if isinstance(problem, TrainableProblem):
-        problem = problem.settled(experiment.meta, statistics_images)
+        invert = opened.light_ink and labelled.images.float().mean().item() > 127.5
+    problem, statistics = opened.settled()
     task = make_task(labelled, labelled.images, invert, experiment.device)
     experiment.check(task)
-    steps, metagrad = _inner_loop(run, inner_steps, path)
+    steps, metagrad = opened.inner_loop(inner_steps)
     found, _ = in_micro_batches(
         lambda task: metagrad.adapt(problem, experiment.meta, task),
         lambda found: found[0],
@@ -97,15 +183,18 @@ def adapt(
         "classes": list(labelled.classes),
         "support_x": labelled.images,
         "support_y": labelled.labels,
-        "statistics_images": (used[0] * 255).round().to(torch.uint8).cpu() if used else None,
-        "mode": mode,
+        "statistics_images": (
+            None if statistics is None else (statistics * 255).round().to(torch.uint8).cpu()
+        ),
+        "mode": opened.mode,
         "inner_steps": steps,
         "inverted": invert,
     }
+    meta, constants = checkpoint.select_meta(opened.state), opened.state.get("constants", {})
     return {
-        **{"config": state["config"], "step": state["step"]},
-        **{"meta": checkpoint.select_meta(state), "adapted": adapted},
-        "provenance": provenance(experiment.device),
+        **{"config": opened.state["config"], "step": opened.state["step"]},
+        **{"meta": meta, "adapted": adapted, "provenance": provenance(experiment.device)},
+        **({"constants": constants} if constants else {}),
     }
 
 
@@ -129,14 +218,8 @@ def _image_form(run: DictConfig, problem: TrainableProblem, path: Path) -> tuple
     return form[0], form[1]
 
 
-def _has_light_ink(experiment: Experiment) -> bool:
-    """Return True if the run's images are drawings whose ink is light on dark."""
-    read = getattr(getattr(experiment.tasks, "dataset", None), "func", None)
-    module = sys.modules.get(getattr(read, "__module__", ""))
-    return bool(getattr(module, "INK_IS_HIGH", False))
-
-
-def _in_mode(problem: TrainableProblem, transductive: bool) -> tuple[str, BilevelProblem]:
+def _mode(problem: TrainableProblem, transductive: bool) -> str:
+    """Return the name of the problem's mode for predictions."""
     modes = problem.modes()
     wanted = "transductive" if transductive else "inductive"
     if wanted not in modes and (transductive or len(modes) > 1):
@@ -144,23 +227,4 @@ def _in_mode(problem: TrainableProblem, transductive: bool) -> tuple[str, Bileve
             f"transductive={str(transductive).lower()}: expected a problem with the mode {wanted}, "
             f"and {type(problem).__name__} has {', '.join(modes)}. Leave transductive= out"
         )
-    name = wanted if wanted in modes else next(iter(modes))
-    return name, modes[name]
-
-
-def _inner_loop(
-    run: DictConfig, inner_steps: int | None, path: Path
-) -> tuple[int | None, MetaGradient]:
-    """Return the number of inner steps, None if the inner loop has none, and the method."""
-    trained = OmegaConf.select(run, "metagrad.inner.steps")
-    if inner_steps is None:
-        return trained, build(run.metagrad, MetaGradient)
-    if inner_steps < 0:
-        raise UsageError(f"inner_steps={inner_steps}: expected a whole number of at least 0")
-    if trained is None:
-        raise UsageError(
-            f"inner_steps={inner_steps}: expected a run whose inner loop has a number of steps, "
-            f"which that of {path} has not. Leave inner_steps= out"
-        )
-    run.metagrad.inner.steps = inner_steps
-    return inner_steps, build(run.metagrad, MetaGradient)
+    return wanted if wanted in modes else next(iter(modes))

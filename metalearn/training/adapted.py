@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from metalearn import config
@@ -100,20 +100,8 @@ class AdaptedModel:
 
     def _probabilities(self, images: Tensor) -> Tensor:
         task = make_task(self.support, images, self.inverted, self.device)
-        logits = query_predictions(self.problem, self.params, self.meta, task)
-        shape, classes = tuple(logits.shape), len(self.classes)
-        if len(shape) != 3 or shape[:2] != (1, len(images)) or shape[2] < classes:
-            raise UsageError(
-                f"the model's predictions have the shape {shape}: expected (1, {len(images)}, "
-                f"{classes}), a number for each image and class. Mend query_predictions"
-            )
-        found = logits[0, :, :classes].double().softmax(dim=-1).cpu()
-        if not found.isfinite().all():
-            raise UsageError(
-                "the model's predictions are not finite: expected numbers. Adapt again with fewer "
-                "inner_steps="
-            )
-        return found
+        found = class_probabilities(self.problem, self.params, self.meta, task, len(self.classes))
+        return found[0]
 
     @classmethod
     def of(
@@ -134,13 +122,14 @@ class AdaptedModel:
             )
         if not _ADAPTED(state["adapted"]) or not {"config", "meta", "step"} <= state.keys():
             raise misfit(where, "adapted model", "that of `metalearn adapt`")
-        check_fields(state, ("config", "meta", "step"), where)
+        check_fields(state, ("config", "meta", "step", "constants"), where)
         own = state["adapted"]
         run = config.checked(state["config"], str(where), "train")
         run.device, run.threads = device, threads
         support = LabelledImages(own["support_x"], own["support_y"], tuple(own["classes"]))
         experiment = Experiment.of(run)
         experiment.load(state["meta"])
+        experiment.load_constants(state.get("constants", {}))
         problem = experiment.problem.modes().get(own["mode"])
         images = own["statistics_images"]
         if problem is None:
@@ -149,9 +138,7 @@ class AdaptedModel:
             if images is not None:
                 images = images.to(experiment.device).float() / 255
             problem = problem.settled(experiment.meta, lambda: images)
-        for layer in experiment.model.modules():
-            if isinstance(layer, _DropoutNd):  # a prediction is not random
-                layer.eval()
+        turn_dropout_off(experiment.model)
         task = make_task(support, support.images, own["inverted"], experiment.device)
         meta = detached(experiment.meta)
         with torch.no_grad():
@@ -167,6 +154,37 @@ def load(path: Path, device: str = "cpu", threads: int | None = None) -> Adapted
         UsageError: the file is absent, damaged, or of another kind.
     """
     return AdaptedModel.of(checkpoint.read(path), path, device, threads)
+
+
+def class_probabilities(
+    problem: BilevelProblem, params: Params, meta: Any, task: TaskBatch, classes: int
+) -> Tensor:
+    """Return the probability of each class, (T, queries, classes) float64 on the CPU.
+
+    Raises:
+        UsageError: the problem predicts something else, or numbers that are not finite.
+    """
+    logits = query_predictions(problem, params, meta, task)
+    shape, expected = tuple(logits.shape), tuple(task.query_y.shape)
+    if len(shape) != 3 or shape[:2] != expected or shape[2] < classes:
+        raise UsageError(
+            f"the model's predictions have the shape {shape}: expected {(*expected, classes)}, "
+            "a number for each image and class. Mend query_predictions"
+        )
+    found = logits[:, :, :classes].double().softmax(dim=-1).cpu()
+    if not found.isfinite().all():
+        raise UsageError(
+            "the model's predictions are not finite: expected numbers. Adapt again with fewer "
+            "inner_steps="
+        )
+    return found
+
+
+def turn_dropout_off(model: nn.Module) -> None:
+    """Turn a model's dropout off, since a prediction is not random."""
+    for layer in model.modules():
+        if isinstance(layer, _DropoutNd):
+            layer.eval()
 
 
 def make_task(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from metalearn.studies.frame.plot import canvas, label_lines
+from metalearn.studies.frame.draw import label_lines
+from metalearn.studies.frame.plot import canvas
 from metalearn.studies.frame.run import Publication, run_study
 from metalearn.studies.frame.table import Cell, make_table
 
@@ -61,13 +62,13 @@ class Growth:
         }
 
     def figures(self, rows):
-        figure, (axes,) = canvas()
+        figure, (axes,) = canvas(caption="The cube of `n` against n.")
         axes.plot(rows.n, rows["cube"], label="cube")
         label_lines(axes)
         return {"growth": figure, "twice": figure}
 
     def facts(self, rows):
-        return {"finding": self.finding}
+        return {"finding": self.finding, "rows": len(rows)}
 
 
 def publish(results: Path, name: str, scratch: Path, study: Growth) -> Path:

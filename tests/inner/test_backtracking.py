@@ -114,3 +114,12 @@ def test_damping_is_no_part_of_the_inner_problem() -> None:
     assert found[0] is not None and found[1] is not None
     assert found[0].inner_stability is not None and found[1].inner_stability is not None
     torch.testing.assert_close(found[0].inner_stability, found[1].inner_stability)
+
+
+def test_a_refused_step_halves_the_rate_on_the_path() -> None:
+    """Task 1's steps are refused above 1.8 / 300, about five halvings below lr = 0.1."""
+    path = list(BacktrackingDescent(7, 0.1).path(quadratic, START))
+    rates = torch.stack([point.rate for point in path if point.rate is not None])
+    assert rates[:, 1].tolist()[:6] == [0.1 / 2**halvings for halvings in range(6)]
+    assert all(torch.equal(point.params["x"][1], START["x"][1]) for point in path[:6])
+    assert not torch.equal(path[6].params["x"][1], START["x"][1])

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from metalearn.errors import UsageError
-from metalearn.inner import LBFGS, Adam, GradientDescent, NewtonCG
+from metalearn.inner import LBFGS, Adam, AtRates, BacktrackingDescent, GradientDescent, NewtonCG
 
 CURVATURE = torch.tensor([[1.0, 4.0], [2.0, 0.5], [10.0, 10.0]], dtype=torch.float64)
 TARGET = torch.tensor([[1.0, -1.0], [0.5, 3.0], [-2.0, 0.0]], dtype=torch.float64)
@@ -166,3 +167,37 @@ def test_the_line_search_goes_on_below_the_roundoff_of_the_objective(solver):
     # The gradient at a minimum of value 1e3 must not stop at sqrt(1e-16 * 1e3).
     solution = solver(lambda p: quadratic(p) + 1e3, start())
     assert (solution.grad_norm <= 1e-12).all()
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        GradientDescent(4, 0.05, 0.5),
+        GradientDescent(4, 0.05, tol=1.0),
+        Adam(4, 0.05),
+        AtRates(GradientDescent(4, 0.05), {"x": torch.tensor([1.0, 0.5]).double()[:, None]}),
+        BacktrackingDescent(4, 1.0),
+        BacktrackingDescent(4, 1.0, tol=1e9),
+        NewtonCG(4),
+        LBFGS(4),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_each_point_of_a_path_is_the_end_of_a_shorter_loop(solver):
+    path = list(solver.path(quadratic, start()))
+    assert len(path) == 5
+    for steps, point in enumerate(path):
+        if isinstance(solver, AtRates):
+            shorter = replace(solver, method=replace(solver.method, steps=steps))
+        else:
+            shorter = replace(solver, steps=steps)
+        reached = shorter(quadratic, start()).params["x"]
+        torch.testing.assert_close(point.params["x"], reached, rtol=1e-12, atol=1e-12)
+        assert not point.params["x"].requires_grad
+
+
+def test_the_rate_of_a_path_is_in_units_of_the_edge():
+    """Heavy ball moves the edge to 2 (1 + momentum) / lr; Adam has none."""
+    for solver, rate in ((GradientDescent(2, 0.5, 0.25), 0.4), (Adam(2, 0.5), None)):
+        for point in solver.path(quadratic, start()):
+            assert (None if point.rate is None else point.rate.tolist()) == (rate and [rate] * 3)

@@ -39,6 +39,9 @@ def test_a_checkpointed_gradient_is_the_same(inner, options, head):
     for length in (1, 2, 3, "sqrt"):
         way = Unrolled(inner, "batched", checkpoint=length, **options)
         assert relative_difference(drawn(way, *setting), kept) < 1e-12
+    if "multi_step" not in options:
+        way = Unrolled(inner, "batched", mode="mixed", **options)
+        assert relative_difference(drawn(way, *setting), kept) < 1e-12
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,28 @@ def test_checkpoints_keep_who_has_stopped():
     assert relative_difference(parts.grads, whole.grads) < 1e-13
 
 
+@pytest.mark.parametrize("inner", INNER, ids=repr)
+@pytest.mark.parametrize("name", UNROLLED)
+def test_mixed_mode_gives_the_gradient_of_reverse_mode(name, inner):
+    problem, meta, task = unrolled_problems()[name]
+    for truncate in (None, 5):
+        reverse = Unrolled(inner, "batched", truncate)(problem, meta, task)
+        mixed = Unrolled(inner, "batched", truncate, mode="mixed")(problem, meta, task)
+        # Both are exact; forward mode rounds in another order.
+        assert relative_difference(mixed.grads, reverse.grads) < 1e-12
+        assert torch.equal(mixed.outer_loss, reverse.outer_loss)
+        assert torch.equal(mixed.inner.steps, reverse.inner.steps)
+
+
+def test_mixed_mode_keeps_who_has_stopped():
+    problem, meta, task = problems()["quadratic"]
+    inner = GradientDescent(60, 0.3, tol=0.1)
+    reverse = Unrolled(inner, "batched")(problem, meta, task)
+    mixed = Unrolled(inner, "batched", mode="mixed")(problem, meta, task)
+    assert len(set(reverse.inner.steps.tolist())) > 1
+    assert relative_difference(mixed.grads, reverse.grads) < 1e-12
+
+
 @pytest.mark.parametrize(
     ("steps", "checkpoint", "lengths"),
     [
@@ -275,6 +297,10 @@ def test_a_loop_without_earlier_steps_has_no_other_loss(steps):
         ({"multi_step": 2.5, "backend": "batched"}, "at least 1 meta-step"),
         ({"multi_step": 5}, "backend='batched'"),
         ({"multi_step": 5, "backend": "batched", "truncate": 2}, "Leave out truncate=2"),
+        ({"mode": "forward", "backend": "batched"}, "expected 'reverse' or 'mixed'"),
+        ({"mode": "mixed"}, "expected backend=batched, not higher"),
+        ({"mode": "mixed", "backend": "batched", "checkpoint": 2}, "expected checkpoint=null"),
+        ({"mode": "mixed", "backend": "batched", "multi_step": 2}, "expected multi_step=null"),
         ({"truncate": -1}, "at least 0 steps"),
         ({"truncate": 1.5}, "at least 0 steps"),
         ({"checkpoint": 0, "backend": "batched"}, "at least 1 step"),

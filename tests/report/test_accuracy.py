@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from made_up import SUMMARY
 
 from metalearn.report import accuracy
+from metalearn.report.names import run_title
 from metalearn.report.runs import Run
 from metalearn.studies.frame.published.accuracy import MARKS
 from metalearn.studies.frame.published.accuracy import published as published_accuracies
@@ -28,7 +30,8 @@ def test_published_has_known_marks_sources_and_no_duplicate():
 
 def test_findings_name_our_runs_the_papers_and_the_budgets():
     ours, published = accuracy.findings([run(0.568), run(0.8043, "best")])
-    assert "after 500 meta-steps of 32 tasks: best 80.43 ± 1.73 %; imaml 56.80 ± 1.73 %." in ours
+    assert "after 500 meta-steps of 32 tasks: best 80.43 ± 1.73 %; iMAML, gradient" in ours
+    assert "gradient descent 56.80 ± 1.73 %." in ours
     assert "in papers' tables: 95.39 to 99.53 %." in published
     assert "Best of our runs: 80.43 ± 1.73 %. Its budget: 500 meta-steps of 32 tasks." in published
     assert "Budgets in the papers: MAML, 60,000 meta-steps" in published
@@ -46,8 +49,9 @@ def test_tables_hold_our_rows_first_and_marked():
     columns = list(omniglot.columns)
     assert columns[:5] == ["method"] + [f"{w}-way {s}-shot" for w in (5, 20) for s in (1, 5)]
     assert omniglot.marked == {0}
+    ours, *_ = [[cell.text for cell in row] for row in omniglot.rows]
+    assert ours[:5] == ["iMAML, gradient descent", "56.80 ± 1.73", "", "", ""]
     by_method = {row[0].text: [cell.text for cell in row] for row in omniglot.rows}
-    assert by_method["imaml"][1:5] == ["56.80 ± 1.73", "", "", ""]
     assert by_method["Meta-SGD"][1:5] == [
         *("99.53 ± 0.26", "99.93 ± 0.09", "95.93 ± 0.38 (unverified)"),
         "98.97 ± 0.19 (unverified)",
@@ -56,8 +60,9 @@ def test_tables_hold_our_rows_first_and_marked():
         len(omniglot.rows)
         == 1 + published_accuracies().query("dataset == 'omniglot'").method.nunique()
     )
+    assert omniglot.rows[0][1].key == 56.8
     keys = {row[0].text: row[1].key for row in omniglot.rows}
-    assert keys["imaml"] == 56.8 and keys["MAML"] == 98.7
+    assert keys["MAML"] == 98.7
     (cost,) = tables["What our runs took"].rows
     assert {"235.4", "3ed23ae", SUMMARY["command"]} <= {cell.text for cell in cost}
 
@@ -68,7 +73,7 @@ def test_tables_show_a_run_of_unknown_data_alone():
     assert table.columns[:2] == ["method", "accuracy"]
     assert table.rows[0][1].text == "56.80 ± 1.73"
     assert accuracy.findings([unknown]) == []
-    assert accuracy.figures([unknown]) == {}
+    assert accuracy.figures([unknown]) == accuracy.conclusion([unknown]) == []
 
 
 def test_tables_of_regression_have_no_accuracy():
@@ -80,9 +85,53 @@ def test_tables_of_regression_have_no_accuracy():
 
 def test_figures_have_a_point_for_each_run_and_published_accuracy():
     perfect = run(1.0, "$perfect", test_accuracy_interval=0.0)
-    (figure,) = accuracy.figures([run(0.568), perfect]).values()
+    (figure,) = accuracy.figures([run(0.568), perfect])
     (axes,) = figure.axes
     figure.canvas.draw()  # "$" is no mathematics, and an error of 0 has a place on the log axis
-    published = published_accuracies().query("dataset == 'omniglot' and ways == 5 and shots == 1")
-    assert len(axes.get_yticklabels()) == 2 + len(published)
-    assert axes.get_yticklabels()[-1].get_text().startswith(r"\$perfect, ours")
+    assert len(axes.get_yticklabels()) == 2 + len(_of_setting(published_accuracies()))
+    assert axes.get_yticklabels()[0].get_text().startswith(r"\$perfect")
+
+
+def test_the_first_of_many_accuracies_are_the_best_of_ours_and_the_papers():
+    best, every = accuracy.figures([run(0.5 + 0.01 * i, f"m{i:02}") for i in range(20)])
+    labels = [text.get_text() for text in best.axes[0].get_yticklabels()]
+    assert [label[:3] for label in labels if label[0] == "m"] == [
+        f"m{i}" for i in range(19, 11, -1)
+    ]
+    papers = published_accuracies().query("mark == 'P'")
+    assert len(labels) == 8 + len(_of_setting(papers))
+    assert len(every.axes[0].get_yticklabels()) == 20 + len(_of_setting(published_accuracies()))
+
+
+def _of_setting(rows):
+    return rows.query("dataset == 'omniglot' and ways == 5 and shots == 1")
+
+
+@pytest.mark.parametrize(
+    ("method", "title"),
+    [
+        ("maml_table", "MAML, symmetric head"),
+        (
+            "imaml_quick, ensemble of 5",
+            "iMAML, gradient descent, symmetric head, quick, ensemble of 5",
+        ),
+        ("imaml_authors_code", "iMAML, the authors' code"),
+        ("ridge_quick", "ridge head, quick"),
+        ("ridge_table", "ridge head"),
+        ("maml_long", "MAML, long"),
+        ("my_run_1", "my_run_1"),
+        ("mamlish", "mamlish"),
+        ("omniglot_5w1s_maml, changed: tasks.ways", "omniglot_5w1s_maml, changed: tasks.ways"),
+    ],
+)
+def test_a_run_is_named_in_words(method, title):
+    assert run_title(run(0.5, method)) == title
+
+
+def test_the_conclusion_names_the_best_run_and_the_best_short_one():
+    runs = [run(0.97, "maml_table", train_s=7200.0), run(0.9, "maml_quick", train_s=600.0)]
+    headline, text = accuracy.conclusion([*runs, run(0.8, "imaml")])
+    assert headline.startswith("Omniglot 5-way 1-shot: 97.00 ± 1.73 % here, 95.39 to 99.53 %")
+    assert "MAML, symmetric head, 500 meta-steps of 32 tasks in 120 min of one thread" in text
+    assert "less than 20 minutes is MAML, symmetric head, quick" in text and "90.00 ± 1.73" in text
+    assert "less than" not in accuracy.conclusion(runs[1:])[1]  # the best is a short one

@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
-from selenium import webdriver
+from browser import NEEDS_BROWSER, open_browser
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
 
 from metalearn.commands.main import main
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER),
-    reason="no browser here; Debian's packages are chromium and chromium-driver",
-)
-
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
+pytestmark = NEEDS_BROWSER
 
 
 @pytest.fixture(scope="module")
 def driver(made: Path, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("browser")
     assert main(["report", f"results={made}", f"out={folder}/report.html"]) == 0
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in (*FLAGS, f"--user-data-dir={folder}/profile"):
-        options.add_argument(flag)
-    service = webdriver.ChromeService(executable_path=DRIVER)
-    with webdriver.Chrome(options=options, service=service) as driver:
+    with open_browser(folder / "profile") as driver:
         driver.get((folder / "report.html").as_uri())
         yield driver
 
@@ -49,9 +31,17 @@ def page(driver):
     return driver
 
 
+def open_all(page) -> None:
+    """Open every folded part, and wait for what is unpacked in it."""
+    page.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    left = """return document.querySelectorAll('[data-packed]').length
+        + [...document.images].filter(i => !i.complete || !i.naturalWidth).length"""
+    WebDriverWait(page, 60).until(lambda page: page.execute_script(left) == 0)
+
+
 def table(page, caption: str) -> WebElement:
     """The first table with this caption, shown."""
-    page.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    open_all(page)
     region = page.find_element(By.CSS_SELECTOR, f'.scroll[aria-label="{caption}"]')
     return region.find_element(By.XPATH, "./..")
 
@@ -117,11 +107,37 @@ def test_the_filter_keeps_the_rows_that_hold_every_word(page):
     assert len(column(growth, "n")) == 12
 
 
+def test_measurements_and_further_figures_come_when_they_are_looked_at(page):
+    packed = page.find_elements(By.CSS_SELECTOR, "[data-packed]")
+    assert len(packed) >= 4  # the rows and the second figure of both studies
+    details = page.find_element(By.CSS_SELECTOR, ".study details")
+    details.find_element(By.TAG_NAME, "summary").click()
+    WebDriverWait(page, 60).until(lambda _: details.find_elements(By.CSS_SELECTOR, "img[src]"))
+    rows = details.find_element(By.CSS_SELECTOR, "details:last-of-type")
+    assert not rows.find_elements(By.TAG_NAME, "table")
+    rows.find_element(By.TAG_NAME, "summary").click()
+    WebDriverWait(page, 60).until(lambda _: rows.find_elements(By.TAG_NAME, "tbody"))
+    assert column(rows, "n") == [str(n) for n in range(12)]
+    head(rows, "cube").find_element(By.TAG_NAME, "button").click()
+    head(rows, "cube").find_element(By.TAG_NAME, "button").click()
+    assert column(rows, "cube")[:2] == ["1332", "1000"]
+    rows.find_element(By.CSS_SELECTOR, "input[type=search]").send_keys("none")
+    assert column(rows, "n") == ["11", "9", "7", "5", "3", "1"]
+
+
+def test_a_link_into_a_folded_part_opens_it(page):
+    folded = page.find_element(By.CSS_SELECTOR, "details.aside")
+    assert folded.get_attribute("open") is None
+    name = folded.find_element(By.TAG_NAME, "summary").get_attribute("id")
+    page.execute_script("location.hash = arguments[0]", name)
+    WebDriverWait(page, 60).until(lambda _: folded.get_attribute("open") is not None)
+
+
 @pytest.mark.parametrize("width", [320, 390, 1280])
 def test_nothing_is_wider_than_the_screen(page, width):
     metrics = {"width": width, "height": 844, "deviceScaleFactor": 2, "mobile": width < 500}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    page.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    open_all(page)
     assert page.execute_script("return innerWidth") == width
     assert page.execute_script("return document.documentElement.scrollWidth") <= width
     figures = page.find_elements(By.CSS_SELECTOR, "figure img, .small img")

@@ -3,84 +3,77 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
-import math
 import re
+import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from made_up import SUMMARY
-from omegaconf import OmegaConf
+from report_page import page
 
 from metalearn.commands.main import main
-from metalearn.config import compose
-from metalearn.report import accuracy, collect
 
 ROOT = Path(__file__).parents[2]
 
 
-class Page(HTMLParser):
-    """Its elements, its texts, and its tables as rows of texts."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.source = path.read_text(encoding="utf-8")
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.tables: list[list[list[str]]] = []
-        self.text = ""
-        self.in_cell = False
-        self.feed(self.source)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-            self.in_cell = True
-
-    def handle_endtag(self, tag):
-        self.in_cell = self.in_cell and tag not in ("td", "th")
-
-    def handle_data(self, data):
-        self.text += data
-        if self.in_cell:
-            self.tables[-1][-1][-1] += data.strip()
-
-    def table(self, *columns: str) -> list[list[str]]:
-        return next(t[1:] for t in self.tables if t[0] == list(columns))
-
-
-def page(tmp_path: Path, results: Path, *words: str) -> Page:
-    out = tmp_path / "out" / "report.html"
-    assert main(["report", f"results={results}", f"out={out}", *words]) == 0
-    assert [p.name for p in out.parent.iterdir()] == ["report.html"]
-    return Page(out)
-
-
-def test_it_begins_with_the_findings(tmp_path, results, capsys):
+def test_it_begins_with_the_conclusions_then_figures_tables_and_details(tmp_path, results, capsys):
     made = page(tmp_path, results)
-    at = [made.text.index(s) for s in ("Findings", "It grows 12 times.", "Sizes")]
+    parts = (
+        "3 conclusions",
+        "Numbers grow with n.",
+        "There are 12 of them",
+        "Omniglot 5-way 1-shot: ",
+    )
+    parts += (
+        "Contents",
+        "The cube of n against n.",
+        "Sizes",
+        "Details: 1 finding",
+        "It grows 12 times.",
+    )
+    at = [made.text.index(part) for part in parts]
     assert at == sorted(at)
     assert "It grows again." in made.text
-    assert "Omniglot 5-way 1-shot after 500 meta-steps of 32 tasks: imaml 56.80" in made.text
-    linked = {a["href"] for tag, a in made.elements if tag == "a"}  # small, beside the findings
+    assert "after 500 meta-steps of 32 tasks: iMAML, gradient descent 56.80" in made.text
+    linked = {a["href"] for tag, a in made.elements if tag == "a"}  # beside the conclusions
     images = {a["id"] for tag, a in made.elements if tag == "img" and "id" in a}
     growth = {f"s-{where}-1" for where in ("memory", "quick--memory")}
     assert growth <= images and {f"#{id}" for id in growth} <= linked
+    assert "<em>each</em>" in made.source and "*each*" not in made.source
     assert "2 studies, 1 run, 1 other result" in capsys.readouterr().out
+
+
+def test_studies_stand_in_the_readers_order_and_have_no_file_names_for_titles(tmp_path, results):
+    for name in ("fewshot_20w1s", "deq", "mine", "gradient"):
+        folder = shutil.copytree(results / "memory", results / name)
+        origin = json.loads((folder / "provenance.json").read_text())
+        page_json = json.loads((folder / "page.json").read_text())
+        (folder / "page.json").write_text(json.dumps({**page_json, "subject": f"on {name[:3]}"}))
+        (folder / "provenance.json").write_text(json.dumps({**origin, "title": "A study"}))
+    made = page(tmp_path, results)
+    names = ("memory", "gradient", "deq", "mine", "fewshot_20w1s")
+    ids = [a["id"] for tag, a in made.elements if tag in ("h2", "summary") and "id" in a]
+    places = [next(i for i in ids if i.startswith(f"s-{n.partition('_')[0]}")) for n in names]
+    assert sorted(places, key=ids.index) == places
+    assert "A study: on few" in made.text and "fewshot_20w1s" not in made.text
+    assert "growth" not in {a.get("alt") for _, a in made.elements}
 
 
 def test_its_tables_are_complete(tmp_path, results):
     made = page(tmp_path, results)
     rows = pd.read_csv(results / "memory" / "rows.csv", keep_default_na=False)
     expected = [[str(r.n), r.method, f"{r.cube:.4g}"] for r in rows.itertuples()]
+    packed = next(
+        a["data-packed"] for tag, a in made.elements if tag == "div" and "data-packed" in a
+    )
+    measured = json.loads(gzip.decompress(base64.b64decode(packed)))
+    assert measured["columns"] == ["n", "method", "cube"] and measured["rows"] == expected
+    assert measured["numeric"] == [True, False, True]
     assert made.table("n", "method", "cube") == expected
     assert "None" in {row[1] for row in expected}  # a word of the study's, not a missing value
     sizes = made.table("n", "method", "cube", "size", "steps", "bound")
@@ -146,7 +139,7 @@ def test_an_empty_folder_gives_a_page_that_says_so(tmp_path, capsys):
     (tmp_path / "results").mkdir()
     made = page(tmp_path, tmp_path / "results")
     assert "There is nothing yet" in made.text
-    assert made.tables == [] and "Findings" not in made.text
+    assert made.tables == [] and "Contents" not in made.text
     assert "0 studies, 0 runs, 0 other results" in capsys.readouterr().out
 
 
@@ -165,7 +158,7 @@ def test_chosen_runs_stand_beside(tmp_path, results):
         assert (
             "Glyphs 5-way 1-shot after 500 meta-steps of 32 tasks: glyphs_maml 51.00" in made.text
         )
-        assert "Validation accuracy over training" in made.text
+        assert "Validation accuracy over training" in made.source
 
 
 @pytest.mark.parametrize("name", ["SECRET", "${x}"])
@@ -183,7 +176,9 @@ def test_a_runs_config_brings_no_secret_into_the_page(tmp_path, results, monkeyp
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"7", b"\xff\xfe\x00"], ids=repr)
-@pytest.mark.parametrize("name", ["provenance.json", "findings.json", "tables.json", "growth.svg"])
+@pytest.mark.parametrize(
+    "name", ["provenance.json", "findings.json", "tables.json", "page.json", "growth.svg"]
+)
 def test_a_damaged_file_is_one_sentence_that_names_it(tmp_path, results, capsys, name, content):
     damage(tmp_path, results, capsys, name, content)
 
@@ -221,109 +216,6 @@ def test_it_needs_no_pytorch(tmp_path, results):
         "assert not {'torch', 'wandb', 'learn2learn', 'torchvision'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-
-
-EXPERIMENT = "omniglot_5w1s_maml"
-
-
-def trained(folder: Path, *words: str, **summary) -> Path:
-    """Make the folder of a run of the experiment, as training leaves it."""
-    cfg = compose("train", [f"experiment={EXPERIMENT}", *words])
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    summary = {**SUMMARY, "name": cfg.name, "steps": cfg.steps, "meta_batch": 32, **summary}
-    (folder / "summary.json").write_text(json.dumps({**summary, "test_accuracy": 0.9111}))
-    return folder
-
-
-@pytest.mark.parametrize("words", [(), ("seed=3", "steps=9", "device=cpu", "threads=2")])
-def test_an_experiments_own_run_has_its_method(tmp_path, results, words):
-    made = page(tmp_path, results, f"runs=[{trained(tmp_path / 'mine', *words)}]")
-    assert any(row[:2] == ["maml", "91.11 ± 1.73"] for t in made.tables for row in t)
-
-
-@pytest.mark.parametrize(
-    ("words", "setting", "changed"),
-    [
-        (["metagrad=imaml"], "5-way 1-shot", "changed: metagrad"),
-        (["tasks.ways=2"], "2-way 1-shot", "changed: tasks.ways"),
-        (["metagrad.inner.lr=0.1"], "5-way 1-shot", "changed: metagrad.inner.lr"),
-        (["tasks=glyphs"], "Glyphs 5-way", "changed: tasks"),
-    ],
-)
-def test_a_changed_run_is_not_the_experiments(tmp_path, results, words, setting, changed):
-    folder = trained(tmp_path / "mine", *words)
-    summary = json.loads((folder / "summary.json").read_text())
-    lone = {**summary, "command": f"metalearn train experiment={EXPERIMENT} {words[0]}"}
-    for out in ("folder", "lone"):
-        if out == "folder":
-            made = page(tmp_path / out, results, f"runs=[{folder}]")
-        else:
-            (results / "lone.json").write_text(json.dumps(lone))
-            made = page(tmp_path / out, results)
-        (method,) = {row[0] for t in made.tables for row in t if "91.11 ± 1.73" in row}
-        assert method.startswith(f"{EXPERIMENT}, changed: ") and changed[9:] in method
-        (finding,) = [line for line in made.text.splitlines() if f"{method} 91.11" in line]
-        assert setting in finding.partition(" after ")[0]
-
-
-def test_a_run_whose_config_is_damaged_is_not_the_experiments(tmp_path, results):
-    folder = trained(tmp_path / "mine")
-    (folder / "config.yaml").write_text("{")
-    made = page(tmp_path, results, f"runs=[{folder}]")
-    (method,) = {row[0] for t in made.tables for row in t if "91.11 ± 1.73" in row}
-    assert method == f"{EXPERIMENT}, changed: its config is not known"
-
-
-def test_evaluations_of_a_run_count_beside_its_summary(tmp_path, results):
-    rows = [
-        {"mode": mode, "accuracy": accuracy, "accuracy_interval": 0.01, "ways": 5, "shots": 1}
-        | {"inner_steps": steps, "trained_inner_steps": 16, "tasks": 4000}
-        for mode, steps, accuracy in (
-            ("transductive", 16, 0.9876),
-            ("inductive", 16, 0.9654),
-            ("transductive", 3, 0.9999),
-        )
-    ]
-    path = results / "omniglot_500" / "omniglot_5w1s_imaml-5-way.json"
-    path.write_text(json.dumps({"command": "metalearn evaluate", "rows": rows}))
-    made = page(tmp_path, results)
-    assert "Best of our runs: 98.76 ± 1.00 %" in made.text
-    assert "imaml, inductive 96.54 ± 1.00 %" in made.text
-    assert "56.80 ±" not in made.text and "99.99" not in made.text.partition("Made by")[0]
-
-
-def test_the_best_of_the_repositorys_runs_is_on_the_page(tmp_path):
-    folder = ROOT / "results"
-    found = collect.results(folder)[2]
-    longest = json.loads((folder / "omniglot_long" / f"{EXPERIMENT}_long.json").read_text())
-    best = max(
-        row["accuracy"]
-        for path in folder.glob("omniglot_*/*-5-way.json")
-        for row in json.loads(path.read_text())["rows"]
-    )
-    texts = [f"{100 * x:.2f} ±" for x in (longest["test_accuracy"], best)]
-    said = [f for f in accuracy.findings(found) if f.startswith("Omniglot 5-way 1-shot")]
-    assert texts[0] in " ".join(said) and texts[1] in said[-1].partition("Best of our runs")[2]
-
-
-@pytest.mark.parametrize(
-    "metrics",
-    [
-        b"\xff\xfe{}\n",
-        b'{"step": 1e999, "validation_accuracy": 1}\n',
-        b'{"step": ' + b"9" * 400 + b', "validation_accuracy": 0.5}\n',
-        b'{"step": "x", "validation_accuracy": [1]}\n[]\nnull\n' + b"[" * 100_000,
-    ],
-    ids=["bytes", "infinite", "huge", "types"],
-)
-def test_rows_of_metrics_that_cannot_be_drawn_are_left_out(tmp_path, results, metrics):
-    folder = trained(tmp_path / "mine")
-    sound = [{"step": n, "validation_accuracy": 0.5} for n in (10, 20)]
-    lines = "".join(f"{json.dumps(row)}\n" for row in sound).encode()
-    (folder / "metrics.jsonl").write_bytes(metrics + b"\n" + lines)
-    made = page(tmp_path, results, f"runs=[{folder}]")
-    assert "Validation accuracy over training" in made.text
 
 
 @pytest.mark.parametrize("size", ["", 'width="1e999pt"', 'width="." height="9"', 'viewBox="x"'])
@@ -369,31 +261,3 @@ def test_a_table_of_another_form_is_one_sentence(tmp_path, results, capsys, tabl
 
 def test_longer_rows_than_the_header_are_one_sentence(tmp_path, results, capsys):
     damage(tmp_path, results, capsys, "rows.csv", b"n,m\n1,2,3\n4,5,6\n")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"test_accuracy": True},
-        {"test_accuracy": math.nan},
-        {"test_accuracy_interval": -1},
-        {"steps": 10**400},
-        {"peak_memory_bytes": [1]},
-    ],
-    ids=str,
-)
-def test_a_number_of_a_summary_that_is_none_is_one_sentence(tmp_path, results, capsys, change):
-    (results / "run.json").write_text(json.dumps({**SUMMARY, **change}))
-    assert main(["report", f"results={results}", f"out={tmp_path}/r.html"]) == 2
-    said = capsys.readouterr().err
-    assert f"run.json has {next(iter(change))}=" in said and said.count("\n") == 1
-
-
-def test_ones_own_runs_alone_make_a_page_away_from_the_repository(tmp_path, monkeypatch):
-    folder = trained(tmp_path / "mine")
-    monkeypatch.chdir(tmp_path)
-    assert main(["report", f"runs=[{folder}]", "out=r.html"]) == 0
-    assert "91.11 ±" in Page(tmp_path / "r.html").text
-    for words in ([], [f"runs=[{folder}]", "results=nowhere"], ["runs=['']"]):
-        assert main(["report", *words, "out=s.html"]) == 2
-        assert not (tmp_path / "s.html").exists()

@@ -35,12 +35,14 @@ TINY = MemoryStudy(
 SOME = {
     ONE_GRADIENT,
     *(name for name, method in METHODS.items() if method.everywhere),
+    "mixed mode",
     "truncated to 4",
     "Gauss-Newton, 5 CG, recomputed",
 }
 
 
 def measured(study, methods):
+    study = replace(study, methods=list(METHODS))
     cells = [cell for cell in study.cells() if cell["method"] in methods]
     return pd.DataFrame({**cell, **row} for cell in cells for row in study.measure(cell, CPU))
 
@@ -56,7 +58,8 @@ def peaks(rows, method, tasks=1):
 
 
 def test_every_method_is_measured_and_the_main_ones_everywhere():
-    cells = replace(TINY, parts=["steps", "long", "second", "batch"]).cells()
+    parts = ["steps", "long", "second", "batch"]
+    cells = replace(TINY, parts=parts, methods=list(METHODS)).cells()
     for method in METHODS:
         own = [(c["network"], c["tasks"], c["steps"]) for c in cells if c["method"] == method]
         few = [("small", 1, 1), ("small", 1, 6)]
@@ -84,7 +87,9 @@ def test_unrolled_is_linear_checkpointed_below_it_and_truncated_bounded(rows):
 def test_gradients_that_must_be_equal_are(rows):
     compared = rows.dropna(subset="same_as")
     assert set(compared.method) == {name for name, m in METHODS.items() if m.same_as} & SOME
-    assert (compared.gradient_difference <= 1e-6).all()  # float32, the same operations
+    # Float32: the same operations, but for forward mode, which rounds in another order.
+    limit = compared.method.map({"mixed mode": 1e-5}).fillna(1e-6)
+    assert (compared.gradient_difference <= limit).all()
 
 
 def test_cg_makes_the_iterations_whose_time_is_taken(rows):

@@ -93,7 +93,8 @@ def test_all_that_python_loads_for_a_study_beside_its_reports_counts(study):
     names = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in FILES]
     reports = [n for n in names if n.startswith("metalearn.studies.") and n.endswith(ends)]
     reports += [n for n in names if n.startswith(("metalearn.report.", f"{FRAME}.published"))]
-    reports += ["metalearn.report", *(f"{FRAME}.{name}" for name in ("plot", "table", "groups"))]
+    drawing = ("colours", "draw", "groups", "markup", "paper", "plot", "publish", "svg", "table")
+    reports += ["metalearn.report", *(f"{FRAME}.{name}" for name in drawing)]
     command = [sys.executable, "-c", LOAD, f"metalearn.studies.{study}.study", *reports]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     loaded = {Path(file) for file in done.stdout.split()}

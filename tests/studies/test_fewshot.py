@@ -166,7 +166,7 @@ def test_tables_and_figures_show_the_rows(rows):
     assert list(swept["inner steps"]) == ["1 (trained with)", "2"] * 2
     assert list(cost["meta-steps"]) == ["4"] * 4 and list(cost.tasks) == ["8"] * 4
     assert len(timed) == 2
-    assert set(fewshot_figures.figures(rows)) == {"learning", "time", "inner_steps"}
+    assert set(fewshot_figures.figures(rows)) == {"learning", "inner_steps"}
 
 
 def test_tables_sort_accuracies_and_steps_by_number(rows):
@@ -367,8 +367,3 @@ def test_fall_is_told_beyond_both_intervals():
     assert fall(two) == pytest.approx({"best": 60, "at": "100 to 200", "last": 40})
     found = falls({"flat": curve(0.5, 0.5), "falling": curve(0.6, 0.3)})
     assert [row["name"] for row in found] == ["falling"]
-
-
-def test_style_keeps_a_method_s_colour_beside_any_others():
-    asked = [["imaml"], ["maml", "imaml"], ["imaml_tuned", "other", "imaml"]]
-    assert len({fewshot_figures._style("imaml", methods)["color"] for methods in asked}) == 1

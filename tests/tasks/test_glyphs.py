@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metalearn.errors import UsageError
-from metalearn.tasks.glyphs import glyphs
+from metalearn.tasks.glyphs import glyphs, sample_letters
 from metalearn.tasks.images import LabelledImages
 
 Glyphs = dict[str, LabelledImages]
@@ -84,3 +84,15 @@ def test_glyphs_of_another_seed_are_other_drawings_of_the_same_letters(
 def test_counts_below_one_are_named(bad: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="expected 1 to 1000 drawings"):
         glyphs(**bad)
+
+
+def test_sampled_letters_are_different_ones_of_the_test_scripts() -> None:
+    found = sample_letters(10, 3, seed=4, size=28)
+    assert found.images.shape == (30, 1, 28, 28)
+    assert found.labels.tolist() == [label for label in range(10) for _ in range(3)]
+    assert len(set(found.classes)) == 10
+    scripts = {name.split("/")[0] for name in found.classes}
+    assert scripts <= {"Armenian", "Georgian", "Hebrew", "Lao", "Nko"}
+    again = sample_letters(10, 3, seed=4, size=28)
+    assert again.classes == found.classes and torch.equal(again.images, found.images)
+    assert len({image.numpy().tobytes() for image in found.images}) == 30

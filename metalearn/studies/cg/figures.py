@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -18,10 +16,12 @@ from metalearn.studies.cg.rows import (
     swept_ways,
     task_rows,
 )
-from metalearn.studies.frame.plot import COLOURS, canvas, label_lines, log_axis
-from metalearn.training.estimate import Estimate
+from metalearn.studies.frame.colours import PURPLE, styles
+from metalearn.studies.frame.draw import label_lines, lines
+from metalearn.studies.frame.groups import means
+from metalearn.studies.frame.plot import DOUBLE, canvas, log_axis
 
-ERROR = "relative error of the meta-gradient"
+ERROR = "relative error"
 
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:
@@ -35,41 +35,41 @@ def figures(rows: pd.DataFrame) -> dict[str, Figure]:
 def _error_figure(rows: pd.DataFrame) -> Figure:
     part = task_rows(rows)
     part = part[(part.point == "minimum") & part.definite]
-    figure, panels = canvas(2)
+    caption = """Relative error of the meta-gradient at the inner minimum against CG iterations,
+        the median over tasks whose curvature matrix is positive definite. Dashed: the bound of
+        theory."""
+    figure, panels = canvas(2, caption=caption)
+    look = styles(f"λ = {prox:g}" for prox in part.prox.unique())
     for axes, curvature in zip(panels, CURVATURES, strict=True):
-        for colour, prox in zip(COLOURS, part.prox.unique(), strict=False):
-            chosen = part[(part.curvature == curvature) & (part.prox == prox)]
-            medians = chosen.groupby("iterations")[["error", "rate_bound"]].median()
-            if medians.empty:
-                continue
+        for prox, chosen in part[part.curvature == curvature].groupby("prox", sort=False):
             label = f"λ = {prox:g}"
-            axes.plot(medians.index, medians.error, "o-", color=colour, label=label)
-            bound = axes.plot(medians.index, medians.rate_bound, "--", color=colour)
-            bound[0].set_label(f"bound, {label}")
+            medians = chosen.groupby("iterations")[["error", "rate_bound"]].median()
+            axes.plot(medians.index, medians.error, **look[label], label=label)
+            bound = look[label] | {"linestyle": "--", "marker": ""}
+            axes.plot(medians.index, medians.rate_bound, **bound, label=f"bound, {label}")
         log_axis(axes, "y")
-        title = f"{CURVATURES[curvature]} at the inner minimum, median task"
-        axes.set(xlabel="CG iterations (0: first-order)", ylabel=ERROR, title=title)
+        axes.set(title=f"{CURVATURES[curvature]} curvature", ylabel=ERROR)
+        axes.set(xlabel="CG iterations (0: first-order)")
         label_lines(axes)
     return figure
 
 
 def _accuracy_figure(rows: pd.DataFrame) -> Figure:
     final = final_rows(rows)
-    proxes = final.prox.unique()
-    numbers = sorted(final[final.way.isin(swept_ways(final))].iterations.unique())
-    figure, panels = canvas(len(proxes))
+    proxes, ways = final.prox.unique(), swept_ways(final)
+    numbers = sorted(final[final.way.isin(ways)].iterations.unique())
+    caption = """Test accuracy against the CG iterations of training. Bands: 95 % intervals over
+        the seeds."""
+    figure, panels = canvas(len(proxes), width=DOUBLE, caption=caption)
     for axes, prox in zip(panels, proxes, strict=True):
-        for shift, way in enumerate(swept_ways(final)):
-            group = sweep_of(final, way, prox)
-            estimates = [Estimate.of(group[group.iterations == n].test_accuracy) for n in numbers]
-            at = [i + 0.12 * shift for i in range(len(numbers))]
-            intervals = [100 * e.interval if group.seed.nunique() > 1 else 0 for e in estimates]
-            means = [100 * e.mean for e in estimates]
-            axes.errorbar(at, means, intervals, fmt="o-", capsize=2, label=NAMES[way])
+        sweeps = [sweep_of(final, way, prox).assign(way=NAMES[way]) for way in ways]
+        each = pd.concat(sweeps).sort_values("iterations", kind="stable")
+        each = each.assign(at=each.iterations.map(numbers.index), percent=100 * each.test_accuracy)
         axes.set_xticks(range(len(numbers)), [f"{n:g}" for n in numbers])
         axes.set(xlabel="iterations (0: first-order)", ylabel="test accuracy, %")
-        axes.set_title(f"λ = {prox:g}, 95 % intervals over seeds")
-        axes.legend(loc="lower left")
+        axes.set_title(f"λ = {prox:g}")
+        shown = means(each, ["way", "at"], "percent")
+        lines(axes, shown, "at", "percent", "way", interval="half")
     return figure
 
 
@@ -77,20 +77,19 @@ def _cost_figure(rows: pd.DataFrame) -> Figure:
     gradient, prox = part_of(rows, "gradient"), first_prox(rows)
     chosen = gradient[(gradient.point == "minimum") & (gradient.prox == prox)]
     groups = chosen.groupby(["way", "iterations"], sort=False, dropna=False)
-    medians = groups[["error", "gradient_s"]].median()
-    figure, (axes,) = canvas(width=6.4, height=4)
-    colours = itertools.cycle((*COLOURS, "#777777"))
-    for colour, way in zip(colours, chosen.way.unique(), strict=False):
-        part = medians.loc[way]
-        part = part[part.index != 0]  # a further meta-gradient has no number
-        axes.plot(1e3 * part.gradient_s, part.error, "o-", color=colour, label=name_of(way))
+    medians = groups[["error", "gradient_s"]].median().reset_index()
+    medians["ms"] = 1e3 * medians.gradient_s
+    caption = f"""Relative error of the meta-gradient against the time to differentiate at the
+        inner minimum, with λ = {prox:g}. Each line is a linear solver, with a point for each number
+        of iterations."""
+    figure, (axes,) = canvas(width=DOUBLE, height=2.8, caption=caption)
+    log_axis(axes, "x", base=2)
+    log_axis(axes, "y", base=2)  # errors within a decade
+    axes.set(xlabel="ms to differentiate", ylabel=ERROR)
     first = chosen[chosen.iterations == 0]
     if not first.empty:
         at = ([1e3 * first.gradient_s.median()], [first.error.median()])
-        axes.plot(*at, "k*", markersize=9, label="first-order")
-    log_axis(axes, "x", base=2)
-    log_axis(axes, "y", base=2)  # errors within a decade
-    axes.set(xlabel="ms to differentiate at the inner minimum", ylabel=ERROR)
-    axes.set_title(f"λ = {prox:g}, a dot for each number of iterations")
-    label_lines(axes)
+        axes.plot(*at, "*", color=PURPLE, markersize=7, label="first-order")
+    # A further meta-gradient has no number of iterations.
+    lines(axes, medians[medians.iterations != 0], "ms", "error", "way", name_of)
     return figure

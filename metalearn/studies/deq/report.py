@@ -7,9 +7,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from metalearn.studies.frame.colours import styles
+from metalearn.studies.frame.draw import label_lines, lines
 from metalearn.studies.frame.findings import format_count
 from metalearn.studies.frame.groups import PEAK, Column, scale, tabulate
-from metalearn.studies.frame.plot import canvas, lines, log_axis
+from metalearn.studies.frame.plot import canvas, log_axis
 from metalearn.studies.frame.table import Cell, Table, make_table
 from metalearn.system.memory import format_bytes
 
@@ -87,23 +89,25 @@ def figures(rows: pd.DataFrame) -> dict[str, Figure]:
 
 
 def _memory_figure(rows: pd.DataFrame) -> Figure:
-    figure, (axes,) = canvas()
+    caption = """Peak memory of a training step against the applications of the cell: the unrolled
+        twin keeps them all, the deep equilibrium model (DEQ) only its fixed point."""
+    figure, (axes,) = canvas(caption=caption)
     part = rows[rows.part == "memory"].sort_values("core", ascending=False, kind="stable")
     log_axis(axes, "x", base=2)
     log_axis(axes, "y")
-    axes.set(
-        xlabel="applications of the cell, forward", ylabel="peak memory of a training step, MB"
-    )
+    axes.set(xlabel="applications of the cell, forward", ylabel="peak memory, MB")
     titles = {"unrolled": "unrolled", "deq": "DEQ"}
     lines(axes, part.assign(mb=part.peak_bytes / 1e6), "depth", "mb", "core", titles.__getitem__)
     return figure
 
 
 def _conditioning_figure(rows: pd.DataFrame) -> Figure:
-    figure, panels = canvas(2)
+    caption = """Condition number of I - J (the median) and iterations of the backward solve over
+        training, by the weight of a penalty on the norm of the Jacobian J."""
+    figure, panels = canvas(2, caption=caption)
     for axes, column, title in (
-        (panels[0], "condition_number", "condition number of I - J, median"),
-        (panels[1], "backward_iterations", "backward iterations (GMRES to 1e-4)"),
+        (panels[0], "condition_number", "condition number"),
+        (panels[1], "backward_iterations", "backward iterations"),
     ):
         log_axis(axes, "x", base=2)
         axes.set(xlabel="epoch", title=title)
@@ -112,18 +116,22 @@ def _conditioning_figure(rows: pd.DataFrame) -> Figure:
 
 
 def _weight(weight: float) -> str:
-    return f"weight {weight:g}" if weight else "no regularisation"
+    return f"weight {weight:g}" if weight else "no penalty"
 
 
 def _sequence_figure(rows: pd.DataFrame) -> Figure:
-    figure, (axes,) = canvas()
-    part = rows[rows.part == "sequence"]
+    caption = """Test accuracy on sequences whose first token is asked at their last position,
+        against the applications of the cell. The DEQ applies its cell until it finds a fixed
+        point."""
+    figure, (axes,) = canvas(caption=caption)
+    part, look = rows[rows.part == "sequence"], styles(["unrolled", "DEQ"])
     unrolled = part[part.core == "unrolled"].groupby("depth").accuracy.mean()
-    axes.plot(unrolled.index.tolist(), unrolled.tolist(), marker="o", label="unrolled")
+    axes.plot(unrolled.index, unrolled, **look["unrolled"], label="unrolled")
     deq = part[part.core == "deq"].accuracy.mean()
-    axes.plot([unrolled.index.min(), unrolled.index.max()], [deq, deq], "--", label="DEQ")
+    ends = [unrolled.index.min(), unrolled.index.max()]
+    axes.plot(ends, [deq, deq], **look["DEQ"] | {"marker": "", "linestyle": "--"}, label="DEQ")
     axes.set(xlabel="applications of the cell", ylabel="test accuracy, %", ylim=(0, 105))
-    axes.legend(loc="lower right")
+    label_lines(axes)
     return figure
 
 

@@ -16,8 +16,10 @@ from metalearn.studies.frame.accuracy import (
     pooled,
     test_rows,
 )
+from metalearn.studies.frame.colours import BLUE, VERMILLION
+from metalearn.studies.frame.draw import Mark, dots
 from metalearn.studies.frame.findings import format_count, format_number
-from metalearn.studies.frame.plot import COLOURS, canvas
+from metalearn.studies.frame.plot import DOUBLE, canvas
 from metalearn.studies.frame.published.accuracy import join_distinct
 from metalearn.studies.frame.table import Cell, Format, Table, make_table
 from metalearn.studies.frame.validation_curve import best_and_last, falls, span, step_seconds
@@ -150,31 +152,33 @@ def figures(rows: pd.DataFrame) -> dict[str, Figure]:
 
 
 def _dots(rows: pd.DataFrame, base: str) -> Figure:
-    every = dict(reversed(groups(rows, base).items()))
-    figure, (axes,) = canvas(width=7, height=1.0 + 0.22 * len(every))
-    for at, (change, group) in enumerate(every.items()):
-        value = pooled(group)
-        colour = COLOURS[1] if change == base else COLOURS[0]
-        axes.errorbar(
-            100 * value.mean, at, xerr=100 * value.interval, fmt="o", color=colour, capsize=2
-        )
-        if change == base:
-            axes.axvline(100 * value.mean, color=colour, linewidth=0.8)
-            if len(group) > 1:
-                width = _prediction_interval(group, 1)
-                reach = [100 * (value.mean + side * width) for side in (-1, 1)]
-                axes.axvspan(*reach, color=colour, alpha=0.12, linewidth=0)
-    axes.set_yticks(range(len(every)), [label(group) for group in every.values()])
-    axes.set_ylim(-0.7, len(every) - 0.3)
-    lines = ["test accuracy, %, transductive"]
-    if len({len(group) for group in every.values()}) > 1:
-        lines += ["95 % intervals: over several seeds, else over tasks"]
-        lines += ["shaded: 95 % prediction interval of one more run of the base"]
-    else:
-        lines += ["with 95 % intervals"]
-    axes.set_xlabel("\n".join(lines))
-    axes.set_title(f"One change at a time from {STARTS[base]}")
+    every = groups(rows, base)
+    several = len({len(group) for group in every.values()}) > 1
+    caption = f"""Test accuracy after one change at a time from {STARTS[base]}, with 95 % intervals
+        over {"seeds where there are several, else over tasks" if several else "the tasks"}.
+        {"Shaded: the 95 % prediction interval of one more run of the base." if several else ""}"""
+    figure, (axes,) = canvas(width=DOUBLE, height=0.7 + 0.14 * len(every), caption=caption)
+    dots(
+        axes,
+        [
+            Mark.of(label(group), _percent(group), VERMILLION if change == base else BLUE)
+            for change, group in every.items()
+        ],
+    )
+    if base in every:
+        level = _percent(every[base]).mean
+        axes.axvline(level, color=VERMILLION, linewidth=0.8)
+        if len(every[base]) > 1:
+            width = 100 * _prediction_interval(every[base], 1)
+            reach = (level - width, level + width)
+            axes.axvspan(*reach, color=VERMILLION, alpha=0.12, linewidth=0)
+    axes.set_xlabel("test accuracy, %, transductive")
     return figure
+
+
+def _percent(group: pd.DataFrame) -> Estimate:
+    value = pooled(group)
+    return Estimate(100 * value.mean, 100 * value.interval)
 
 
 def facts(rows: pd.DataFrame) -> dict[str, Any]:

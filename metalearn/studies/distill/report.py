@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from metalearn.studies.frame.draw import lines
 from metalearn.studies.frame.findings import format_count
 from metalearn.studies.frame.groups import (
     COSTS,
@@ -19,7 +20,7 @@ from metalearn.studies.frame.groups import (
     scale,
     tabulate,
 )
-from metalearn.studies.frame.plot import canvas, lines
+from metalearn.studies.frame.plot import DOUBLE, canvas
 from metalearn.studies.frame.table import Table, make_table
 
 BASELINES = {
@@ -79,31 +80,40 @@ def figures(rows: pd.DataFrame) -> dict[str, Figure]:
 
 
 def _images(rows: pd.DataFrame) -> Figure:
-    """Draw the images of the first seed."""
+    """Draw the images of the first seed, a row for each source, in one picture."""
     part = rows[(rows.what == "image") & (rows.seed == rows.seed.min())]
     sources = [name for name in NAMES if name in set(part.source)]
     digits = sorted(int(label) for label in part.label.unique())
-    figure, _ = canvas(1, width=0.62 * len(digits) + 1.9, height=0.66 * len(sources) + 0.3)
-    figure.clear()
-    grid = figure.subplots(len(sources), len(digits), squeeze=False)
-    for source, line in zip(sources, grid, strict=True):
+    side = int(part.side.iloc[0])
+    tile = side + 1  # a blank pixel between two images
+    picture = np.zeros((tile * len(sources), tile * len(digits)))
+    for i, source in enumerate(sources):
         shown = part[part.source == source].set_index("label")
-        for label, axes in zip(digits, line, strict=True):
-            side = int(shown.side[label])
+        for j, label in enumerate(digits):
             pixels = np.array(shown.pixels[label].split(), dtype=float).reshape(side, side)
-            axes.imshow(pixels, cmap="gray_r", interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-            axes.grid(False)
-            if source == sources[0]:
-                axes.set_title(str(label), loc="center", fontsize=9)
-        line[0].set_ylabel(NAMES[source], rotation=0, ha="right", va="center", fontsize=8)
+            low, high = pixels.min(), pixels.max()
+            scaled = (pixels - low) / (high - low if high > low else 1.0)
+            picture[i * tile : i * tile + side, j * tile : j * tile + side] = scaled
+    caption = (
+        "The ten images of each source, of the first seed. Grey values are scaled image by image."
+    )
+    figure, (axes,) = canvas(width=DOUBLE, height=0.45 * len(sources) + 0.3, caption=caption)
+    axes.imshow(picture, cmap="gray_r", interpolation="nearest")
+    middle = (side - 1) / 2
+    axes.set_xticks([j * tile + middle for j in range(len(digits))], [str(d) for d in digits])
+    axes.set_yticks([i * tile + middle for i in range(len(sources))], [NAMES[s] for s in sources])
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
     return figure
 
 
 def _training(rows: pd.DataFrame) -> Figure:
-    figure, panels = canvas(2)
     curves = rows[rows.what == "curve"].groupby(["source", "step"], sort=False)
     mean = curves[["validation_accuracy", "train_s"]].mean().reset_index()
+    caption = """Validation accuracy of a model trained on the distilled images, against meta-steps
+        and against time: means over the seeds."""
+    figure, panels = canvas(2, caption=caption)
     panels[0].set(xlabel="meta-steps", ylabel="validation accuracy, %")
     panels[1].set(xlabel="seconds")
     for axes, x in zip(panels, ("step", "train_s"), strict=True):

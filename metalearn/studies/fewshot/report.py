@@ -38,6 +38,11 @@ def settings(rows: pd.DataFrame) -> list[str]:
     return [str(setting) for setting in test_rows(rows).setting.unique()]
 
 
+def titles(rows: pd.DataFrame) -> str:
+    """Return the settings in words: "Omniglot 5-way 1-shot"."""
+    return ", ".join(setting_title(test_rows(rows, setting)) for setting in settings(rows))
+
+
 def curves(rows: pd.DataFrame, setting: Any) -> dict[str, pd.DataFrame]:
     """Return the validations of a setting's seeds, by method."""
     return _by_method(rows[(rows.part == "curve") & (rows.setting == setting)])

@@ -94,6 +94,9 @@ class FewShotStudy(TrainedStudy):
         experiment = f"{cell['setting']}_{cell['method']}"
         return [*self.base_words(experiment, cell["seed"]), *self.overrides]
 
+    def subject(self, rows: pd.DataFrame) -> str:
+        return fewshot_report.titles(rows)
+
     def tables(self, rows: pd.DataFrame) -> dict[str, Table]:
         return fewshot_report.tables(rows)
 

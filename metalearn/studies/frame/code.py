@@ -13,7 +13,8 @@ import metalearn
 PACKAGE = Path(metalearn.__file__).parent
 
 _REPORTS = re.compile(
-    r"report(/.+)?|studies/(frame/(plot|index|table|groups|findings|published(/.+)?)|[^/]+/(report|figures|findings))"
+    r"report(/.+)?|studies/(frame/(colours|draw|findings|groups|index|markup|paper|plot|publish|svg"
+    r"|table|published(/.+)?)|[^/]+/(report|figures|findings))"
 )
 """The modules that only report rows, by their paths in the package; no digest covers them.
 

@@ -14,7 +14,7 @@ from metalearn.studies.frame.protocol import Study
 from metalearn.system.memory import format_bytes
 from metalearn.training.estimate import Estimate
 
-TEMPLATE = "findings.md.j2"
+TEMPLATE, CONCLUSION = "findings.md.j2", "conclusion.md.j2"
 
 
 def render_findings(study: Study, rows: pd.DataFrame) -> list[str]:
@@ -30,8 +30,27 @@ def render_findings(study: Study, rows: pd.DataFrame) -> list[str]:
     Raises:
         UndefinedError: the template names a fact that is not there.
     """
+    return _paragraphs(study, rows, TEMPLATE)
+
+
+def render_conclusion(study: Study, rows: pd.DataFrame) -> list[str]:
+    """Return what a reader should take away from a study: a headline and a paragraph.
+
+    They are the two paragraphs of `conclusion.md.j2`, a template like that of the findings. The
+    list is empty where a study has no such template, or where the template's own conditions on the
+    facts leave nothing.
+    """
+    has_one = (_folder(study) / CONCLUSION).is_file()
+    return _paragraphs(study, rows, CONCLUSION) if has_one else []
+
+
+def _folder(study: Study) -> Path:
+    return Path(inspect.getfile(type(study))).parent
+
+
+def _paragraphs(study: Study, rows: pd.DataFrame, template: str) -> list[str]:
     environment = Environment(
-        loader=FileSystemLoader(Path(inspect.getfile(type(study))).parent),
+        loader=FileSystemLoader(_folder(study)),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -42,7 +61,7 @@ def render_findings(study: Study, rows: pd.DataFrame) -> list[str]:
         "count": format_count,
         "listed": format_list,
     }
-    text = environment.get_template(TEMPLATE).render(study.facts(rows))
+    text = environment.get_template(template).render(study.facts(rows))
     return [" ".join(paragraph.split()) for paragraph in text.split("\n\n") if paragraph.strip()]
 
 

@@ -76,6 +76,19 @@ def _aggregate(values: pd.Series, how: str | Callable[[pd.Series], Any] | None) 
     return found.item() if isinstance(found, np.generic) else found
 
 
+def means(rows: pd.DataFrame, by: list[str], column: str) -> pd.DataFrame:
+    """Return the mean of a column for each group of rows, and half its 95 % interval as `half`.
+
+    The groups keep the order of their first rows. A single value has a `half` of 0.
+    """
+    found = []
+    for key, values in rows.groupby(by, sort=False)[column]:
+        value = Estimate.of(values.dropna().astype(float))
+        half = value.interval if np.isfinite(value.interval) else 0.0
+        found.append((*key, value.mean, half))
+    return pd.DataFrame(found, columns=[*by, column, "half"])
+
+
 def by_seed(rows: pd.DataFrame, names: Iterable[str], column: str) -> dict[str, pd.Series]:
     """Return the means of a column by seed, for each source of `names` that the rows have."""
     wide = rows.pivot_table(index="seed", columns="source", values=column, aggfunc="mean")

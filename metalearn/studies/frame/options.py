@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from metalearn.studies.frame.run import Publication
 
 PRESETS = ("quick", "full")
-NOT_ROWS = ("results", "name", "wandb", "measure", "extend")
+NOT_ROWS = ("results", "name", "wandb", "measure", "extend", "paper")
 """The options that have no effect on the rows."""
 
 
@@ -80,8 +80,10 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
         results=Path(options.results or ("results" if chosen == "full" else "runs/quick")),
         scratch=Path("runs") / "studies",
         minutes=None if changed else minutes.get(chosen),
+        quick_minutes=None if chosen == "quick" else minutes.get("quick"),
         wandb=options.wandb,
         measure=options.measure,
         extend=options.extend,
+        paper=options.paper,
     )
     return build(fields), publication, common

@@ -1,113 +1,119 @@
-"""Figures for print: direct labels, colours for colour-blind readers, and text as text."""
+"""Figures for print: at column width, with direct labels, and text as text."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+import math
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import matplotlib as mpl
-import numpy as np
-import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-# The palette of Okabe & Ito 2008 without yellow, which is hard to see on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-STYLE: Mapping[Any, Any] = {
-    "axes.prop_cycle": cycler(color=COLOURS),
+from metalearn.studies.frame.colours import OTHERS
+from metalearn.studies.frame.svg import slim
+
+SINGLE, DOUBLE = 3.25, 6.75
+"""The widths of one column and of two columns of a paper, in inches."""
+STYLE: dict[Any, Any] = {
+    "axes.prop_cycle": cycler(color=OTHERS),
     "axes.grid": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 10,
+    "axes.titlesize": 8,
     "axes.titlelocation": "left",
-    "axes.labelsize": 9,
+    "axes.labelsize": 7.5,
+    "axes.linewidth": 0.6,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Arial"],  # every text of an SVG names them all
+    "font.size": 7.5,
     "grid.alpha": 0.3,
-    "font.size": 9,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4,
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 7,
     "legend.frameon": False,
-    "legend.fontsize": 8,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3,
+    "pdf.fonttype": 42,  # fonts as they are, not as outlines
     "svg.fonttype": "none",
     "svg.hashsalt": "metalearn",  # equal figures give equal files
+    "xtick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.labelsize": 7,
+    "ytick.major.width": 0.6,
 }
 
 
-def canvas(panels: int = 1, width: float = 4.6, height: float = 3.2) -> tuple[Figure, list[Axes]]:
-    """Return a figure with `panels` panels in a row, each `width` x `height` inches."""
-    with mpl.rc_context(dict(STYLE)):
-        figure = Figure(figsize=(panels * width, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.subplots(1, panels, squeeze=False)
-    return figure, list(axes[0])
+def style() -> AbstractContextManager[None]:
+    """Return the context in which figures are drawn and saved: `STYLE` is matplotlib's own then."""
+    return mpl.rc_context(STYLE)
 
 
-def log_axis(axes: Axes, which: Literal["x", "y"], base: int = 10) -> None:
-    """Make an axis logarithmic, with plain numbers at its ticks."""
-    axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
-    axes.set(**{f"{which}scale": "log"})
-    axis.set_major_locator(LogLocator(base))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def label_lines(axes: Axes) -> None:
-    """Label each line at the right end of the longest line, in the line's colour.
-
-    Labels that would overlap are moved apart. A thin line connects a shorter line to its label.
-    """
-    lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
-    axes.figure.canvas.draw()
-    points = axes.figure.dpi / 72
-    ends = {line: np.asarray(line.get_xydata())[-1] for line in lines}
-    heights = {line: axes.transData.transform(end)[1] / points for line, end in ends.items()}
-    right = max((x for x, _ in ends.values()), default=0.0)
-    lowest = float("-inf")
-    for line in sorted(lines, key=heights.__getitem__):
-        at = max(heights[line], lowest)
-        lowest = at + 9.0  # points between two labels
-        x, y = ends[line]
-        if x < right:
-            axes.plot((x, right), (y, y), color=line.get_color(), linewidth=0.6, alpha=0.5)
-        axes.annotate(
-            str(line.get_label()),
-            (right, y),
-            xytext=(5, at - heights[line]),
-            textcoords="offset points",
-            color=line.get_color(),
-            fontsize=8,
-            va="center",
-            annotation_clip=False,
-        )
-
-
-def lines(
-    axes: Axes,
-    rows: pd.DataFrame,
-    x: str,
-    y: str,
-    hue: str,
-    names: Callable[[Any], str] = str,
-    **style: Any,
-) -> None:
-    """Draw column `y` of the rows against `x`, a line for each value of `hue`, and label the lines.
-
-    Set logarithmic axes before, by which the labels are placed.
+def canvas(
+    panels: int = 1,
+    width: float | None = None,
+    height: float = 2.2,
+    columns: int | None = None,
+    caption: str = "",
+    **sharing: Any,
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of a paper's column width, and its panels. Draw within `style()`.
 
     Args:
-        names: the label by the value of `hue`.
-        style: as `Axes.plot` takes it; without it each point is a dot.
+        panels: the number of panels.
+        width: of the figure in inches; None: one column for one panel, two columns for several.
+        height: of a row of panels in inches.
+        columns: the number of panels in a row; None: all.
+        caption: one or more sentences that tell what the figure shows (`caption_of`).
+        sharing: `sharex` and `sharey`, as `Figure.subplots` takes them.
     """
-    for value, part in rows.groupby(hue, sort=False):
-        axes.plot(part[x], part[y], label=names(value), **{"marker": "o", **style})
-    label_lines(axes)
+    columns = min(panels, columns or panels)
+    rows = math.ceil(panels / columns)
+    size = (width or (SINGLE if panels == 1 else DOUBLE), rows * height)
+    figure = Figure(figsize=size, layout="constrained", label=" ".join(caption.split()))
+    FigureCanvasSVG(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, **sharing).flatten()
+    for empty in axes[panels:]:
+        empty.remove()
+    return figure, list(axes[:panels])
+
+
+def caption_of(figure: Figure) -> str:
+    """Return what the figure shows, in words; "" if it was made without a caption."""
+    return str(figure.get_label())
+
+
+def log_axis(
+    axes: Axes, which: Literal["x", "y"], base: int = 10, subs: tuple[float, ...] = (1.0,)
+) -> None:
+    """Make an axis logarithmic, with plain numbers at its ticks: powers of the base, times subs."""
+    axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
+    axes.set(**{f"{which}scale": "log"})
+    axis.set_major_locator(LogLocator(base, subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def svg(figure: Figure) -> str:
-    text = io.StringIO()
-    with mpl.rc_context(dict(STYLE)):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+    """Return the figure as the text of an SVG file, whose title is its caption."""
+    return slim(_saved(figure, "svg", {"Title": caption_of(figure), "Date": None}).decode())
+
+
+def pdf(figure: Figure) -> bytes:
+    """Return the figure as a PDF file; equal figures give equal bytes."""
+    return _saved(figure, "pdf", {"Title": caption_of(figure), "CreationDate": None})
+
+
+def png(figure: Figure, dpi: int = 200) -> bytes:
+    """Return the figure as a PNG file."""
+    return _saved(figure, "png", {"Title": caption_of(figure)}, dpi=dpi)
+
+
+def _saved(figure: Figure, form: str, metadata: dict[str, str | None], **options: Any) -> bytes:
+    content = io.BytesIO()
+    with style():
+        figure.savefig(content, format=form, metadata=metadata, **options)
+    return content.getvalue()

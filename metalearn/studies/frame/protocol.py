@@ -27,6 +27,11 @@ class Study(Protocol):
     `growing` names the options that are lists whose further values, at the end, only add cells: the
     rows of the earlier cells stay right. A study may go without it; `extend=true` is then refused.
 
+    A study that can tell what cells will take on this machine has a method `expected_seconds(cells,
+    device)`, which returns None where it cannot.
+
+    A study may have `subject(rows)`, a few words that tell it from others of the same title.
+
     The order of work is cells -> rows -> everything else. Everything that is published depends only
     on the rows, so that it can be made again without a measurement.
     """
@@ -48,11 +53,14 @@ class Study(Protocol):
         ...
 
     def tables(self, rows: pd.DataFrame) -> dict[str, Table]:
-        """Return the tables of the rows, by caption."""
+        """Return the tables of the rows, by caption; the main one is the first."""
         ...
 
     def figures(self, rows: pd.DataFrame) -> dict[str, Figure]:
-        """Return the figures by file name, without a suffix."""
+        """Return the figures by file name, without a suffix; the main one is the first.
+
+        `canvas` takes the caption of a figure. `run_study` calls this within `plot.style()`.
+        """
         ...
 
     def facts(self, rows: pd.DataFrame) -> Mapping[str, Any]:

@@ -22,14 +22,15 @@ from metalearn.config.build import signature_defaults
 from metalearn.config.canonical import select_changed
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
 from metalearn.studies.frame.code import digest_code
+from metalearn.studies.frame.expected import describe_expected
 from metalearn.studies.frame.extend import read_extended, read_provenance
 from metalearn.studies.frame.findings import render_findings
 from metalearn.studies.frame.index import read_origins, write_index
 from metalearn.studies.frame.metagrads import read_config
-from metalearn.studies.frame.plot import svg
 from metalearn.studies.frame.protocol import Cell, Row, Study
+from metalearn.studies.frame.publish import make_files, write_files
 from metalearn.studies.frame.rows import RowFile
-from metalearn.system.files import locked, replace_text
+from metalearn.system.files import locked
 from metalearn.system.provenance import provenance
 from metalearn.training.progress import RunProgress
 from metalearn.training.tracking import Tracker
@@ -45,9 +46,11 @@ class Publication:
         results: the parent folder; its README.md is the index, made anew.
         scratch: the parent folder of what is not published: rows on the way, and the W&B run.
         minutes: what it took when it was last run whole on 2 cores; None: not known.
+        quick_minutes: what preset=quick takes on 2 cores; None: not known, or it is chosen.
         wandb: offline, online or disabled.
         measure: False takes the rows that are published already.
         extend: measure only the cells that are not among the published rows.
+        paper: make the files for a paper too (`paper_files`).
     """
 
     name: str
@@ -55,18 +58,20 @@ class Publication:
     results: Path
     scratch: Path
     minutes: float | None = None
+    quick_minutes: float | None = None
     wandb: Any = "offline"
     measure: bool = True
     extend: bool = False
+    paper: bool = False
 
 
 def run_study(study: Study, publication: Publication, device: torch.device) -> Path:
     """Measures the cells that are not yet measured, then publishes; returns the folder.
 
     `results/NAME/` gets rows.csv, table.md, the same tables in tables.json, a vector figure each,
-    findings.json and provenance.json. Until all is measured the rows lie in `scratch`, under a
-    name made of the options and of the code that measures: the same command goes on from them,
-    another starts its own.
+    findings.json, what the report page shows first (page.json) and provenance.json. Until all is
+    measured the rows lie in `scratch`, under a name made of the options and of the code that
+    measures: the same command goes on from them, another starts its own.
 
     With `extend` the published rows of the study's cells stay, as `read_extended` finds them. The
     new provenance holds theirs as "extends".
@@ -108,8 +113,9 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
         if check := getattr(study, "check", None):
             check(left, device)
         with RunProgress(len(cells), start=done, unit="measurement", every_s=5) as progress:
-            about = f", about {publication.minutes:g} min on 2 cores" if publication.minutes else ""
-            progress.say(f"{study.title}: {len(cells)} measurements{about}")
+            progress.say(f"{study.title}: {len(cells)} measurements")
+            if left:
+                progress.say(describe_expected(study, publication, left, device))
             if published:
                 progress.say(f"{len(published)} of them are published, in {folder}/rows.csv")
             if begun:
@@ -129,7 +135,7 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
                 "threads": torch.get_num_threads(),
             }
             with _writing(folder, scratch):
-                written = _publish(_report(study, table), folder, origin)
+                written = write_files(make_files(study, table, publication.paper), folder, origin)
                 write_index(publication.results)
             _track(publication, study, table, scratch, progress.say)
             for finding in render_findings(study, table):
@@ -183,7 +189,7 @@ def _remake(study: Study, publication: Publication, device: torch.device, folder
         rows = pd.read_csv(folder / "rows.csv")
         if rows.empty:
             raise ValueError("no row")
-        made = _report(study, rows)
+        made = make_files(study, rows, publication.paper)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise UsageError(
             f"measure=false, and {folder}/rows.csv does not hold what the study measures "
@@ -193,7 +199,7 @@ def _remake(study: Study, publication: Publication, device: torch.device, folder
     now = provenance(device)
     origin["remade"] = {name: now[name] for name in ("command", "commit", "date")}
     with _writing(folder):
-        for name in _publish(made, folder, origin):
+        for name in write_files(made, folder, origin):
             print(f"wrote {folder / name}")
         write_index(publication.results)
     return folder
@@ -214,35 +220,6 @@ def _key(study: Study, options: dict[str, Any], origin: dict[str, Any]) -> str:
         content.append(digest_code(Path(inspect.getfile(sys.modules[name]))))
     content += [read_config(name) for name in options.get("metagrads") or []]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def _report(study: Study, rows: pd.DataFrame) -> dict[str, str]:
-    """Make everything from the rows: the texts of the files by name."""
-    figures, tables = study.figures(rows), study.tables(rows)
-    findings = render_findings(study, rows)
-    text = [f"# {study.title}", "", *(f"- {f}" for f in findings), ""]
-    for caption, table in tables.items():
-        text += [f"**{' '.join(caption.split())}**", "", table.to_markdown(), ""]
-    text += [f"![{name}]({name}.svg)" for name in figures]
-    lines = [f"{json.dumps(caption)}: {json.dumps(t.to_json())}" for caption, t in tables.items()]
-    return {
-        "rows.csv": rows.convert_dtypes().to_csv(index=False),
-        "table.md": "\n".join(text).rstrip() + "\n",
-        "tables.json": "{\n" + ",\n".join(lines) + "\n}\n",
-        "findings.json": json.dumps(findings, indent=1) + "\n",
-        **{f"{name}.svg": svg(figure) for name, figure in figures.items()},
-    }
-
-
-def _publish(report: dict[str, str], folder: Path, origin: dict[str, Any]) -> list[str]:
-    """Write a report and its provenance; return the names of the files."""
-    for name, text in report.items():
-        replace_text(folder / name, text)
-    for old in folder.glob("*.svg"):
-        if old.name not in report:
-            old.unlink()
-    replace_text(folder / "provenance.json", json.dumps(origin, indent=1) + "\n")
-    return sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
 
 
 def _track(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import matplotlib as mpl
@@ -11,11 +10,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metalearn.studies.frame.plot import COLOURS, canvas, label_lines, log_axis
+from metalearn.studies.frame.colours import method_colour, styles
+from metalearn.studies.frame.draw import label_lines, lines
+from metalearn.studies.frame.plot import canvas, log_axis
 from metalearn.studies.gradient.curves import SHARP, TARGETS, Setting, bias, settings
 
 LEAST = 1e-10
 """The least error drawn. Smaller errors come from the inner loop's end and from rounding."""
+ERROR = "relative error"
 
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:
@@ -31,23 +33,30 @@ def figures(rows: pd.DataFrame) -> dict[str, Figure]:
 
 def _compute(found: list[Setting]) -> Figure:
     """Draw the error against the least number of evaluations that reaches it."""
-    figure, panels = canvas(len(found))
+    first = found[0]
+    caption = f"""Relative error of the meta-gradient against the evaluations that reach it, inner
+        gradients and Hessian products together: {first.problem} problem, inner loop by
+        {first.inner}. Dashed: the slope in theory."""
+    figure, panels = canvas(len(found), caption=caption)
     for axes, setting in zip(panels, found, strict=True):
-        for method in dict.fromkeys(("unrolled", "implicit", "truncated", *setting.methods)):
-            errors = np.geomspace(1, LEAST, 60)
+        methods = list(dict.fromkeys(("unrolled", "implicit", "truncated", *setting.methods)))
+        look = styles(methods)
+        for method in methods:
+            errors = np.geomspace(1, LEAST, 40)
             costs = np.array([setting.reach(method, error).cost for error in errors])
             drawn = np.isfinite(costs)
             if not drawn.any():
                 continue
-            (line,) = axes.plot(costs[drawn], errors[drawn], label=method)
+            own = look[method] | {"marker": ""}
+            axes.plot(costs[drawn], errors[drawn], **own, label=method)
             if method in setting.rates:
-                _slope(axes, setting, method, str(line.get_color()))
+                _slope(axes, setting, method, own["color"])
         axes.set_title(f"condition number {setting.condition:g}")
-        axes.set_xlabel("inner gradients + Hessian products")
+        axes.set_xlabel("evaluations")
         axes.set_xlim(left=0)
         log_axis(axes, "y")
         label_lines(axes)
-    panels[0].set_ylabel("relative error of the meta-gradient\n(dashed: slope in theory)")
+    panels[0].set_ylabel(ERROR)
     return figure
 
 
@@ -57,30 +66,33 @@ def _slope(axes: Axes, setting: Setting, method: str, colour: str) -> None:
     if math.isfinite(start):
         least = max(10 * LEAST, float(setting.rows[setting.rows.method == method].error.min()))
         further = math.log(least / TARGETS[0]) / math.log(setting.rate(method))
-        axes.plot([start, start + further], [TARGETS[0], least], "--", color=colour, linewidth=1)
+        axes.plot([start, start + further], [TARGETS[0], least], "--", color=colour, linewidth=0.8)
 
 
 def _inner_steps(found: list[Setting]) -> Figure:
     """Draw the error against inner steps, as figure 2a of the iMAML paper does."""
-    figure, panels = canvas(len(found))
+    caption = f"""Relative error of the meta-gradient against the inner steps K:
+        {found[0].problem} problem, inner loop by {found[0].inner}. Each implicit curve has one
+        number of CG iterations, at which its error levels out."""
+    figure, panels = canvas(len(found), caption=caption)
     for axes, setting in zip(panels, found, strict=True):
         (unrolled,) = setting.curves("unrolled")
-        axes.plot(unrolled.steps, unrolled.error, "k", label="unrolled")
-        longest = unrolled.steps.max()
-        axes.plot(
-            [0, longest], [1, setting.loop_rate**longest], "k:", linewidth=1, label="rate, $q^K$"
-        )
         chosen = _apart(setting.curves("implicit"))
-        shades = mpl.colormaps["viridis"](np.linspace(0.75, 0, len(chosen)))
-        for shade, curve in zip(shades, chosen, strict=True):
-            label = f"{curve.cg_iters.iloc[0]:.0f} CG"
+        labels = [f"{curve.cg_iters.iloc[0]:.0f} CG" for curve in chosen]
+        shades = mpl.colormaps["inferno"](np.linspace(0.8, 0.3, len(chosen)))
+        for label, shade, curve in zip(labels, shades, chosen, strict=True):
             axes.plot(curve.steps, curve.error, color=shade, label=label)
+        colour = method_colour("unrolled")
+        axes.plot(unrolled.steps, unrolled.error, color=colour, label="unrolled")
+        longest = unrolled.steps.max()
+        ends = [1, setting.loop_rate**longest]
+        axes.plot([0, longest], ends, "k:", linewidth=0.8, label="rate, $q^K$")
         axes.set_title(f"condition number {setting.condition:g}")
         axes.set_xlabel("inner steps K")
         axes.set_xlim(left=0)
         log_axis(axes, "y")
         label_lines(axes)
-    panels[0].set_ylabel("relative error of the meta-gradient")
+    panels[0].set_ylabel(ERROR)
     return figure
 
 
@@ -91,7 +103,7 @@ def _apart(curves: list[pd.DataFrame]) -> list[pd.DataFrame]:
     """
     chosen: list[pd.DataFrame] = []
     for curve in curves:
-        if not chosen or curve.error.iloc[-1] < 0.3 * chosen[-1].error.iloc[-1]:
+        if not chosen or curve.error.iloc[-1] < 0.1 * chosen[-1].error.iloc[-1]:
             chosen.append(curve)
         if curve.error.iloc[-1] < SHARP:
             break
@@ -101,26 +113,21 @@ def _apart(curves: list[pd.DataFrame]) -> list[pd.DataFrame]:
 def _bias(rows: pd.DataFrame) -> Figure:
     part = bias(rows)
     part = part[part.problem == part.problem.iloc[0]]
-    figure, panels = canvas(2)
-    # The methods of the other figures come first, for the same colours.
-    ways = ["unrolled", "implicit, exact solve", "truncated", *part.way.unique()]
-    colours = dict(zip(dict.fromkeys(ways), itertools.cycle(COLOURS), strict=False))
+    caption = f"""Relative distance of the meta-gradient of an inner loop that is cut short:
+        {part.problem.iloc[0]} problem of condition number {part.condition.iloc[0]:g}. Left: from
+        the gradient of the converged problem. Right: from the gradient of the K steps."""
+    figure, panels = canvas(2, caption=caption)
+    look = styles(map(str, part.way.unique()))
     for axes, column, what in (
-        (panels[0], "error", "from the gradient of the converged problem"),
-        (panels[1], "error_of_steps", "from the gradient of the K steps"),
+        (panels[0], "error", "from the converged problem's"),
+        (panels[1], "error_of_steps", "from that of the K steps"),
     ):
-        for way, curve in part.groupby("way", sort=False):
-            shown = curve[curve[column] > LEAST]
-            if len(shown):
-                axes.plot(
-                    shown.steps, shown[column], marker="o", color=colours[way], label=str(way)
-                )
-            else:
-                what += f"\n({way}: at most {curve[column].max():.0e})"
+        exact = part.groupby("way", sort=False)[column].max() <= LEAST
+        for way in exact[exact].index:
+            what += f"\n({way}: at most {part[part.way == way][column].max():.0e})"
         log_axis(axes, "x", base=2)
         log_axis(axes, "y")
-        axes.set_title(what)
-        axes.set_xlabel("inner steps K")
-        label_lines(axes)
+        axes.set(title=what, xlabel="inner steps K")
+        lines(axes, part[part[column] > LEAST], "steps", column, "way", look=look)
     panels[0].set_ylabel("relative distance")
     return figure

@@ -8,9 +8,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from metalearn.studies.frame.colours import GREY, styles
+from metalearn.studies.frame.draw import legend
 from metalearn.studies.frame.findings import format_number
 from metalearn.studies.frame.groups import PEAK, Column, estimate, scale, tabulate
-from metalearn.studies.frame.plot import canvas, label_lines, log_axis
+from metalearn.studies.frame.plot import DOUBLE, canvas, log_axis
 from metalearn.studies.frame.table import Cell, Table, make_table
 from metalearn.system.memory import format_bytes
 
@@ -176,41 +178,37 @@ def figures(rows: pd.DataFrame) -> dict[str, Figure]:
 
 
 def _search_figure(rows: pd.DataFrame) -> Figure:
-    """Draw validation loss against hyper-gradients and time, peak memory, and the error."""
+    """Draw validation loss against hyper-gradients and time, and the hyper-gradients' errors."""
     curves = _complete(rows[rows.hypergradient.notna()])
     known = curves.error.notna().any()
-    figure, panels = canvas(3 if known else 2, width=4.8)
+    caption = f"""Search for hyper-parameters, {PROBLEMS[str(rows.problem.iloc[0])]}, of the first
+        split or seed: the least validation loss so far against hyper-gradients and time.
+        {"Right: the relative error of each hyper-gradient." if known else ""}
+        In brackets: the peak memory of a hyper-gradient."""
+    figure, panels = canvas(3 if known else 2, width=DOUBLE, height=2.4, caption=caption)
+    look = styles(METHODS.values())
     for method, own in curves.groupby("method", sort=False):
-        label = METHODS[str(method)]
-        steps, best = own.hypergradient.tolist(), own.validation_loss.cummin().tolist()
-        memory = format_bytes(int(own.peak_bytes.iloc[0]))
-        style = "--" if method in ("cg_cold", "cg_tight") else "-"
-        panels[0].plot(steps, best, style, marker="o", label=f"{label} ({memory})")
-        panels[1].plot(own.seconds.tolist(), best, style, marker="o")
+        name = METHODS[str(method)]
+        label, style = f"{name} ({format_bytes(int(own.peak_bytes.iloc[0]))})", look[name]
+        best = own.validation_loss.cummin()
+        panels[0].plot(own.hypergradient, best, **style, label=label)
+        panels[1].plot(own.seconds, best, **style)
         if known:
-            panels[2].plot(steps, own.error.tolist(), style, marker="o", label=label)
-    grid = rows[rows.method == "grid"]
+            panels[2].plot(own.hypergradient, own.error, **style)
     for axes in panels[:2]:
-        for best in grid.validation_loss:
-            axes.axhline(best, color="#777777", linewidth=1)
-            where = axes.get_yaxis_transform()
-            note = axes.text(0.02, best, "the grid's best", transform=where, va="bottom")
-            note.set(color="#777777", fontsize=8)
-        axes.set_title("least validation loss so far")
-    panels[0].set_xlabel("hyper-gradients (in brackets: peak memory of one)")
-    panels[0].legend(loc="upper right")
+        for best in rows[rows.method == "grid"].validation_loss:
+            axes.axhline(best, color=GREY, linewidth=0.8, label="the grid's best")
+        if curves.validation_loss.max() > 10 * curves.validation_loss.min():
+            log_axis(axes, "y")
+    panels[0].set(xlabel="hyper-gradients", ylabel="least validation loss so far")
     panels[1].set_xlabel("seconds in hyper-gradients")
     log_axis(panels[1], "x")
-    if curves.validation_loss.max() > 10 * curves.validation_loss.min():
-        for axes in panels[:2]:
-            log_axis(axes, "y")
     for axes in (panels[0], *panels[2:]):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if known:
-        panels[2].set(
-            yscale="log", title="relative error of the hyper-gradient", xlabel="hyper-gradients"
-        )
-        label_lines(panels[2])
+    for axes in panels[2:]:
+        log_axis(axes, "y")
+        axes.set(ylabel="relative error", xlabel="hyper-gradients")
+    legend(figure)
     return figure
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from metalearn.studies.cg.report import CURVATURES
 from metalearn.studies.frame.accuracy import budget_title, own_rows
+from metalearn.studies.frame.draw import legend, lines
 from metalearn.studies.frame.findings import format_count
-from metalearn.studies.frame.plot import COLOURS, canvas, log_axis
+from metalearn.studies.frame.groups import means
+from metalearn.studies.frame.plot import canvas, log_axis
 from metalearn.studies.frame.table import Format, Table, make_cell, make_table
 from metalearn.studies.frame.validation_curve import step_seconds
 from metalearn.studies.iterations.errors import LEFT_OUT, REFERENCES
@@ -25,7 +23,6 @@ from metalearn.training.estimate import Estimate
 NO_CURVATURE = "none"
 """The curvature of the runs without CG iterations, which belong to both series."""
 NAMES = {NO_CURVATURE: "none (first-order)", **CURVATURES}
-LINES = dict(zip(REFERENCES, ("o-", "s--"), strict=True))
 
 
 def series(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -120,56 +117,46 @@ def figures(rows: pd.DataFrame) -> dict[str, Figure]:
     test = own_rows(rows, "transductive")
     if test.empty:
         return {}
+    caption = f"""Test accuracy, relative error of the meta-gradient and time of a meta-step against
+        the CG iterations of training: means over the seeds, with 95 % intervals as bands.
+        {_setting(test)}."""
+    figure, panels = canvas(3, height=2.0, caption=caption)
+    accuracy, error, seconds = panels
+    log_axis(error, "y", subs=(1, 2, 5))
     numbers = sorted(int(n) for n in test.iterations.unique())
-    figure, (accuracy, error, seconds) = canvas(3, width=3.4, height=2.9)
-    for i, (curvature, part) in enumerate(series(rows)):
-        draw = _Series(numbers, CURVATURES[curvature], COLOURS[i], shift=0.12 * i - 0.06)
-        own, curve = own_rows(part, "transductive"), part[part.part == "curve"]
-        draw(accuracy, own.assign(value=100 * own.accuracy.astype(float)))
-        for reference, style in LINES.items():
-            errors = _errors(part, reference).dropna(subset="error")
-            draw(error, errors.assign(value=errors.error), style)
-        timed = [(n, step_seconds(run)) for (n, _), run in curve.groupby(["iterations", "seed"])]
-        draw(seconds, pd.DataFrame(timed, columns=["iterations", "value"]))
-    log_axis(error, "y", base=_base(error))
-    seconds.set_ylim(bottom=0)
-    accuracy.set(ylabel="test accuracy, %", title="Accuracy")
-    error.set(ylabel="relative error", title="Meta-gradient")
-    seconds.set(ylabel="seconds a meta-step", title="Time")
-    for axes in (accuracy, error, seconds):
+    for axes, found in zip(panels, _curves(rows), strict=True):
+        at = found.assign(at=found.iterations.map(numbers.index)).sort_values("at", kind="stable")
+        shown = means(at.dropna(subset="value"), ["line", "at"], "value")
+        lines(axes, shown, "at", "value", "line", interval="half", direct=False)
         axes.set_xticks(range(len(numbers)), [f"{n}" for n in numbers])
         axes.set_xlabel("CG iterations (0: first-order)")
-    accuracy.legend(frameon=False, fontsize=8)
-    styles = [Line2D([], [], color="black", ls=s[1:], marker=s[0]) for s in LINES.values()]
-    error.legend(styles, list(LINES), frameon=False, fontsize=8)
+    seconds.set_ylim(bottom=0)
+    accuracy.set_ylabel("test accuracy, %")
+    error.set_ylabel("relative error")
+    seconds.set_ylabel("seconds a meta-step")
+    legend(figure)
     return {"iterations": figure}
 
 
-@dataclass(frozen=True)
-class _Series:
-    """A curvature's line in a panel: the means over seeds, and each seed as a small point."""
+def _curves(rows: pd.DataFrame) -> tuple[pd.DataFrame, ...]:
+    """Return a row for each run of the accuracies, the errors and the seconds.
 
-    numbers: list[int]
-    label: str
-    colour: str
-    shift: float
-
-    def __call__(self, axes: Axes, runs: pd.DataFrame, style: str = "o-") -> None:
-        """Draw the column `value` against `iterations`."""
-        if runs.empty:
-            return
-        at = runs.iterations.map(self.numbers.index)
-        means = runs.value.groupby(at).mean()
-        axes.plot(means.index, means, style, color=self.colour, label=self.label)
-        faint: dict[str, Any] = {"color": self.colour, "alpha": 0.4, "markersize": 2.5}
-        axes.plot(at + self.shift, runs.value, style[0], **faint)
-
-
-def _base(axes: Axes) -> int:
-    """Return the base of a logarithmic axis that leaves at least a few ticks."""
-    drawn = [np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()]
-    low, high = min(map(np.min, drawn), default=1.0), max(map(np.max, drawn), default=1.0)
-    return 10 if high > 30 * low else 2
+    The columns are `line`, `iterations` and `value`.
+    """
+    accuracies, errors, seconds = [], [], []
+    for curvature, part in series(rows):
+        name = CURVATURES[curvature]
+        own = own_rows(part, "transductive")
+        accuracies.append(own.assign(line=name, value=100 * own.accuracy.astype(float)))
+        for reference in REFERENCES:
+            found = _errors(part, reference)
+            errors.append(found.assign(line=f"{name}, {reference}", value=found.error))
+        timed = [
+            (name, n, step_seconds(run))
+            for (n, _), run in part[part.part == "curve"].groupby(["iterations", "seed"])
+        ]
+        seconds.append(pd.DataFrame(timed, columns=["line", "iterations", "value"]))
+    return tuple(pd.concat(each) for each in (accuracies, errors, seconds))
 
 
 def facts(rows: pd.DataFrame) -> dict[str, Any]:

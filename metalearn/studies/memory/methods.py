@@ -80,7 +80,15 @@ METHODS: dict[str, Method] = {
         _implicit(5, curvature="gauss_newton", linearisation="recomputed"),
         same_as="Gauss-Newton, 5 CG",
     ),
+    "mixed mode": Method(
+        lambda steps: Unrolled(_descent(steps), "batched", mode="mixed"),
+        same_as="unrolled, batched",
+    ),
 }
+
+
+DEFAULT_METHODS = tuple(name for name in METHODS if name != "mixed mode")
+"""The methods that the study measures unless told otherwise."""
 
 
 @dataclass(frozen=True)

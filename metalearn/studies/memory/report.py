@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from metalearn.studies.frame.plot import COLOURS, canvas, label_lines, log_axis
+from metalearn.studies.frame.colours import styles
+from metalearn.studies.frame.draw import label_lines
+from metalearn.studies.frame.plot import DOUBLE, canvas, log_axis
 from metalearn.studies.frame.published import memory as published
 from metalearn.studies.frame.table import Cell, Format, Table, make_cell, make_table
 from metalearn.studies.memory.methods import METHODS, NETWORKS, ONE_GRADIENT
@@ -156,32 +158,37 @@ def _growth(part: pd.DataFrame, base: float) -> Table:
 
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:
+    memory = """Peak memory of one meta-gradient against inner steps. Unrolled gradients keep every
+    step, implicit gradients only the solution. Hollow points: predicted, not run."""
+    time = "Seconds of one meta-gradient against inner steps."
     return {
-        "memory": _figure(rows, "peak_bytes", 1e-6, "peak memory, MB", IN_MEMORY_FIGURE),
-        "time": _figure(rows, "seconds", 1.0, "seconds of one meta-gradient", IN_TIME_FIGURE),
+        "memory": _figure(rows, "peak_bytes", 1e-6, "peak memory, MB", IN_MEMORY_FIGURE, memory),
+        "time": _figure(rows, "seconds", 1.0, "seconds", IN_TIME_FIGURE, time),
     }
 
 
 def _figure(
-    rows: pd.DataFrame, column: str, unit: float, label: str, methods: tuple[str, ...]
+    rows: pd.DataFrame, column: str, unit: float, label: str, methods: tuple[str, ...], caption: str
 ) -> Figure:
     single = [(network, tasks) for network, tasks in settings(rows) if tasks == 1]
-    figure, panels = canvas(len(single), width=5.2, height=3.8)
+    figure, panels = canvas(len(single), width=DOUBLE, height=2.6, caption=caption)
+    look = styles([*methods, ONE_GRADIENT])
     for axes, (network, tasks) in zip(panels, single, strict=True):
         part = of(rows, network, tasks)
-        for colour, method in zip(COLOURS, methods, strict=True):
+        for method in methods:
             own = part[part.method == method].dropna(subset=column).sort_values("steps")
             if own.empty:
                 continue
-            axes.plot(own.steps, own[column] * unit, color=colour, label=method)
-            for predicted, face in ((False, colour), (True, "white")):
-                some = own[own.predicted.astype(bool) == predicted]
-                axes.plot(some.steps, some[column] * unit, "o", color=colour, mfc=face, ms=4)
+            hollow = own[own.predicted.astype(bool)]
+            axes.plot(own.steps, own[column] * unit, **look[method], label=method)
+            axes.plot(
+                hollow.steps, hollow[column] * unit, **look[method] | {"linestyle": ""}, mfc="white"
+            )
         base = part[part.method == ONE_GRADIENT][column].iloc[0] * unit
         ends = [part.steps.min(), part.steps.max()]
-        axes.plot(ends, [base, base], "--", color="0.4", label=ONE_GRADIENT)
+        axes.plot(ends, [base, base], "--", color=look[ONE_GRADIENT]["color"], label=ONE_GRADIENT)
         log_axis(axes, "x", base=2)
-        log_axis(axes, "y")
+        log_axis(axes, "y", subs=(1, 3))
         axes.set(xlabel="inner steps", ylabel=label, title=_title(network, tasks))
         label_lines(axes)
     return figure

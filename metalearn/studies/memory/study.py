@@ -27,6 +27,7 @@ from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.table import Table
 from metalearn.studies.memory import report as memory_report
 from metalearn.studies.memory.methods import (
+    DEFAULT_METHODS,
     METHODS,
     NETWORKS,
     ONE_GRADIENT,
@@ -58,10 +59,11 @@ class MemoryStudy:
         timing_s: the seconds of a cell's timing after which no further run begins. At least one
             runs.
         limit_gb: a peak that is expected to be higher is predicted instead of measured.
+        methods: names of `METHODS`.
     """
 
     title: ClassVar[str] = "Memory and time of a meta-gradient against inner steps"
-    growing: ClassVar = ("parts", "steps", "long_steps", "second_steps", "batch_steps")
+    growing: ClassVar = ("methods", "parts", "steps", "long_steps", "second_steps", "batch_steps")
 
     parts: Distinct[Annotated[str, one_of(PARTS)]]
     network: Annotated[str, one_of(NETWORKS)]
@@ -74,6 +76,7 @@ class MemoryStudy:
     repeats: Count
     timing_s: NonNegative
     limit_gb: Positive
+    methods: Distinct[Annotated[str, one_of(METHODS)]] = DEFAULT_METHODS
 
     def __post_init__(self) -> None:
         if "steps" not in self.parts:
@@ -92,9 +95,9 @@ class MemoryStudy:
             )
 
     def cells(self) -> list[Cell]:
-        everywhere = [name for name, method in METHODS.items() if method.everywhere]
+        everywhere = [name for name in self.methods if METHODS[name].everywhere]
         parts: dict[str, tuple[str, int, Sequence[int], list[str]]] = {
-            "steps": (self.network, 1, self.steps, list(METHODS)),
+            "steps": (self.network, 1, self.steps, list(self.methods)),
             "long": (self.network, 1, self.long_steps, everywhere),
             "second": (self.second, 1, self.second_steps, everywhere),
             "batch": (self.network, self.batch, self.batch_steps, everywhere),

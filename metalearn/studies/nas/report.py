@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from metalearn.studies.frame.colours import BLACK, GREY, method_colour
+from metalearn.studies.frame.draw import Mark, dots, legend, lines
 from metalearn.studies.frame.findings import format_count
 from metalearn.studies.frame.groups import (
     COSTS,
@@ -19,7 +21,7 @@ from metalearn.studies.frame.groups import (
     scale,
     tabulate,
 )
-from metalearn.studies.frame.plot import COLOURS, canvas, lines
+from metalearn.studies.frame.plot import DOUBLE, canvas
 from metalearn.studies.frame.table import Table, make_table
 from metalearn.training.estimate import Estimate
 
@@ -105,35 +107,39 @@ def figures(rows: pd.DataFrame) -> dict[str, Figure]:
 
 def _points(rows: pd.DataFrame) -> Figure:
     """Draw the accuracy of every architecture, and the means."""
-    figure, (axes,) = canvas(width=6.4)
+    caption = """Test accuracy of each architecture after training from scratch, and the means with
+        95 % intervals over the seeds."""
     trained = _trained(rows)
     own = by_seed(trained, NAMES, "accuracy")
-    names = list(reversed(own))
-    for place, name in enumerate(names):
+    figure, (axes,) = canvas(width=DOUBLE, caption=caption)
+    dots(axes, [Mark.of(NAMES[n], Estimate.of(values), BLACK) for n, values in own.items()])
+    for place, name in enumerate(reversed(own)):
         points = trained[trained.source == name].accuracy
         # Spread, so that equal points stay visible; the seed keeps the figure the same.
-        spread = np.random.default_rng(0).uniform(-0.2, 0.2, len(points))
-        colour = COLOURS[0] if name in BASELINES else COLOURS[1]
-        axes.plot(points, place + spread, "o", color=colour, alpha=0.5)
-        axes.plot([own[name].mean()], [place], "|", color="k", markersize=18, markeredgewidth=1.6)
-    axes.set_yticks(range(len(names)), [NAMES[name] for name in names])
-    axes.set_xlabel("test accuracy after training from scratch, % (bars: means)")
+        spread = np.random.default_rng(0).uniform(-0.3, 0.3, len(points))
+        colour = GREY if name in BASELINES else method_colour(NAMES[name])
+        axes.plot(points, place + spread, "o", color=colour, alpha=0.4, markersize=2.5, zorder=1)
+    axes.set_xlabel("test accuracy, %")
     return figure
 
 
 def _search(rows: pd.DataFrame) -> Figure:
     """Draw the share of each operation in the mixtures, along the search."""
+    caption = """Share of each operation in the mixtures along the search, the mean over edges and
+        seeds, for each meta-gradient."""
     curves = rows[rows.what == "curve"]
     methods = [name for name in NAMES if name in set(curves.source)]
     shares = [str(column) for column in curves if str(column).startswith("share_")]
-    largest = curves.groupby(["source", "step"])[shares].mean().max().max()
-    figure, panels = canvas(len(methods), width=3.2)
+    figure, panels = canvas(len(methods), width=DOUBLE, height=2.0, sharey=True, caption=caption)
     for axes, method in zip(panels, methods, strict=True):
         mean = 100 * curves[curves.source == method].groupby("step")[shares].mean()
         long = mean.reset_index().melt("step", var_name="share")
-        axes.set(xlabel="meta-steps", title=NAMES[method], ylim=(0, 105 * float(largest)))
-        lines(axes, long, "step", "value", "share", lambda s: s.removeprefix("share_"), marker="")
-    panels[0].set_ylabel("share, %: mean over edges and seeds")
+        axes.set(xlabel="meta-steps", title=NAMES[method])
+        names = {share: share.removeprefix("share_") for share in shares}.__getitem__
+        lines(axes, long, "step", "value", "share", names, marker="", direct=False)
+    panels[0].set_ylim(bottom=0)
+    panels[0].set_ylabel("share, %")
+    legend(figure)
     return figure
 
 
@@ -141,7 +147,9 @@ def _mixtures(rows: pd.DataFrame) -> Figure:
     """Draw each edge's mixture at the end of the search, means over the seeds."""
     part = rows[rows.what == "mixture"]
     methods = [name for name in NAMES if name in set(part.source)]
-    figure, panels = canvas(len(methods), width=3.0, height=2.4)
+    caption = """Share of each operation on each edge at the end of the search, in %: means over the
+        seeds, for each meta-gradient."""
+    figure, panels = canvas(len(methods), width=DOUBLE, height=1.8, sharey=True, caption=caption)
     operations, edges = (list(dict.fromkeys(part[name])) for name in ("operation", "edge"))
     for axes, method in zip(panels, methods, strict=True):
         wide = part[part.source == method].pivot_table(
@@ -152,10 +160,10 @@ def _mixtures(rows: pd.DataFrame) -> Figure:
         axes.grid(False)
         for i, j in np.ndindex(*values.shape):
             shade = "white" if values[i, j] > 60 else "black"
-            axes.text(j, i, f"{values[i, j]:.0f}", ha="center", va="center", color=shade, size=7)
+            axes.text(j, i, f"{values[i, j]:.0f}", ha="center", va="center", color=shade, size=6)
         axes.set_xticks(range(len(edges)), [edge.replace(" to ", "→") for edge in edges])
-        axes.set_yticks(range(len(operations)), operations if axes is panels[0] else [])
-        axes.set(xlabel="edge (shares at the end, %)", title=NAMES[method])
+        axes.set_yticks(range(len(operations)), operations)
+        axes.set(xlabel="edge", title=NAMES[method])
     return figure
 
 

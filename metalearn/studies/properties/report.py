@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from metalearn.studies.frame.plot import canvas, lines, log_axis
+from metalearn.studies.frame.draw import lines
+from metalearn.studies.frame.plot import canvas, log_axis
 from metalearn.studies.frame.table import Cell, Format, Table, make_cell, make_table
 from metalearn.studies.memory.report import line
 from metalearn.system.memory import format_bytes
@@ -246,14 +247,16 @@ def _errors(rows: pd.DataFrame) -> Table:
 
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:
-    figure, panels = canvas(2)
+    caption = """Relative error of the meta-gradient from that of the converged problem, against
+        the inner steps and against the norm of the inner gradient that they leave."""
+    figure, panels = canvas(2, caption=caption)
     for axes, column, label in (
         (panels[0], "steps", "inner steps"),
         (panels[1], "inner_grad_norm", "norm of the inner gradient"),
     ):
         log_axis(axes, "x", base=2 if column == "steps" else 10)
         log_axis(axes, "y")
-        axes.set(xlabel=label, ylabel="relative error of the meta-gradient")
+        axes.set(xlabel=label, ylabel="relative error")
         lines(axes, rows[rows.part == "convergence"], column, "error", "method")
     panels[1].invert_xaxis()
     return {"convergence": figure}

@@ -7,7 +7,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from metalearn.studies.frame.plot import canvas, label_lines
+from metalearn.studies.frame.colours import GREY
+from metalearn.studies.frame.draw import lines
+from metalearn.studies.frame.plot import canvas
 from metalearn.studies.frame.table import Table, make_table, quartiles
 
 
@@ -34,14 +36,14 @@ def tables(rows: pd.DataFrame, meta_batch: int) -> dict[str, Table]:
 
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:
-    figure, (axes,) = canvas()
-    for method, part in rows[rows.threads == 1].groupby("method", sort=False):
-        own = part.sort_values("ranks")
-        axes.plot(own.ranks, own.speed_up, "o-", label=str(method))
+    caption = (
+        "Speed of a training by several processes of one thread each, relative to one process."
+    )
+    figure, (axes,) = canvas(caption=caption)
     counts = sorted(rows.ranks.unique())
-    axes.plot(counts, counts, color="0.6", lw=0.8, label="as many times as processes")
+    axes.plot(counts, counts, color=GREY, lw=0.8, label="linear")
     axes.set(xlabel="processes, one thread each", ylabel="times as fast as one", xticks=counts)
-    label_lines(axes)
+    lines(axes, rows[rows.threads == 1].sort_values("ranks"), "ranks", "speed_up", "method")
     return {"speed_up": figure}
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from metalearn.studies.frame.plot import canvas, label_lines
+from metalearn.studies.frame.draw import label_lines, lines
+from metalearn.studies.frame.plot import canvas
 from metalearn.studies.frame.table import Table, make_table
 
 MEASURED = {
@@ -37,15 +38,16 @@ def tables(rows: pd.DataFrame, steps: int) -> dict[str, Table]:
 
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:
-    figure, (memory, handles) = canvas(2)
-    for run, part in rows.groupby("run", sort=False):
-        at = part.step / 1000
-        (line,) = memory.plot(at, part.memory_bytes / 1e6, label=str(run))
-        own, label = part.tracker_bytes / 1e6, f"{run}, W&B's process"
-        memory.plot(at, own, "--", color=line.get_color(), label=label)
-        handles.plot(at, part.handles, color=line.get_color(), label=str(run))
-    memory.set(title="Resident memory", xlabel="thousand meta-steps", ylabel="MB")
-    handles.set(title="Open file handles", xlabel="thousand meta-steps")
+    caption = """Resident memory and open file handles of a long training and of W&B's own process,
+        against meta-steps."""
+    figure, (memory, handles) = canvas(2, caption=caption)
+    own = rows.assign(at=rows.step / 1000, mb=rows.memory_bytes / 1e6)
+    tracker = own.assign(mb=own.tracker_bytes / 1e6, run=own.run + ", W&B")
+    both = pd.concat([own, tracker])[["at", "mb", "run"]]
+    memory.set(ylabel="resident memory, MB", xlabel="thousand meta-steps")
+    handles.set(ylabel="open file handles", xlabel="thousand meta-steps")
+    lines(memory, both, "at", "mb", "run", marker="", direct=False)
+    lines(handles, own, "at", "handles", "run", marker="", direct=False)
     for axes in (memory, handles):
         axes.set_ylim(bottom=0)
         label_lines(axes)

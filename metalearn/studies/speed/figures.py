@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
-from metalearn.studies.frame.plot import COLOURS, canvas, lines, log_axis
+from metalearn.studies.frame.colours import BLACK, BLUE, ORANGE, OURS, PEERS, styles
+from metalearn.studies.frame.draw import Mark, bars, legend, lines
+from metalearn.studies.frame.plot import DOUBLE, canvas, log_axis
 from metalearn.studies.speed.report import (
     AXES,
     METHODS,
@@ -18,53 +18,67 @@ from metalearn.studies.speed.report import (
     curves,
     workloads,
 )
+from metalearn.studies.speed.workloads import WORKLOADS
+
+ANOTHER = "#C0C0C0"
+"""The colour of a competitor whose gradient is another one."""
+SCALING = {"batched": BLUE, "one by one": BLACK, "higher": ORANGE}
 
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:
     found = {}
     for method in METHODS:
         if names := [name for name in workloads(rows) if name.startswith(f"{method}-")]:
-            found[f"time_{method}"] = _bars(rows, names)
+            found[f"time_{method}"] = _bars(rows, names, METHODS[method])
         if scaling := [(axis, part) for of, axis, part in curves(rows) if of == method]:
             found[f"scaling_{method}"] = _lines(scaling, METHODS[method])
     return found
 
 
-def _bars(rows: pd.DataFrame, names: Sequence[str]) -> Figure:
-    figure, panels = canvas(len(names), width=4.2, height=3.0)
-    for axes, name in zip(panels, names, strict=True):
-        part = competitors(rows, name).iloc[::-1]
-        each: Any = list(part.itertuples())
-        errors = [part.seconds - part.seconds_low, part.seconds_high - part.seconds]
-        axes.barh(
-            [f"{r.competitor}{' *' if r.differs else ''}" for r in each],
-            part.seconds,
-            xerr=errors,
-            color=["0.75" if r.differs else COLOURS[bool(r.library)] for r in each],
-            error_kw={"lw": 0.8},
-        )
+def _bars(rows: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
+    caption = f"""Seconds of one meta-gradient of {title}, the median with its quartiles. Blue: this
+        library. Orange: others. Grey: another gradient. Dashed: the time of the arithmetic."""
+    figure, panels = canvas(len(names), width=DOUBLE, height=2.0, sharey=True, caption=caption)
+    found = {name: competitors(rows, name).set_index("competitor") for name in names}
+    every = dict.fromkeys(label for part in found.values() for label in part.index)
+    for axes, (name, part) in zip(panels, found.items(), strict=True):
+        # A competitor that did not run here has a row without a bar.
+        times = part[["seconds", "seconds_low", "seconds_high"]].reindex(list(every))
+        colours = {label: _colour(row) for label, row in part.iterrows()}
+        marks = [
+            Mark(str(label), row[0], row[1], row[2], colours.get(label, ANOTHER))
+            for label, row in zip(times.index, times.values.tolist(), strict=True)
+        ]
+        bars(axes, marks)
         floor = float(part.floor_operations.iloc[0] / best_rate(rows))
-        axes.axvline(floor, color="black", lw=0.8, ls="--")
-        axes.annotate(
-            "arithmetic",
-            (floor, 1.0),
-            xycoords=("data", "axes fraction"),
-            fontsize=7,
-            va="bottom",
-            ha="center",
-        )
-        axes.grid(axis="y", visible=False)
-        axes.set(xlabel="seconds (* another gradient)")
-        axes.set_title(name, pad=12)
+        axes.axvline(floor, color=BLACK, lw=0.8, ls="--")
+        axes.set(xlabel="seconds", title=_title(name))
     return figure
 
 
+def _title(name: str) -> str:
+    """Return the tasks of a workload in words."""
+    if (work := WORKLOADS.get(name)) is None:
+        return name
+    queries = f", {work.queries} queries" if work.queries > 1 else ""
+    return f"{work.ways}-way {work.shots}-shot{queries}"
+
+
+def _colour(row: pd.Series) -> str:
+    return ANOTHER if row.differs else PEERS if row.library else OURS
+
+
 def _lines(curves: Sequence[tuple[str, pd.DataFrame]], title: str) -> Figure:
-    figure, panels = canvas(len(curves), width=3.6, height=3.0)
+    caption = f"""Seconds of one meta-gradient of {title} against the size of the work: all tasks at
+        once (batched), or a task at a time."""
+    figure, panels = canvas(len(curves), columns=3, height=1.8, caption=caption)
+    every = pd.concat([part for _, part in curves]).competitor.unique()
+    look = styles(every)
+    look = {n: {**own, "color": SCALING.get(n, own["color"])} for n, own in look.items()}
     for axes, (axis, part) in zip(panels, curves, strict=True):
-        axes.set(xlabel=AXES[axis], ylabel="seconds of one meta-gradient", title=title)
+        axes.set(xlabel=AXES[axis], ylabel="seconds")
         log_axis(axes, "x", base=2)
-        log_axis(axes, "y")
-        axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-        lines(axes, part, "value", "seconds", "competitor")
+        log_axis(axes, "y", subs=(1, 2, 5))
+        lines(axes, part, "value", "seconds", "competitor", look=look, direct=False)
+    legend(figure)
     return figure

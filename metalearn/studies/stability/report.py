@@ -7,7 +7,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from metalearn.studies.frame.plot import COLOURS, canvas
+from metalearn.studies.frame.colours import styles
+from metalearn.studies.frame.draw import legend
+from metalearn.studies.frame.plot import canvas, log_axis
 from metalearn.studies.frame.table import Format, Table, make_table
 from metalearn.studies.frame.validation_curve import best_and_last
 from metalearn.training.estimate import Estimate
@@ -69,13 +71,17 @@ def tables(rows: pd.DataFrame) -> dict[str, Table]:
 
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:
-    figure, panels = canvas(len(PANELS), width=3.6, height=3.4)
+    caption = """Training of iMAML by its inner solver, a line for each seed. With a fixed rate the
+        curvature passes the edge beyond which the inner loop diverges, and the accuracy collapses.
+        """
+    figure, panels = canvas(len(PANELS), columns=2, height=1.8, caption=caption)
+    look = styles(rows.solver.unique())
     for axes, (part, column, scale, title) in zip(panels, PANELS, strict=True):
-        for colour, solver in zip(COLOURS, rows.solver.unique(), strict=False):
+        for solver in rows.solver.unique():
+            own = look[solver] | {"marker": "", "linestyle": "-", "linewidth": 0.8}
             runs = rows[(rows.solver == solver) & (rows.part == part) & rows[column].notna()]
-            for i, (_, run) in enumerate(runs.groupby("seed")):
-                label = solver if i == 0 else None
-                axes.plot(run.step, scale * run[column], color=colour, lw=1.0, label=label)
+            for _, run in runs.groupby("seed"):
+                axes.plot(run.step, scale * run[column], **own, label=solver)
         axes.set(title=title, xlabel="meta-step")
     edge = float(rows[rows.part == "test"].edge.iloc[0])
     panels[2].axhline(edge, color="black", lw=0.8, ls="--")
@@ -86,11 +92,11 @@ def figures(rows: pd.DataFrame) -> dict[str, Figure]:
         xytext=(0, -11),
         textcoords="offset points",
         ha="right",
-        fontsize=8,
+        fontsize=7,
     )
     for axes in panels[2:]:
-        axes.set_yscale("log")
-    panels[0].legend(loc="lower right")
+        log_axis(axes, "y")
+    legend(figure)
     return {"stability": figure}
 
 
