@@ -40,7 +40,7 @@ exclude_patterns += [
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|np|pathlib|collections|typing|argparse|os|enum|PIL|omegaconf)\b.*"),
-    ("py:class", r".*\.T|ArrayLike"),  # a type variable, and a type of NumPy's
+    ("py:class", r".*\.T|ArrayLike|Tensor"),  # a type variable, and types that are not qualified
 ]
 suppress_warnings = ["config.cache"]
 

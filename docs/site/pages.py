@@ -22,8 +22,8 @@ SECTIONS = {
         *("docs/runs", "docs/processes"),
     ],
     "Solve": [
-        *("docs/library", "docs/solve", "docs/bilevel", "docs/deq", "docs/hpo", "docs/influence"),
-        *("docs/distill", "docs/nas"),
+        *("docs/library", "docs/solve", "docs/bilevel", "docs/deq", "docs/hpo"),
+        *("docs/influence", "docs/distill", "docs/nas"),
     ],
     "Results": ["docs/benchmarks", "docs/studies", "docs/reproducing", "results/README"],
     "Reference": [
