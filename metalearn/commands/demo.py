@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import pandas as pd
 import torch
 from omegaconf import OmegaConf
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as Shown
 
@@ -57,7 +59,7 @@ def run(words: list[str]) -> int:
     use_threads(threads)
     with _place(out, options):
         print(
-            f"{demo.title} {chosen}: about {demo.seconds / 60:.1f} min on 2 quiet cores.\n"
+            f"{demo.title} {chosen}: about {demo.seconds / 60:.1f} min on a quiet machine.\n"
             f"It writes {out}/. After Ctrl-C the same command goes on."
         )
         rows = _measure(demo)
@@ -69,7 +71,7 @@ def run(words: list[str]) -> int:
     ((caption, table),) = demo.tables(rows).items()
     _show(caption, table)
     for finding in render_findings(demo, rows):
-        print(finding)
+        print(fill(finding, 80))
     print(f"\nTable:  {out}/table.md, {out}/{PAPER}/table_1.csv and .tex")
     print(f"Figure: {out}/demo.svg, {out}/demo.png and {out}/{PAPER}/demo.pdf")
     return 0
@@ -125,10 +127,10 @@ def _measure(demo: Demo) -> pd.DataFrame:
 
 def _show(caption: str, table: Table) -> None:
     """Print the table, as wide as it is."""
-    shown = Shown(title=caption, title_justify="left")
+    shown = Shown(box=SIMPLE_HEAD, padding=(0, 1))
     for column, numeric in zip(table.columns, table.numeric, strict=True):
         shown.add_column(column, justify="right" if numeric else "left")
     for row in table.rows:
         shown.add_row(*(cell.text for cell in row))
-    print()
+    print(f"\n{fill(caption, 80)}")
     Console().print(shown)

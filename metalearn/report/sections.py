@@ -17,7 +17,7 @@ RUNS = "runs"
 """The place of the training runs in `ORDER`."""
 ORDER = (
     *("memory", "gradient", "stability", RUNS, "speed", "cg", "properties", "iterations"),
-    *("differences", "hpo", "distill", "nas", "deq"),
+    *("differences", "hpo", "influence", "distill", "nas", "deq"),
 )
 """The first word of a result's folder: what the gradients are, what they train, other uses."""
 ASIDE = ("fewshot", "ranks", "soak")

@@ -201,7 +201,12 @@ REFUSED = [
     ("solve nas damping=-1.0", "at least 0"),
     ("solve nas decay=0.0", "above 0"),
     ("solve nas nodes=1 random=7", "at most the 6"),
-    ("report", "results=results is no folder"),
+    ("report", "neither results/ nor a finished run"),
+    ("report results=results", "results=results is no folder"),
+    ("demo maml_steps=0", "maml_steps=0: expected at least 1"),
+    ("demo tasks=mini", "tasks=mini: expected one of omniglot, glyphs"),
+    ("demo inner_steps=[2,2]", "expected no two equal values"),
+    ("demo out=/proc/self/demo tasks=glyphs", "cannot be written"),
     ("report results=", "is empty"),
     ("report result=x", "did you mean 'results'"),
     ("report results=. runs=[/nowhere]", "holds no finished run"),
@@ -275,6 +280,7 @@ def test_main_refuses_a_mistake_in_one_sentence_and_writes_nothing(
 
 HIDDEN = {"_target_", "presets", "expected_minutes"}
 HELP = {
+    "demo": ["maml_steps", "runs/demo"],
     "train": ["imaml_authors_code", "on_nonfinite"],
     "evaluate": ["checkpoint", "omniglot_official"],
     "adapt": ["support", "transductive"],

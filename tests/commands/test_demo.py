@@ -21,7 +21,6 @@ TINY = [
     "imaml_steps=2",
     "inner_steps=[1,3]",
     "test_tasks=4",
-    "threads=1",
 ]
 
 
@@ -44,7 +43,7 @@ def test_an_interrupted_demo_goes_on_and_ends_in_a_table_and_a_figure(
         patched.setattr(Session, "steps", interrupted)
         assert demo(out) == 128 + signal.SIGTERM
     said = capsys.readouterr()
-    assert said.out.index("min on 2 quiet cores") < said.out.index("1 of 3")
+    assert said.out.index("min on a quiet machine") < said.out.index("1 of 3")
     assert "the same command goes on" in said.err
     assert not (out / "table.md").exists()
     trained = (out / "maml" / "summary.json").stat().st_mtime_ns
@@ -75,22 +74,6 @@ def test_it_refuses_a_folder_of_something_else(tmp_path, capsys):
     assert demo(tmp_path) == 2
     assert "expected a new folder" in capsys.readouterr().err
     assert (tmp_path / "maml" / "mine").exists()
-
-
-@pytest.mark.parametrize(
-    ("word", "sentence"),
-    [
-        ("maml_steps=0", "maml_steps=0: expected at least 1"),
-        ("inner_steps=[2,2]", "expected no two equal values"),
-        ("tasks=mini", "expected one of omniglot, glyphs"),
-        ("step=3", "step"),
-    ],
-)
-def test_a_wrong_option_is_one_sentence_before_any_work(tmp_path, capsys, word, sentence):
-    assert demo(tmp_path / "d", word) == 2
-    said = capsys.readouterr()
-    assert sentence in said.err and said.err.count("\n") == 1 and not said.out
-    assert not (tmp_path / "d").exists()
 
 
 def test_omniglot_is_at_hand_in_the_cache_or_in_a_folder_and_never_downloaded(

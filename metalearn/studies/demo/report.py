@@ -39,19 +39,16 @@ def accuracies(rows: pd.DataFrame) -> dict[str, Estimate]:
 def tables(rows: pd.DataFrame, dataset: str) -> dict[str, Table]:
     peaks, found = memory(rows), accuracies(rows)
     columns: dict[str, Format | None] = {
-        **{"method": None, "accuracy, %": ".1f", "meta-steps": ",.0f", "s a meta-step": ".3f"},
+        **{"method": None, "accuracy, %": ".1f", "training, s": ".0f"},
         **{f"memory, {format_count(int(k), 'step')}": format_bytes for k in peaks.columns},
     }
     shown = [
-        [
-            NAMES[row["method"]],
-            *(found[row["method"]], row["meta_steps"], row["step_s"]),
-            *(int(peak) for peak in peaks.loc[row["method"]]),
-        ]
+        [row["method"], found[row["method"]], row["train_s"], *peaks.loc[row["method"]].tolist()]
         for row in rows[rows.what == "test"].to_dict("records")
     ]
     caption = f"""Test accuracy on 5-way 1-shot tasks of {dataset}, of classes that are not in the
-        training set; peak memory of one meta-gradient of all parameters, by its inner steps"""
+        training set (chance: {CHANCE:.0f} %), and peak memory of one meta-gradient of all
+        parameters, by its inner steps"""
     return {" ".join(caption.split()): make_table(columns, shown)}
 
 

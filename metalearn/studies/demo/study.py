@@ -125,8 +125,7 @@ class Demo:
         test = {
             "accuracy": found["test_accuracy"],
             "accuracy_interval": found["test_accuracy_interval"],
-            "step_s": found["step_s"],
-            "inner_steps": cfg.metagrad.inner.steps,
+            "train_s": found["train_s"],
             "meta_steps": found["steps"],
         }
         columns = ("step", "train_s", "accuracy", "accuracy_interval")

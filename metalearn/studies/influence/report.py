@@ -7,8 +7,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from metalearn.studies.frame.colours import GREY
+from metalearn.studies.frame.draw import legend, lines
 from metalearn.studies.frame.groups import estimate
-from metalearn.studies.frame.plot import COLOURS, canvas
+from metalearn.studies.frame.plot import DOUBLE, canvas
 from metalearn.studies.frame.table import Table, make_table
 
 MODELS = {"logistic": "logistic regression", "network": "network"}
@@ -71,28 +73,20 @@ def _left_out(rows: pd.DataFrame) -> int:
 
 def figures(rows: pd.DataFrame) -> dict[str, Figure]:
     """Return true against predicted changes, a panel for each model."""
+    caption = """Change of the validation loss without a training example: predicted by the implicit
+        gradient, and true by retraining, a dot for each example that was left out."""
     models = list(rows.model.unique())
-    figure, panels = canvas(len(models), width=3.4, height=3.2)
+    figure, panels = canvas(len(models), width=DOUBLE, height=2.6, caption=caption)
     for axes, model in zip(panels, models, strict=True):
         own = rows[rows.model == model]
-        for colour, (curvature, part) in zip(COLOURS, own.groupby("curvature"), strict=False):
-            axes.plot(
-                *(1e3 * part.predicted, 1e3 * part.actual),
-                *("o",),
-                color=colour,
-                markersize=3,
-                alpha=0.6,
-                label=CURVATURES[str(curvature)],
-            )
-        ends = [1e3 * own[["predicted", "actual"]].min().min()]
-        ends.append(1e3 * own[["predicted", "actual"]].max().max())
-        axes.plot(ends, ends, color="0.5", lw=0.8, label="equal")
-        axes.set(
-            title=MODELS[model],
-            xlabel="predicted change of the loss, 1e-3",
-            ylabel="change by retraining, 1e-3",
-        )
-    panels[0].legend()
+        own = own.assign(predicted=1e3 * own.predicted, actual=1e3 * own.actual)
+        axes.axline((0, 0), slope=1, color=GREY, lw=0.8, label="equal")
+        dots: dict[str, Any] = {"linestyle": "", "marker": "o", "alpha": 0.6}
+        names = CURVATURES.__getitem__
+        lines(axes, own, "predicted", "actual", "curvature", names, direct=False, **dots)
+        axes.set(title=MODELS[model], xlabel="predicted change of the loss, 1e-3")
+    panels[0].set_ylabel("change by retraining, 1e-3")
+    legend(figure)
     return {"influence": figure}
 
 

@@ -46,7 +46,7 @@ def _bars(rows: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
         times = part[["seconds", "seconds_low", "seconds_high"]].reindex(list(every))
         colours = {label: _colour(row) for label, row in part.iterrows()}
         marks = [
-            Mark(str(label), *row, colours.get(label, ANOTHER))
+            Mark(str(label), row[0], row[1], row[2], colours.get(label, ANOTHER))
             for label, row in zip(times.index, times.values.tolist(), strict=True)
         ]
         bars(axes, marks)
