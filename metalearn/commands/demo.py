@@ -59,7 +59,7 @@ def run(words: list[str]) -> int:
     use_threads(threads)
     with _place(out, options):
         print(
-            f"{demo.title} {chosen}: about {demo.seconds / 60:.1f} min on 2 quiet cores.\n"
+            f"{demo.title} {chosen}: about {demo.seconds / 60:.1f} min on a quiet machine.\n"
             f"It writes {out}/. After Ctrl-C the same command goes on."
         )
         rows = _measure(demo)
