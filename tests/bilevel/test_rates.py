@@ -20,12 +20,15 @@ MOVING = [name for name in CURVES if name.endswith("_moving")]
 EXACT = [name for name in CURVES if name not in (*NOISY, *MOVING)]
 
 
+QUICK = ("soba_minibatch", "saba_minibatch", "soba_moving", "saba_moving", "stocbio_minibatch")
+
+
 def pairs(names: list[str]) -> list:
-    """Pairs of a curve and a problem; noisy ones on the second problem are slow tests."""
+    """Pairs of a curve and a problem; of those that are not of all data, a few are quick."""
     found = []
     for name in names:
         for problem in CURVES[name].problems:
-            slow = name in NOISY and problem != "quadratic"
+            slow = name not in EXACT and (name not in QUICK or problem != "quadratic")
             found.append(pytest.param(name, problem, marks=[pytest.mark.slow] if slow else []))
     return found
 
