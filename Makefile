@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself; PYTHON=/path/to/python chooses the interpreter it is made with.
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap demo test test-slow lint bench clean clean-runs distclean
+.PHONY: help bootstrap demo test test-slow lint docs bench clean clean-runs distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s  %s\n", $$1, $$2 }' Makefile
@@ -28,11 +28,16 @@ lint: bootstrap  ## style, format, types and prose
 	@.venv/bin/mypy
 	@.venv/bin/python scripts/check_prose.py
 
+# One thread, as for the tests: the tutorials that it runs are small. -W: a warning fails.
+docs: bootstrap  ## the documentation site, into build/site/
+	@OMP_NUM_THREADS=1 .venv/bin/python -m sphinx -c docs/site -d build/doctrees -W --keep-going -q . build/site
+	@echo "open build/site/index.html"
+
 bench: bootstrap  ## the five studies of the gradients, small, into runs/quick/
 	@scripts/reproduce_studies memory cg gradient properties speed preset=quick
 
 clean:  ## remove caches, keep runs/, results/ and .venv
-	@rm -rf wandb build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf wandb build dist docs/gallery .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 clean-runs:  ## remove all runs with their checkpoints, after a question

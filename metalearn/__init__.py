@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metalearn import (
+        bilevel,
         fixed_point,
         implicit,
         inner,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from metalearn.linear_solve import CG, GMRES
     from metalearn.metagrad import FirstOrder, Implicit, Reptile, Unrolled
     from metalearn.nn import Conv4, TaskBatched
-    from metalearn.problem import BilevelProblem, FewShot, TrainableProblem
+    from metalearn.problem import BilevelProblem, FewShot, StochasticProblem, TrainableProblem
     from metalearn.tasks import DatasetTasks, TaskBatch, TensorTasks
     from metalearn.training.from_python import train
 
@@ -51,6 +52,7 @@ __all__ = [
     "GradientDescent",
     "Implicit",
     "Reptile",
+    "StochasticProblem",
     "TaskBatch",
     "TaskBatched",
     "TensorTasks",
@@ -58,6 +60,7 @@ __all__ = [
     "Unrolled",
     "UsageError",
     "argmin",
+    "bilevel",
     "find_fixed_point",
     "fixed_point",
     "implicit",
@@ -85,7 +88,7 @@ _MODULES = {
     "linear_solve": ("CG", "GMRES"),
     "metagrad": ("FirstOrder", "Implicit", "Reptile", "Unrolled"),
     "nn": ("Conv4", "TaskBatched"),
-    "problem": ("BilevelProblem", "FewShot", "TrainableProblem"),
+    "problem": ("BilevelProblem", "FewShot", "StochasticProblem", "TrainableProblem"),
     "tasks": ("DatasetTasks", "TaskBatch", "TensorTasks"),
     "training.from_python": ("train",),
 }

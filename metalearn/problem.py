@@ -13,16 +13,19 @@ from metalearn.problems.protocol import (
     TrainableProblem,
     query_predictions,
 )
+from metalearn.problems.stochastic import FullBatch, StochasticProblem
 
 __all__ = [
     "BilevelProblem",
     "CompositeProblem",
     "FeatureProblem",
     "FewShot",
+    "FullBatch",
     "Meta",
     "Params",
     "PredictingProblem",
     "RatedProblem",
+    "StochasticProblem",
     "TrainableProblem",
     "prediction_loss",
     "query_predictions",

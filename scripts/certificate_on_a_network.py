@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from metalearn.linear_solve import CG, Status
 from metalearn.metagrad import Implicit
 from metalearn.metagrad.exact import NotConverged, exact_implicit
 from metalearn.metagrad.smoothness import local_smoothness
+from metalearn.system.duration import format_duration
 from metalearn.system.provenance import provenance
 from metalearn.training.experiment import Experiment
 from metalearn.tree import task_norm
@@ -37,6 +39,7 @@ CONFIG = ["metagrad=imaml_gn", "model.channels=16", "model.activation=silu", f"p
 
 
 def main(tasks: int, meta_steps: int) -> None:
+    print(f"{tasks} tasks, minutes each on one core: the first says what is left. For less: 2 10")
     experiment = Experiment.of(compose("train", CONFIG))
     sampler = experiment.tasks.sampler("train", 0, experiment.device)
     problem, meta = experiment.problem, experiment.meta
@@ -47,6 +50,7 @@ def main(tasks: int, meta_steps: int) -> None:
             p.grad = grads[name]
         optimiser.step()
 
+    began = time.perf_counter()
     wide = {name: p.detach().double() for name, p in meta.items()}
     batch = sampler.sample(tasks).to(torch.float64)
     rows = []
@@ -86,6 +90,8 @@ def main(tasks: int, meta_steps: int) -> None:
                         "relative_estimate": estimate / float(size),
                     }
                 )
+        left = (time.perf_counter() - began) / (t + 1) * (tasks - t - 1)
+        print(f"task {t + 1}/{tasks}: {format_duration(left)} left", flush=True)
     table = pd.DataFrame(rows)
     table["covered"] = table.relative_estimate >= table.relative_error
     table["ratio"] = table.relative_estimate / table.relative_error

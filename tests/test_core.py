@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import metalearn
-from metalearn.system.extras import EXTRAS
+from metalearn.system.extras import DISTRIBUTION, EXTRAS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,6 +21,7 @@ else:
 ROOT = Path(__file__).parent.parent
 CORE = (
     *("implicit", "linear_solve", "fixed_point", "nonlinear_solve", "nn", "inner", "metagrad"),
+    "bilevel",
     *("problem", "problems", "tasks", "errors", "tree", "autograd"),
 )
 LEARN2LEARN = {"learn2learn", "torchvision"}
@@ -67,7 +68,7 @@ def test_the_core_and_the_first_example_need_torch_and_numpy_alone(tmp_path):
 def test_training_from_python_says_what_is_missing():
     done = run_blocked("import metalearn\nmetalearn.train")
     assert "metalearn.train needs the package" in done.stderr
-    assert "pip install 'metalearn[train]'" in done.stderr
+    assert "pip install 'metalearn-implicit[train]'" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_training_from_python_says_what_is_missing():
 )
 def test_a_command_without_the_training_extra_says_so(command):
     assert f"metalearn {command.split()[0]} needs the package" in (said := without(command))
-    assert "pip install 'metalearn[train]'" in said
+    assert "pip install 'metalearn-implicit[train]'" in said
 
 
 @pytest.mark.parametrize("command", ["bench speed", "solve hpo", "report"])
@@ -84,7 +85,7 @@ def test_a_command_without_the_studies_extra_says_so(command):
     allowed = {"antlr4", "yaml", "packaging", "pydantic_core", "typing_inspection"}
     allowed |= {*EXTRAS["train"], *sys.builtin_module_names}
     said = without(command, *(allowed - {"matplotlib", "scipy", "sklearn"}))
-    assert "pip install 'metalearn[studies]'" in said
+    assert "pip install 'metalearn-implicit[studies]'" in said
 
 
 def test_help_and_version_need_no_extra():
@@ -114,10 +115,11 @@ def test_every_import_is_of_an_extra_and_every_extra_is_installed_by_all():
                 imported |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 imported.add(str(node.module).partition(".")[0])
-    third = imported - set(sys.stdlib_module_names) - {"metalearn", "torch", "numpy"}
+    third = imported - set(sys.stdlib_module_names) - {"metalearn", "torch", "numpy", "filelock"}
     assert third <= known
     assert known <= third | {"learn2learn"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["name"] == DISTRIBUTION
     names = {"fontTools": "fonttools", "hydra": "hydra-core", "PIL": "pillow"}
     names |= {"cycler": "matplotlib", "sklearn": "scikit-learn"}
     names |= {"annotated_types": "annotated-types"}

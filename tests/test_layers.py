@@ -22,6 +22,7 @@ FLOORS = (
     ("metagrad",),
     ("parallel",),
     ("training",),
+    ("bilevel",),
     ("studies",),
     ("report", "play"),
     ("commands",),

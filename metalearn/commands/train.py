@@ -54,7 +54,12 @@ def run(words: list[str], complain: Complain) -> int:
 
         for words in sweep.jobs(overrides):
             config.compose("train", words)  # every job is sound before the first one starts
-        return sweep.multirun("train", overrides, lambda cfg: _begin(cfg, ALONE, complain))
+        from metalearn.commands.sweep_table import print_sweep
+
+        into = sweep.new_folder()
+        ended = sweep.multirun("train", overrides, lambda cfg: _begin(cfg, ALONE, complain), into)
+        print_sweep(ended, into)
+        return max((one.status for one in ended), default=0)
     with process_group() as ranks:
         # The run's own tasks have this option, and not those that the words would compose.
         moved = config.values(overrides).get(data_source.OPTION) if resumed else None
@@ -66,7 +71,7 @@ def run(words: list[str], complain: Complain) -> int:
         if resumed:
             cfg, folder = ranks.on_rank_zero(lambda: _resumed(asked, config.keys(given), moved))
             return _train_into(cfg, folder, True, ranks, complain)
-        return _begin(asked, ranks, complain)
+        return _begin(asked, ranks, complain)[0]
 
 
 def _in_full(words: list[str]) -> list[str]:
@@ -85,19 +90,23 @@ def _in_full(words: list[str]) -> list[str]:
     ]
 
 
-def _begin(cfg: DictConfig, ranks: Ranks, complain: Complain) -> int:
-    """Begin a run, or continue the one that torchrun began by the same words."""
+def _begin(cfg: DictConfig, ranks: Ranks, complain: Complain) -> tuple[int, str]:
+    """Begin a run, or continue the one that torchrun began by the same words.
+
+    Returns:
+        The exit status, and the run's folder.
+    """
     data_source.make_absolute(cfg)
     if cfg.run_dir == "":
         raise UsageError("run_dir= is empty; give a folder, or leave it out")
     if cfg.run_dir is None:
         if may_restart():
             raise UsageError("run_dir= is missing, by which a restart would find the run; give it")
-        folder = ranks.on_rank_zero(lambda: _fresh(Path("runs"), cfg.name))
-        return _train_into(cfg, folder, False, ranks, complain)
-    folder = Path(cfg.run_dir)
-    begun = ranks.on_rank_zero(lambda: begun_by_this_job(folder, cfg))
-    return _train_into(cfg, folder, begun, ranks, complain)
+        folder, begun = ranks.on_rank_zero(lambda: _fresh(Path("runs"), cfg.name)), False
+    else:
+        folder = Path(cfg.run_dir)
+        begun = ranks.on_rank_zero(lambda: begun_by_this_job(folder, cfg))
+    return _train_into(cfg, folder, begun, ranks, complain), str(folder)
 
 
 def _resumed(asked: DictConfig, given: set[str], moved: Any) -> tuple[DictConfig, Path]:

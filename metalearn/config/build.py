@@ -97,7 +97,8 @@ def import_named(modules: Any) -> None:
     Raises:
         UsageError: a name is no module's, or the module cannot be imported.
     """
-    for name in [modules] if isinstance(modules, str) else modules:
+    several = isinstance(modules, Sequence) and not isinstance(modules, str)
+    for name in modules if several else [modules]:
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
             raise UsageError(
                 f"import={name}: expected a module's name, such as my_module for my_module.py in "
@@ -114,6 +115,26 @@ def import_named(modules: Any) -> None:
                 f"import fails ({reason}). Mend or install it."
             ) from error
         _IMPORTED.add(name)
+
+
+def find_function(option: str, name: str) -> Callable[..., Any]:
+    """Return the function that an option names, of a module that `import=` names.
+
+    Raises:
+        UsageError: `import=` names no such module, or the module defines no such function.
+    """
+    if any(name.startswith(f"{module}.") for module in _IMPORTED):
+        try:
+            found = pkgutil.resolve_name(name)
+        except Exception:  # whatever a name that is not there leads to
+            found = None
+        own = f"{getattr(found, '__module__', '')}."
+        if inspect.isfunction(found) and own.startswith(tuple(f"{m}." for m in _IMPORTED)):
+            return found
+    raise UsageError(
+        f"{option}={name}: expected a function that a module of yours defines. Name the module by "
+        f"import={name.rpartition('.')[0]}"
+    )
 
 
 def read_arguments(target: Any) -> set[str] | None:

@@ -71,7 +71,7 @@ def _word(key: Any, value: Any) -> str:
 
 
 def _text(name: str) -> str:
-    return (config_folder() / f"{name}.yaml").read_text()
+    return (config_folder() / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def _options(body: str) -> list[str]:

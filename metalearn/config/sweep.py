@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,10 +20,33 @@ from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from metalearn.config import compose, config_folder, parse, text_of
+from metalearn.config import compose, config_folder, parse, text_of, values
 from metalearn.config.overrides import HYDRAS, is_group, quote
 from metalearn.errors import UsageError
 from metalearn.system.files import replace_text
+
+_LONGEST_SUFFIX = 60
+Run = Callable[[DictConfig], tuple[int, str]]
+"""The work of a job: from its config to its exit status and the folder of its run."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that has ended.
+
+    Args:
+        number: of the job in the sweep.
+        status: its exit status.
+        reason: why it was refused; empty: it was not.
+        folder: of its run; empty if it was refused.
+        swept: its values of the options that the sweep varies.
+    """
+
+    number: int
+    status: int
+    reason: str
+    folder: str
+    swept: dict[str, Any]
 
 
 def jobs(overrides: list[str]) -> Iterable[list[str]]:
@@ -67,9 +92,15 @@ def _for_each_job(override: Override) -> str:
     return f"{key}=choice({value})"
 
 
-def multirun(verb: str, overrides: list[str], run: Callable[[DictConfig], int]) -> int:
-    """Runs a sweep by the launcher that `hydra/launcher=` names, one job after the other without;
-    the worst exit status of its jobs. What another launcher writes is in runs/sweeps/."""
+def multirun(verb: str, overrides: list[str], run: Run, folder: Path) -> list[Ended]:
+    """Run a sweep by the launcher that `hydra/launcher=` names; without one, job after job.
+
+    Args:
+        folder: for what another launcher writes; not made without one.
+
+    Returns:
+        The jobs that have ended, in order.
+    """
     if not any(o.key_or_group == "hydra/launcher" for o in parse(overrides)):
         made = not Path("runs").exists()
         try:
@@ -81,34 +112,61 @@ def multirun(verb: str, overrides: list[str], run: Callable[[DictConfig], int]) 
                 "in another folder."
             ) from error
         with scratch as path:  # for Hydra's own file of the sweep; runs have theirs
-            status = _sweep(verb, overrides, run, Path(path).absolute())
+            ended = _sweep(verb, overrides, run, Path(path).absolute())
         if made and not any(Path("runs").iterdir()):  # every job was refused
             Path("runs").rmdir()
-        return status
-    folder = Path("runs/sweeps") / datetime.now().strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
+        return ended
     return _sweep(verb, overrides, run, folder.absolute())
 
 
-def _sweep(verb: str, overrides: list[str], run: Callable[[DictConfig], int], folder: Path) -> int:
-    """Each job leaves its exit status in the folder, as it may have a process or a machine of its
+def new_folder() -> Path:
+    """Return the path of a new folder in runs/sweeps/."""
+    return Path("runs/sweeps") / datetime.now().strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
+
+
+def job_name(name: str, swept: dict[str, Any]) -> str:
+    """Return the name of a run with what differs between the runs, such as NAME-lr0.1-seed2.
+
+    A name that begins with the choices of tasks= and metagrad= does not repeat them.
+    """
+    words = []
+    for key, value in swept.items():
+        short = key.rpartition(".")[2]
+        if sum(other.rpartition(".")[2] == short for other in swept) > 1:
+            short = key
+        if key in ("tasks", "metagrad", "experiment") and str(value) in name:
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        words.append(re.sub(r"[^\w.+-]", "_", f"{short}{'' if number else '-'}{value}"))
+    return "-".join([name, *words])[: len(name) + _LONGEST_SUFFIX]
+
+
+def _sweep(verb: str, overrides: list[str], run: Run, folder: Path) -> list[Ended]:
+    """Each job leaves how it ended in the folder, as it may have a process or a machine of its
     own."""
     here = os.getpid()
+    varied = [o.key_or_group for o in parse(overrides) if o.is_sweep_override()]
 
     def job(config: DictConfig) -> None:
         hydra_config = HydraConfig.get()
-        config = compose(verb, list(hydra_config.overrides.task))
-        config.name = f"{config.name}-{hydra_config.job.num}"
+        words = list(hydra_config.overrides.task)
+        config = compose(verb, words)
+        given = values(words)
+        swept = {key: _plain(given[key]) for key in varied if not key.startswith(HYDRAS)}
+        config.name = job_name(config.name, swept)
         ended = _ended(folder)
-        if any(status >= 128 for status, _ in ended):
+        if any(one.status >= 128 for one in ended):
             return  # a signal that one job got is meant for the sweep
-        status, said = 2, ""
+        status, said, where = 2, "", ""
         try:
-            status = run(config)
+            status, where = run(config)
         except UsageError as error:
             said = str(error)
-            if os.getpid() == here and said not in {other for _, other in ended}:
+            if os.getpid() == here and said not in {one.reason for one in ended}:
                 print(f"metalearn: {said}", file=sys.stderr)
-        replace_text(folder / f"status-{hydra_config.job.num}.json", json.dumps([status, said]))
+        number = int(hydra_config.job.num)
+        text = json.dumps(asdict(Ended(number, status, said, where, swept)))
+        replace_text(folder / f"status-{number}.json", text)
 
     argv = sys.argv
     words = [_for_each_job(override) for override in parse(overrides)]
@@ -118,9 +176,17 @@ def _sweep(verb: str, overrides: list[str], run: Callable[[DictConfig], int], fo
         hydra.main(version_base="1.3", config_path=configs, config_name=verb)(job)()
     finally:
         sys.argv = argv
-    return max((status for status, _ in _ended(folder)), default=0)
+    return _ended(folder)
 
 
-def _ended(sweep: Path) -> list[tuple[int, str]]:
-    """Return the exit status of each job that has ended, and why it was refused."""
-    return [tuple(json.loads(path.read_text())) for path in sorted(sweep.glob("status-*.json"))]
+def _plain(value: Any) -> Any:
+    """Return a value of an override as JSON takes it."""
+    return value if isinstance(value, bool | int | float) else str(getattr(value, "text", value))
+
+
+def _ended(sweep: Path) -> list[Ended]:
+    found = [
+        Ended(**json.loads(path.read_text(encoding="utf-8")))
+        for path in sweep.glob("status-*.json")
+    ]
+    return sorted(found, key=lambda one: one.number)

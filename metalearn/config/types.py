@@ -31,6 +31,7 @@ _OF_SEVERAL_TYPES = (
     "problem.learn_rates",
     "problem.adapt",
     "import",
+    "frozen",
 )
 _SEEDS = 2**32  # NumPy takes no larger one
 

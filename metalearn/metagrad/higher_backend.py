@@ -54,7 +54,8 @@ def _one_task(
     except ModuleNotFoundError as error:
         raise MissingPackage(
             "backend='higher' needs the package higher, which is not installed. Install it by "
-            "`pip install 'metalearn[train]'`, or choose backend='batched', the same gradient."
+            "`pip install 'metalearn-implicit[train]'`, or choose backend='batched', the same "
+            "gradient."
         ) from error
 
     constant, meta = detached(meta), requires_grad_copy(meta)

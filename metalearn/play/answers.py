@@ -55,6 +55,8 @@ class Answers:
         self._traces: dict[tuple[int, Any, int], Trace] = {}
         self._looping, self._predicting = threading.Lock(), threading.Lock()
         self._drawing = threading.Lock()
+        self._waiting: set[int] = set()
+        """The threads that wait to run an inner loop; a curvature gives way to them."""
 
     def setup(self) -> dict[str, Any]:
         """Return what the page has to know before the first drawing."""
@@ -121,14 +123,16 @@ class Answers:
         if step >= len(trace.points):
             return {"stability": None}
         with self._looping:
-            return {"stability": trace.stability(step)}
+            return {"stability": trace.stability(step, enough=lambda: bool(self._waiting))}
 
     def _trace(self, number: int, drawn: Drawings) -> Trace:
         key = number, drawn.support, drawn.steps
         if (found := self._traces.get(key)) is not None:
             return found
         own = self._initialisations[number]
+        self._waiting.add(threading.get_ident())
         with self._looping:
+            self._waiting.discard(threading.get_ident())
             if (found := self._traces.get(key)) is None:  # else another thread has just made it
                 support = drawn.labelled(own.opened.channels, own.opened.size)
                 found = self._traces[key] = own.trace(support, drawn.steps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from metalearn.inner import Objective, value_and_grad
@@ -9,7 +11,12 @@ from metalearn.problem import Params
 from metalearn.tree import Raveler, gradients, requires_grad_copy
 
 
-def largest_curvature(objective: Objective, params: Params, products: int = 16) -> float | None:
+def largest_curvature(
+    objective: Objective,
+    params: Params,
+    products: int = 16,
+    enough: Callable[[], bool] = lambda: False,
+) -> float | None:
     """Return the largest Ritz value of the Hessian of a single task's objective.
 
     It comes from Lanczos iterations (Lanczos 1950; Saad 2011, algorithm 6.15) from a random vector,
@@ -21,6 +28,7 @@ def largest_curvature(objective: Objective, params: Params, products: int = 16) 
         objective: maps params to (1,).
         params: dict of (1, ...).
         products: the limit on Hessian-vector products.
+        enough: asked after each product; True ends the iterations.
     """
     leaves = requires_grad_copy(list(params.values()))
     _, gradient = value_and_grad(
@@ -43,7 +51,7 @@ def largest_curvature(objective: Objective, params: Params, products: int = 16) 
         for _ in range(2):  # once leaves rounding of the order of the cancellation
             w = w - (basis @ w) @ basis
         length = float(w.norm())
-        if length <= torch.finfo(raveler.dtype).eps * scale:
+        if length <= torch.finfo(raveler.dtype).eps * scale or enough():
             break
         beside.append(length)
         basis = torch.cat([basis, w[None] / length])

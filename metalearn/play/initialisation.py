@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,16 +62,19 @@ class Trace:
         meta = self.own.opened.experiment.meta
         return class_probabilities(self.own.predictor, params, meta, each, classes)
 
-    def stability(self, step: int) -> float | None:
+    def stability(self, step: int, enough: Callable[[], bool] = lambda: False) -> float | None:
         """Return the rate of the step from point `step` times the largest curvature over 2.
 
         A step of gradient descent diverges along a direction where it is above 1, as in
         `Certificate.inner_stability`. None: the solver's steps have no rate.
+
+        Args:
+            enough: as in `largest_curvature`.
         """
         point = self.points[step]
         if point.rate is None:
             return None
-        curvature = largest_curvature(self.objective, point.params)
+        curvature = largest_curvature(self.objective, point.params, enough=enough)
         return None if curvature is None else point.rate.item() * curvature / 2
 
 

@@ -96,12 +96,16 @@ async function adapt(stroke = null) {
     return results.wait(`Draw a character of ${names}, or fill in examples.`);
   }
   const body = { classes: drawn.map((drawings) => drawings.map((drawing) => drawing.ink())), steps: limited($("steps")) };
+  const now = JSON.stringify(body);
+  const fresh = now !== adapted;
+  if (fresh) {
+    measuring.abort();
+    adapted = "";
+  }
   const asked = query.blank ? body : { ...body, query: query.ink() };
   if (!results.found) results.wait("Adapting to the drawings.");
   try {
     const found = await ask("adapt", asked, latest.signal);
-    const now = JSON.stringify(body);
-    const fresh = now !== adapted;
     adapted = now;
     $("fault").hidden = true;
     results.set(found.initialisations, body.steps, drawn.map((drawings) => drawings[0].canvas), fresh);

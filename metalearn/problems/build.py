@@ -11,6 +11,7 @@ from metalearn.nn.body import Statistics, body_and_head, can_split
 from metalearn.problems.convex_head import ConvexHead
 from metalearn.problems.few_shot import FewShot
 from metalearn.problems.learned import LearnedProx, LearnedRates
+from metalearn.problems.prediction_loss import Loss
 from metalearn.problems.protocol import TrainableProblem
 from metalearn.problems.with_body import WithBody
 
@@ -27,7 +28,7 @@ def few_shot(
     learn_rates: bool | Literal["layers"] = False,
     rate_steps: int = 1,
     learn_prox: bool = False,
-    loss: Literal["squared_error"] | None = None,
+    loss: str | Loss | None = None,
     query_training: bool | None = None,
 ) -> TrainableProblem:
     """Build `FewShot`, under a shared body where only the head adapts, with its learned parts.

@@ -13,7 +13,13 @@ from metalearn.nn import TaskBatched
 from metalearn.nn.body import head_layer
 from metalearn.nn.class_vectors import ClassVectors
 from metalearn.nn.structure import frozen_parameters, refuse_frozen
-from metalearn.problems.prediction_loss import prediction_loss, refuse_float_classes
+from metalearn.problems.prediction_loss import (
+    Loss,
+    check_loss,
+    prediction_metrics,
+    refuse_float_classes,
+    select_loss,
+)
 from metalearn.problems.protocol import Params
 from metalearn.problems.query_statistics import QueryStatistics
 from metalearn.tasks.batch import TaskBatch
@@ -45,8 +51,12 @@ class FewShot(QueryStatistics):
         prox_head: the proximal strength of the last layer's parameters; None: `prox`. The paper's
             lambda may differ between parameters. A strong one keeps the body's curvature small,
             while a weak one leaves the head free.
-        loss: "squared_error" also for targets that are all 0.0 or 1.0. None refuses them, since
-            they may be classes, one-hot or binary, that were meant for the cross-entropy.
+        loss: of the support and the query set. None: by the targets' type, as above. It refuses
+            targets that are all 0.0 or 1.0, since they may be classes, one-hot or binary, that were
+            meant for the cross-entropy. "squared_error" takes these too. "binary_cross_entropy" is
+            for logits and several labels. A function of outputs (T, n, ...) and targets returns
+            (T, ...), and is averaged over all axes but the first; Gauss-Newton curvature needs it
+            to be convex in the outputs.
         query_training: the training mode of the model's modules for the queries; False turns their
             dropout off. None: the mode that they have. The inner loop takes the mode that
             `model.train()` and `model.eval()` leave them in, at each call.
@@ -70,11 +80,10 @@ class FewShot(QueryStatistics):
         transductive: bool = True,
         adapt: Literal["all", "head"] | Sequence[str] = "all",
         prox_head: float | None = None,
-        loss: Literal["squared_error"] | None = None,
+        loss: str | Loss | None = None,
         query_training: bool | None = None,
     ) -> None:
-        if loss not in (None, "squared_error"):
-            raise UsageError(f"loss={loss!r}: expected 'squared_error' or None. Choose one.")
+        self._loss = select_loss(loss)
         for name, value in (("prox", prox), ("prox_head", prox_head)):
             if value is not None and not 0 <= value <= MAX_FLOAT32:
                 raise UsageError(
@@ -129,6 +138,8 @@ class FewShot(QueryStatistics):
         outputs = try_inputs(
             lambda: self.query_predictions(self.init(meta, task), meta, task), task
         )
+        if self.loss not in (None, "squared_error"):
+            return check_loss(self.loss, outputs, task.query_y)
         shape = tuple(outputs.shape[2:])
         if y.is_floating_point():
             if shape != tuple(y.shape[2:]):
@@ -163,7 +174,7 @@ class FewShot(QueryStatistics):
             for name, p in self._centre(meta, task).items()
         }
         if self._head is not None and self._head.solved:
-            start |= self._head.solution(meta, task, self.prox_head, prediction_loss)
+            start |= self._head.solution(meta, task, self.prox_head, self._loss)
         return start
 
     def _centre(self, meta: Params, task: TaskBatch) -> Params:
@@ -181,7 +192,7 @@ class FewShot(QueryStatistics):
         return {"predictions": predictions} | ({"params": params} if held else {})
 
     def inner_loss(self, outputs: dict[str, Any], meta: Params, task: TaskBatch) -> Tensor:
-        loss = prediction_loss(outputs["predictions"], task.support_y)
+        loss = self._loss(outputs["predictions"], task.support_y)
         if "params" not in outputs:
             return loss
         phi, start = outputs["params"], self._centre(self._with_frozen(meta), task)
@@ -198,11 +209,8 @@ class FewShot(QueryStatistics):
         self, params: Params, meta: Params, task: TaskBatch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         predictions = self.query_predictions(params, meta, task)
-        loss = prediction_loss(predictions, task.query_y)
-        if task.query_y.is_floating_point():
-            return loss, {}
-        correct = predictions.detach().argmax(dim=-1) == task.query_y
-        return loss, {"accuracy": correct.to(loss.dtype).mean(dim=1)}
+        loss = self._loss(predictions, task.query_y)
+        return loss, prediction_metrics(self.loss, predictions, task.query_y)
 
     def query_predictions(self, params: Params, meta: Params, task: TaskBatch) -> Tensor:
         """Return the model's outputs for the queries, (T, queries, ...).

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from metalearn.errors import MissingPackage
 
+DISTRIBUTION = "metalearn-implicit"
+"""The name by which pip knows this package."""
+
 EXTRAS = {
     "train": (
         *("annotated_types", "cycler", "fontTools", "higher", "hydra", "matplotlib"),
@@ -32,6 +35,6 @@ def missing_package(error: ModuleNotFoundError, what: str) -> MissingPackage | N
         if package in modules:
             return MissingPackage(
                 f"{what} needs the package {package}, which is not installed. Install it by "
-                f"`pip install 'metalearn[{extra}]'`."
+                f"`pip install '{DISTRIBUTION}[{extra}]'`."
             )
     return None

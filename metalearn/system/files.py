@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from metalearn.errors import UsageError
+from metalearn.system.locks import hold
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -70,22 +70,18 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UsageError: another process has locked the folder, or it cannot be opened.
     """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UsageError(
-            f"{folder} cannot be opened ({error.strerror}); choose another folder"
-        ) from error
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(hold(folder))
         except BlockingIOError as error:
             raise UsageError(
                 f"{folder} is in use by another process; wait for its end, or choose another folder"
             ) from error
+        except OSError as error:
+            raise UsageError(
+                f"{folder} cannot be opened ({error.strerror}); choose another folder"
+            ) from error
         yield
-    finally:
-        os.close(descriptor)
 
 
 def with_home(path: str | Path) -> Path:
@@ -103,7 +99,9 @@ def with_home(path: str | Path) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Write the folder's own entries, such as a rename, to the disk."""
+    """Write the folder's own entries, such as a rename, to the disk; Windows has no way to."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         sync(descriptor)

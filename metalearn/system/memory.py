@@ -85,13 +85,17 @@ def give_back_freed_memory() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     keep_freed_memory(False)
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+    if trim := _glibc("malloc_trim"):
         trim(0)
 
 
+def _glibc(name: str) -> Any:
+    """Return a function of the C library on Linux; None where there is none."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
+
+
 def _malloc_options(trim_threshold: int, mmap_max: int) -> None:
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if sys.platform.startswith("linux") and mallopt is not None:
+    if mallopt := _glibc("mallopt"):
         mallopt(-1, trim_threshold)  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
         mallopt(-4, mmap_max)
 

@@ -15,7 +15,7 @@ class TaskBatch:
     Args:
         support_x: (T, ways * shots, ...).
         support_y: (T, ways * shots) int64 labels in 0 .. ways - 1, or (T, n, outputs) targets of a
-            regression.
+            regression or of several labels.
         query_x: (T, ways * queries, ...).
         query_y: the labels or targets of the queries, in the form of support_y.
     """
@@ -30,7 +30,9 @@ class TaskBatch:
 
     @property
     def ways(self) -> int:
-        """The number of classes; only for tasks with integer labels."""
+        """The number of classes; of targets (T, n, outputs) the number of outputs."""
+        if self.support_y.dim() == 3:
+            return self.support_y.shape[-1]
         return int(self.support_y.max()) + 1
 
     def __getitem__(self, tasks: slice) -> TaskBatch:

@@ -7,12 +7,12 @@ that works in the same parent deletes it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from metalearn.system.locks import hold
 
 
 @contextlib.contextmanager
@@ -25,10 +25,10 @@ def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
     part = parent / f".{name[:60]}-{uuid.uuid4().hex}.part"
     with contextlib.ExitStack() as held:
         try:
-            with _lock(parent):
+            with hold(parent, wait=True):
                 tidy(parent)
                 part.mkdir()
-                held.enter_context(_lock(part))
+                held.enter_context(hold(part))
             yield part
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -40,7 +40,7 @@ def put(part: Path, target: Path) -> None:
     A kill in between loses neither: `tidy` puts the former folder back.
     """
     old = target.with_name(f".{target.name}.old")
-    with _lock(target.parent):
+    with hold(target.parent, wait=True):
         tidy(target.parent)
         if target.exists():
             target.replace(old)
@@ -56,7 +56,10 @@ def put(part: Path, target: Path) -> None:
 def restore(target: Path) -> Path:
     """Return `target`; put back the folder that a killed `put` took away."""
     if not target.exists() and target.with_name(f".{target.name}.old").exists():
-        with contextlib.suppress(OSError), _lock(target.parent):  # of a cache for reading only
+        with (
+            contextlib.suppress(OSError),
+            hold(target.parent, wait=True),
+        ):  # of a cache for reading only
             tidy(target.parent)
     return target
 
@@ -70,17 +73,7 @@ def tidy(parent: Path) -> None:
         else:
             old.replace(target)
     for part in parent.glob(".*.part"):
-        with contextlib.suppress(OSError), _lock(part, fcntl.LOCK_NB):  # else someone works in it
-            shutil.rmtree(part, ignore_errors=True)
-            part.unlink(missing_ok=True)  # a single file, as earlier releases had it
-
-
-@contextlib.contextmanager
-def _lock(path: Path, wait: int = 0) -> Iterator[None]:
-    """Hold an exclusive lock, which a killed process loses; `wait` is 0 or LOCK_NB."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | wait)
-        yield
-    finally:
-        os.close(descriptor)
+        with contextlib.suppress(OSError), hold(part) as alone:  # else someone works in it
+            if alone:
+                shutil.rmtree(part, ignore_errors=True)
+                part.unlink(missing_ok=True)  # a single file, as earlier releases had it

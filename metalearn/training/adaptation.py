@@ -70,6 +70,7 @@ class Adaptable:
         experiment = Experiment.of(run)
         channels, size = _image_form(run, experiment.problem, path)
         experiment.load(checkpoint.select_meta(state))
+        experiment.load_constants(state.get("constants", {}))
         mode = _mode(experiment.problem, transductive)
         return cls(path, state, run, experiment, mode, channels, size)
 
@@ -189,10 +190,11 @@ def adapt(
         "inner_steps": steps,
         "inverted": invert,
     }
-    meta = checkpoint.select_meta(opened.state)
+    meta, constants = checkpoint.select_meta(opened.state), opened.state.get("constants", {})
     return {
         **{"config": opened.state["config"], "step": opened.state["step"]},
         **{"meta": meta, "adapted": adapted, "provenance": provenance(experiment.device)},
+        **({"constants": constants} if constants else {}),
     }
 
 

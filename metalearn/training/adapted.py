@@ -122,13 +122,14 @@ class AdaptedModel:
             )
         if not _ADAPTED(state["adapted"]) or not {"config", "meta", "step"} <= state.keys():
             raise misfit(where, "adapted model", "that of `metalearn adapt`")
-        check_fields(state, ("config", "meta", "step"), where)
+        check_fields(state, ("config", "meta", "step", "constants"), where)
         own = state["adapted"]
         run = config.checked(state["config"], str(where), "train")
         run.device, run.threads = device, threads
         support = LabelledImages(own["support_x"], own["support_y"], tuple(own["classes"]))
         experiment = Experiment.of(run)
         experiment.load(state["meta"])
+        experiment.load_constants(state.get("constants", {}))
         problem = experiment.problem.modes().get(own["mode"])
         images = own["statistics_images"]
         if problem is None:

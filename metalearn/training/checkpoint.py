@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from metalearn.config import PACKAGE
 from metalearn.errors import UsageError, nearest
 from metalearn.system.files import replace_bytes, sync_folder, written_beside
 from metalearn.training.saved_fields import check_fields
@@ -49,6 +48,8 @@ def find(word: str) -> Path:
     path = Path(word)
     if "/" in word or ".pt" in word or path.is_file():
         return path
+    from metalearn.config import PACKAGE  # Hydra, which reading and writing do not need
+
     names: set[str] = set()
     for folder in (Path("results"), PACKAGE.parent / "results"):
         kept = sorted(folder.rglob("*.pt"))
@@ -86,7 +87,7 @@ def load(path: Path) -> dict[str, Any]:
         )
     if missing := sorted(KEYS - state.keys()):
         raise UsageError(f"{path} is a checkpoint without {', '.join(missing)}; train it again")
-    check_fields(state, (*KEYS, "average"), path)
+    check_fields(state, (*KEYS, "average", "constants"), path)
     return state
 
 

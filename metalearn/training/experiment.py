@@ -12,14 +12,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
-from metalearn.config.build import build
+from metalearn.config.build import build, find_function
 from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.metagrad import MetaGradient
 from metalearn.problem import BilevelProblem, Meta, TrainableProblem
 from metalearn.system.machine import find_device, use_threads
 from metalearn.system.memory import keep_freed_memory_by_default
 from metalearn.tasks import ImageTasks, TaskBatch, Tasks
-from metalearn.training import checkpoint
+from metalearn.training import weights
 from metalearn.tree import detached, leaves_of, like_tree, named_leaves
 
 STATISTICS_IMAGES = 1000
@@ -72,6 +72,22 @@ class Setup:
         with torch.no_grad():
             for name, value in given.items():
                 own[name].copy_(value)
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """The tensors of the network that training leaves as they are and checkpoints hold.
+
+        They are frozen parameters and buffers, by name. Those of a run from Python are its
+        caller's.
+        """
+        return {}
+
+    def load_constants(self, constants: Mapping[str, Tensor]) -> None:
+        """Copy the constants of a checkpoint into this run.
+
+        Raises:
+            UsageError: they are another model's.
+        """
 
     def settled(self, problem: BilevelProblem, meta: Meta) -> BilevelProblem:
         """Return a mode of the problem as evaluation uses it.
@@ -141,6 +157,7 @@ class Experiment(Setup):
                 f"model._target_={config.model._target_} has no parameters to learn; choose model= "
                 "for one that has, such as model=mlp"
             )
+        weights.freeze(model, config.get("frozen", []))
         metagrad = build(config.metagrad, MetaGradient)
         problem = build_problem(config.problem, model)
         meta = as_leaves(problem.begin(), device)
@@ -148,32 +165,19 @@ class Experiment(Setup):
         optimiser = partial(build_optimiser, config.optimiser)
         return cls(problem, meta, metagrad, tasks, device, optimiser, model)
 
-    def start_from(self, word: str) -> None:
-        """Copy the weights of the network from a checkpoint of any problem.
+    def start_from(self, word: str) -> list[str]:
+        """Copy the weights of the network from a file, as `weights.start_from` does.
 
         Other meta-parameters, such as inner rates or a ridge penalty, keep their own start.
-
-        Args:
-            word: as `checkpoint.find` takes it.
-
-        Raises:
-            UsageError: there is no such checkpoint, or it is of another network.
         """
-        path = checkpoint.find(word)
-        meta = checkpoint.select_meta(checkpoint.load(path))
-        given = {
-            keys.rpartition("['")[2].removesuffix("']"): x for keys, x in named_leaves(meta).items()
-        }
-        with torch.no_grad():
-            for name, own in self.model.named_parameters():
-                if name not in given or given[name].shape != own.shape:
-                    has = tuple(given[name].shape) if name in given else "missing"
-                    raise UsageError(
-                        f"init_from={word}: expected a network whose {name} has the shape "
-                        f"{tuple(own.shape)}; there it is {has}. Give model= the same options."
-                    )
-            for name, own in self.model.named_parameters():
-                own.copy_(given[name])
+        return weights.start_from(self.model, word)
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        return weights.read_constants(self.model)
+
+    def load_constants(self, constants: Mapping[str, Tensor]) -> None:
+        weights.load_constants(self.model, constants)
 
 
 def build_problem(config: DictConfig, model: nn.Module) -> TrainableProblem:
@@ -186,6 +190,8 @@ def build_problem(config: DictConfig, model: nn.Module) -> TrainableProblem:
     with open_dict(options):
         options["_partial_"] = True
     make = build(options, partial)
+    if isinstance(loss := make.keywords.get("loss"), str) and "." in loss:
+        make = partial(make, loss=find_function("problem.loss", loss))
     around = {"model": model} if "model" in inspect.signature(make.func).parameters else {}
     try:
         problem = make(**around)

@@ -24,7 +24,9 @@ def describe_start(experiment: Setup) -> dict[str, Any]:
         splits = tasks.samplers
     return {
         "data": {split: _digest_split(tasks, split) for split in splits},
-        "initial weights": _digest(x.detach().cpu() for x in leaves_of(experiment.meta)),
+        "initial weights": _digest(
+            x.detach().cpu() for x in [*leaves_of(experiment.meta), *experiment.constants.values()]
+        ),
     }
 
 

@@ -35,7 +35,7 @@ from metalearn.training.given import (
 from metalearn.training.options import check_options
 from metalearn.training.state import TrainingState
 
-_NOT_OPTIONS = ("import", "init_from", "resume", "run_dir", "device")
+_NOT_OPTIONS = ("import", "init_from", "frozen", "resume", "run_dir", "device")
 _OF_SAMPLERS = ("validation.seed", "test.seed")
 
 

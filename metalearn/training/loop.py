@@ -22,6 +22,7 @@ from metalearn.training.agreement import check_same, describe_options, on_every_
 from metalearn.training.evaluation import evaluate
 from metalearn.training.experiment import Experiment
 from metalearn.training.fingerprint import describe_start
+from metalearn.training.forecast import TIMED, describe_time_left
 from metalearn.training.guards import REFUSALS
 from metalearn.training.messages import (
     figures,
@@ -98,7 +99,9 @@ def prepare(config: DictConfig, resume: bool, ranks: Ranks) -> tuple[TrainingSta
     seed_all(config.seed)
     experiment = Experiment.of(config)
     if config.init_from is not None and not resume:
-        experiment.start_from(config.init_from)
+        notes = experiment.start_from(config.init_from)
+        if ranks.rank == 0:
+            print("\n".join(notes), end="\n" if notes else "")
     state = TrainingState(config, experiment, ranks)
     validation = experiment.tasks.sampler("validation", config.validation.seed, experiment.device)
 
@@ -152,8 +155,14 @@ def take_meta_steps(
         TrainingStopped: a guard stops the run, or the validation loss is not finite.
         TrainingInterrupted: a signal asked for it.
     """
+    begun, step_s = state.step, []
     for step in session.steps(state):
         row = _meta_step(config, state, session)
+        step_s.append(row["step_s"])
+        if step == begun + TIMED:
+            held = held_out.validation is not None, held_out.test is not None
+            if (said := describe_time_left(config, step_s, step, *held)) is not None:
+                session.say(said)
         if step == config.steps or step % config.validation.every == 0:
             _validate(config, state, held_out, session, row)
         session.log(row)

@@ -97,10 +97,10 @@ def progress_line(row: dict[str, Any], tasks: int, peak: int) -> str:
 
 
 def validation_line(step: int, scores: dict[str, Estimate]) -> str:
-    shown = scores.get("accuracy")
-    return f"meta-step {step}: validation " + (
-        f"accuracy {shown.percent()}" if shown else f"loss {scores['loss'].mean:.4f}"
-    )
+    if "accuracy" in scores:
+        return f"meta-step {step}: validation accuracy {scores['accuracy'].percent()}"
+    figures = "  ".join(f"{name} {scores[name].mean:.4f}" for name in scores)
+    return f"meta-step {step}: validation {figures}"
 
 
 def closing(summary: dict[str, Any], folder: str, written: list[str]) -> list[str]:
@@ -112,7 +112,11 @@ def closing(summary: dict[str, Any], folder: str, written: list[str]) -> list[st
             f"({summary['mode']}), by the checkpoint of meta-step {summary['chosen_step']}"
         )
     elif "test_loss" in summary:
-        lines.append(f"test loss {summary['test_loss']:.4f} ± {summary['test_loss_interval']:.4f}")
+        names = [key for key in summary if f"{key}_interval" in summary]
+        lines += [
+            f"{key.replace('_', ' ', 1)} {summary[key]:.4f} ± {summary[f'{key}_interval']:.4f}"
+            for key in names
+        ]
     lines.append(
         f"peak memory {format_bytes(summary['peak_memory_bytes'])}, "
         f"{summary['step_s']:.3f} s a meta-step"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from metalearn.errors import UsageError
 from metalearn.system.files import sync
+from metalearn.system.locks import hold
 
 
 class MetricsFile:
@@ -22,6 +23,7 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor: int | None = None
+        self._lock = ExitStack()
 
     def open(self, resume: bool) -> None:
         """Open the file: a new run creates it, a resumed run needs it.
@@ -37,13 +39,19 @@ class MetricsFile:
                 f"{self.path}: expected a file of the run's own, not a link, a folder or a device. "
                 "Put the file itself there, or choose another run_dir="
             )
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+        flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)  # of one system each
         descriptor = os.open(self.path, flags, 0o666)
         try:
-            _lock(descriptor, self.path)
-        except UsageError:
+            self._lock.enter_context(hold(self.path))
+        except BlockingIOError as error:
             os.close(descriptor)
-            raise
+            raise UsageError(
+                f"run_dir={self.path.parent} is being trained into by another process; wait for "
+                "its end, or choose another folder"
+            ) from error
+        except OSError:
+            pass  # a file system without locks is no reason not to train
         self._descriptor = descriptor
 
     def begun(self) -> bool:
@@ -100,6 +108,7 @@ class MetricsFile:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+            self._lock.close()
 
     def _parsed(self) -> Iterator[tuple[dict[str, Any], int]]:
         """Return the rows, and where the line of each ends in the file."""
@@ -127,18 +136,6 @@ class MetricsFile:
             raise UsageError(
                 f"{self.path} is absent or cannot be read; put it back, or train anew"
             ) from error
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UsageError(
-            f"run_dir={path.parent} is being trained into by another process; wait for its end, or "
-            "choose another folder"
-        ) from error
-    except OSError:
-        pass  # a file system without locks is no reason not to train
 
 
 def to_json(values: dict[str, Any], indent: int | None = None) -> str:

@@ -108,6 +108,7 @@ def open_checkpoint(
             "for each class it was trained on. Leave ways= out."
         )
     experiment.load(checkpoint.select_meta(state))
+    experiment.load_constants(state.get("constants", {}))
     own = experiment.problem.modes()
     problems = {
         mode: experiment.settled(own[mode], experiment.meta)

@@ -6,7 +6,27 @@ import sys
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+)
+from rich.text import Text
+
+from metalearn.system.duration import format_duration
+
+
+class TimeLeft(ProgressColumn):
+    """The column of the time that is left, as plain lines give it too."""
+
+    max_refresh = 0.5  # seconds
+
+    def render(self, task: Task) -> Text:
+        left = task.time_remaining
+        return Text("" if left is None else f"{format_duration(left)} left")
 
 
 class RunProgress:
@@ -34,7 +54,7 @@ class RunProgress:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[text]}"),
-                TimeRemainingColumn(),
+                TimeLeft(),
                 console=self._console,
             )
             self._id = self._bar.add_task(unit, total=total, completed=start, text="")
@@ -56,7 +76,7 @@ class RunProgress:
         if now - self._last >= self._every_s or step == self._total:
             self._last = now
             left = (now - self._began) / max(1, step - self._start) * (self._total - step)
-            self.say(f"{self._unit} {step}/{self._total}  {text}  {left:.0f} s left")
+            self.say(f"{self._unit} {step}/{self._total}  {text}  {format_duration(left)} left")
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False)

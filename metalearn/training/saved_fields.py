@@ -89,6 +89,10 @@ _FIELDS: dict[str, tuple[str, Check]] = {
     "step": ("a whole number of at least 0", is_count),
     "best": ("a number", is_number),
     "meta": ("a nest of floating-point tensors", is_tree),
+    "constants": (
+        "tensors by name",
+        lambda v: isinstance(v, dict) and all(map(is_text, v)) and all(map(is_tensor, v.values())),
+    ),
     "config": ("the options of a run", lambda value: isinstance(value, dict)),
     "average": ("null, or updates and meta", optional(record(updates=is_count, meta=is_tree))),
     "chosen": ("null, or step and meta", optional(record(step=is_count, meta=is_tree))),

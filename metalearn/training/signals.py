@@ -9,8 +9,12 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""A scheduler's end, a terminal's Ctrl-C, and the notice that Slurm gives (--signal=USR1@60)."""
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+"""A scheduler's end, a terminal's Ctrl-C, and the notice that Slurm gives (--signal=USR1@60).
+
+Windows has no SIGUSR1.
+"""
 
 
 class Interruption:

@@ -157,14 +157,20 @@ class TrainingState:
             "job": job(),
             "peak": self.peak,
             "config": OmegaConf.to_container(self._config, resolve=True),
+            **self._constants(),
             **self.streams(),
         }
+
+    def _constants(self) -> dict[str, Any]:
+        constants = detached(self.experiment.constants)
+        return {"constants": constants} if constants else {}
 
     def best_states(self) -> list[dict[str, Any]]:
         """Return what evaluation needs of each of the best validated meta-parameters."""
         config = OmegaConf.to_container(self._config, resolve=True)
         return [
             {"step": one.step, "best": one.score, "meta": one.meta, "config": config}
+            | self._constants()
             for one in self.best.kept
         ]
 
@@ -180,6 +186,7 @@ class TrainingState:
         device, meta = self.experiment.device, self.experiment.meta
         check_fields(state, state.keys() - {"format"}, where)
         self.experiment.load(state["meta"])
+        self.experiment.load_constants(state.get("constants", {}))
         averages = [state["average"]] if state.get("average") else []
         for one in (*averages, *filter(None, [state["chosen"]]), *state.get("runners_up", [])):
             check_fit(one["meta"], meta, "average, chosen or runners_up", where)

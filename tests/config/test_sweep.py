@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 
+import pandas as pd
 import pytest
 from tiny_run import TINY
 
 from metalearn.commands.main import main
+from metalearn.commands.sweep_table import summarise
 from metalearn.config import sweep
 from metalearn.errors import UsageError
 
+METHODS = ["maml_truncated", "maml_batched"]
 WORDS = [*TINY, "wandb=disabled", "validation.every=6"]
 
 
@@ -72,16 +75,19 @@ def test_a_launcher_is_a_sweeps(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_options_of_swept_groups_and_globs_reach_their_jobs():
+def test_options_of_swept_groups_and_globs_reach_their_jobs(tmp_path):
     """Hydra's own config of the defaults has metagrad=imaml, without `truncate`."""
     seen = []
 
     def job(cfg):
         seen.append((cfg.metagrad.get("truncate"), cfg.metagrad.inner.steps, cfg.seed))
-        return 0
+        return 0, "folder"
 
-    words = ["metagrad=maml_truncated,maml_batched", "metagrad.truncate=2", "seed=4"]
-    assert sweep.multirun("train", words, job) == 0
+    words = [f"metagrad={','.join(METHODS)}", "metagrad.truncate=2", "seed=4"]
+    ended = sweep.multirun("train", words, job, tmp_path / "none")
+    assert [(one.status, one.folder) for one in ended] == [(0, "folder")] * 2
+    assert not (tmp_path / "none").exists()
+    assert [one.swept for one in ended] == [{"metagrad": m} for m in METHODS]
     assert seen == [(2, 16, 4), (2, 5, 4)]
     assert sweep.jobs(["metagrad=glob(ani*)"]) == [["metagrad=anil"]]
     for choice in sweep.jobs(["metagrad=glob(maml_*)", "seed=1"]):
@@ -94,3 +100,41 @@ def test_options_of_swept_groups_and_globs_reach_their_jobs():
 def test_values_that_cannot_be_listed_are_refused(word):
     with pytest.raises(UsageError, match="Give a,b"):
         sweep.jobs([word])
+
+
+def test_a_run_is_named_by_what_differs():
+    swept = {"seed": 2, "optimiser.lr": 0.1, "metagrad": "maml", "model.head": "zero"}
+    assert sweep.job_name("glyphs_maml", swept) == "glyphs_maml-seed2-lr0.1-head-zero"
+    assert sweep.job_name("mine", {"metagrad": "maml"}) == "mine-metagrad-maml"
+    twice = {"optimiser.lr": 1, "metagrad.inner.lr": 2}
+    assert sweep.job_name("mine", twice) == "mine-optimiser.lr1-metagrad.inner.lr2"
+    assert sweep.job_name("mine", {"data": "a/b=c"}) == "mine-data-a_b_c"
+    assert len(sweep.job_name("mine", {"problem.adapt": "x" * 200})) < 100
+
+
+def test_a_sweep_ends_in_a_table_over_seeds(tmp_path, capsys):
+    words = [*WORDS, "metagrad=maml_batched", "steps=2", "seed=0,1", "meta_batch=2,3"]
+    assert main(["train", "-m", *words]) == 0
+    (file,) = (tmp_path / "runs" / "sweeps").glob("*/runs.csv")
+    runs = pd.read_csv(file)
+    assert sorted(zip(runs.seed, runs.meta_batch, strict=True)) == [(0, 2), (0, 3), (1, 2), (1, 3)]
+    for row in runs.itertuples():
+        assert f"glyphs_maml_batched-seed{row.seed}-meta_batch{row.meta_batch}-" in row.run
+        summary = json.loads((tmp_path / row.run / "summary.json").read_text())
+        assert summary["test_accuracy"] == row.test_accuracy and summary["seed"] == row.seed
+    shown = [line.split() for line in capsys.readouterr().out.splitlines() if line[:2] == "| "]
+    assert shown[0][1] == "meta_batch"
+    for line, (batch, own) in zip(shown[1:], runs.groupby("meta_batch"), strict=True):
+        accuracy = 100 * own.test_accuracy
+        assert line[1:8:2] == [
+            *(str(batch), "2", f"{accuracy.mean():.2f}", f"{accuracy.std(ddof=1):.2f}")
+        ]
+
+
+def test_an_unfinished_run_is_no_zero():
+    swept = [{"seed": 0, "steps": 1}, {"seed": 1, "steps": 1}, {"seed": 0, "steps": 2}]
+    ended = [sweep.Ended(i, 0, "", f"r{i}", own) for i, own in enumerate(swept)]
+    figures = [{"test_loss": 0.25, "step_s": 1.0}, {}, {}]
+    first, second = summarise(list(zip(ended, figures, strict=True)))
+    assert first["runs"] == "1 of 2" and first["test loss"] == "0.2500" and first["steps"] == "1"
+    assert second["runs"] == "0 of 1" and second["test loss"] == "-" == second["deviation"]

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from untrained import save_untrained
 
+from metalearn import config
 from metalearn.commands import play
 from metalearn.commands.main import main
 from metalearn.play import serving
-from metalearn.training import checkpoint
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -41,7 +41,7 @@ def test_the_socket_is_of_this_machine_alone():
 
 def test_without_the_shipped_results_a_checkpoint_must_be_given(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checkpoint, "PACKAGE", tmp_path / "site-packages" / "metalearn")
+    monkeypatch.setattr(config, "PACKAGE", tmp_path / "site-packages" / "metalearn")
     assert "play needs checkpoint=PATH" in refused(["port=0", "browser=false"], capsys)
     said = refused(["checkpoint=omniglot_maml_table"], capsys)
     assert "there is no checkpoint omniglot_maml_table" in said
@@ -55,7 +55,7 @@ def test_without_its_extra_it_says_so(package, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     said = refused(["port=0"], capsys)
     assert f"metalearn play needs the package {package}" in said
-    assert "pip install 'metalearn[play]'" in said
+    assert "pip install 'metalearn-implicit[play]'" in said
 
 
 def test_a_head_for_more_classes_than_the_page_has_is_refused(capsys, tmp_path):

@@ -52,6 +52,15 @@ def test_it_is_close_from_below_where_products_are_few():
     assert 3 - 1e-6 < found <= 3 + 1e-12  # the gap of 2 is twice the rest of the spectrum
 
 
+def test_it_gives_way_after_a_product():
+    torch.manual_seed(0)
+    objective = quadratic(torch.linspace(0, 1, 20).double())
+    params = {"x": torch.zeros(1, 20, dtype=torch.float64)}
+    assert largest_curvature(objective, params, enough=lambda: True) == pytest.approx(
+        largest_curvature(objective, params, products=1), rel=1e-12
+    )
+
+
 def test_what_is_not_finite_is_none():
     params = {"x": torch.zeros(1, 2)}
     assert largest_curvature(lambda p: p["x"].abs().sqrt().sum(1), params) is None

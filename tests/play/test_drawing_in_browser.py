@@ -159,11 +159,15 @@ def test_a_keyboard_draws(page):
 def test_examples_show_it_learn_without_a_drawing(page):
     media(page, "prefers-reduced-motion", "no-preference")
     choose(page, "shots", 2)
+    page.execute_script(
+        "window.shown = new Set(); const label = document.getElementById('step-label');"
+        "new MutationObserver(() => shown.add(label.textContent)).observe(label, {childList: true})"
+    )
     element(page, "examples").click()
-    wait(page, lambda: element(page, "results").is_displayed())
-    assert element(page, "play").text == "Pause"
     wait(page, lambda: element(page, "step-label").text == "Inner step 3 of 3")
     wait(page, lambda: element(page, "play").text == "Play")
+    steps = page.execute_script("return [...shown]")
+    assert steps == [f"Inner step {step} of 3" for step in range(4)]
     assert all(named(canvas).endswith("an example") for canvas in canvases(page))
     assert len(canvases(page)) == 10
     label = re.search(r"another drawing of class ([A-E])", element(page, "truth").text).group(1)

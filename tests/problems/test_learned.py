@@ -288,7 +288,7 @@ def test_what_is_adapted(model, adapt, names):
 
 @pytest.mark.parametrize(
     ("adapt", "sentence"),
-    [("tail", "'all', 'head'"), (["1.weights"], "none of 1.weight"), ([], "nothing to adapt")],
+    [("tail", "'all', 'head'"), (["1.weights"], "names, of 1.weight"), ([], "nothing to adapt")],
     ids=str,
 )
 def test_what_cannot_be_adapted(adapt, sentence):

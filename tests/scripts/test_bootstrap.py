@@ -226,4 +226,4 @@ def test_constraints_pin_every_dependency() -> None:
     lists = [project["dependencies"], *project["optional-dependencies"].values()]
     for requirement in (line for lines in lists for line in lines):
         name = re.match(r"[\w-]+", requirement)[0].lower()
-        assert name in {*names, "metalearn"}, requirement
+        assert name in {*names, "metalearn-implicit"}, requirement

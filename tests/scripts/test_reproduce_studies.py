@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
-from noted_script import noted_script
+from noted_script import ROOT, noted_script
+from omegaconf import OmegaConf
 
 
 @pytest.fixture
@@ -11,8 +14,22 @@ def run(tmp_path):
     return noted_script(tmp_path, "reproduce_studies")
 
 
-def test_every_study_without_words_and_properties_after_what_it_points_to(run):
-    assert run().stdout.splitlines() == [
+def test_without_words_it_says_what_each_takes_and_runs_nothing(run):
+    found = run()
+    assert found.returncode == 0 and "bench" not in found.stdout
+    minutes = OmegaConf.load(ROOT / "configs" / "bench" / "cg.yaml").expected_minutes
+    (cg,) = [line.split() for line in found.stdout.splitlines() if line.startswith("  cg ")]
+    assert cg == ["cg", str(minutes.quick), "min", str(minutes.full), "min"]
+    every = run("all").stdout.splitlines()
+    assert run("preset=quick").stdout.splitlines() == [f"{line} preset=quick" for line in every]
+    for line in every:  # each takes a number of minutes
+        assert f"\n  {line.split()[1]} " in found.stdout
+    times = re.findall(r"\d min +([\d.]+ min|not known)$", found.stdout, re.MULTILINE)
+    assert len(times) == len(every)
+
+
+def test_every_study_and_properties_after_what_it_points_to(run):
+    assert run("all").stdout.splitlines() == [
         "bench memory",
         "bench cg",
         "bench gradient",

@@ -482,7 +482,7 @@ def test_names_are_looked_for_in_the_checkout_too(trained, tmp_path, monkeypatch
     (checkout / "results").mkdir(parents=True)
     shipped = checkout / "results" / "shipped.pt"
     shipped.write_bytes(trained.read_bytes())
-    monkeypatch.setattr(checkpoint, "PACKAGE", checkout / "metalearn")
+    monkeypatch.setattr("metalearn.config.PACKAGE", checkout / "metalearn")
     here = tmp_path / "here"
     (here / "results").mkdir(parents=True)
     monkeypatch.chdir(here)

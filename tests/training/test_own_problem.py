@@ -24,8 +24,8 @@ WORDS += ["optimiser.lr=0.1", "validation.tasks=8", "test.tasks=8", "wandb=disab
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """The page's module in the current folder; nothing has imported it yet."""
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    """The page's first module in the current folder; nothing has imported it yet."""
+    code, *_ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     (tmp_path / "my_module.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(build, "_IMPORTED", set())

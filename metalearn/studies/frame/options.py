@@ -80,6 +80,7 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
         results=Path(options.results or ("results" if chosen == "full" else "runs/quick")),
         scratch=Path("runs") / "studies",
         minutes=None if changed else minutes.get(chosen),
+        quick_minutes=None if chosen == "quick" else minutes.get("quick"),
         wandb=options.wandb,
         measure=options.measure,
         extend=options.extend,

@@ -27,6 +27,9 @@ class Study(Protocol):
     `growing` names the options that are lists whose further values, at the end, only add cells: the
     rows of the earlier cells stay right. A study may go without it; `extend=true` is then refused.
 
+    A study that can tell what cells will take on this machine has a method `expected_seconds(cells,
+    device)`, which returns None where it cannot.
+
     A study may have `subject(rows)`, a few words that tell it from others of the same title.
 
     The order of work is cells -> rows -> everything else. Everything that is published depends only

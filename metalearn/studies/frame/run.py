@@ -22,6 +22,7 @@ from metalearn.config.build import signature_defaults
 from metalearn.config.canonical import select_changed
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
 from metalearn.studies.frame.code import digest_code
+from metalearn.studies.frame.expected import describe_expected
 from metalearn.studies.frame.extend import read_extended, read_provenance
 from metalearn.studies.frame.findings import render_findings
 from metalearn.studies.frame.index import read_origins, write_index
@@ -45,6 +46,7 @@ class Publication:
         results: the parent folder; its README.md is the index, made anew.
         scratch: the parent folder of what is not published: rows on the way, and the W&B run.
         minutes: what it took when it was last run whole on 2 cores; None: not known.
+        quick_minutes: what preset=quick takes on 2 cores; None: not known, or it is chosen.
         wandb: offline, online or disabled.
         measure: False takes the rows that are published already.
         extend: measure only the cells that are not among the published rows.
@@ -56,6 +58,7 @@ class Publication:
     results: Path
     scratch: Path
     minutes: float | None = None
+    quick_minutes: float | None = None
     wandb: Any = "offline"
     measure: bool = True
     extend: bool = False
@@ -110,8 +113,9 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
         if check := getattr(study, "check", None):
             check(left, device)
         with RunProgress(len(cells), start=done, unit="measurement", every_s=5) as progress:
-            about = f", about {publication.minutes:g} min on 2 cores" if publication.minutes else ""
-            progress.say(f"{study.title}: {len(cells)} measurements{about}")
+            progress.say(f"{study.title}: {len(cells)} measurements")
+            if left:
+                progress.say(describe_expected(study, publication, left, device))
             if published:
                 progress.say(f"{len(published)} of them are published, in {folder}/rows.csv")
             if begun:

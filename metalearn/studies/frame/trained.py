@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from metalearn.config.options import STRICT, Count, Distinct, Seed, one_sentence
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.study_run import Budget, StudyRun
+from metalearn.training.forecast import time_meta_step
 from metalearn.training.protocol import EvaluationProtocol
 
 
@@ -69,6 +70,27 @@ class TrainedStudy:
         """Read the summaries of the cells' runs; raise UsageError if one is damaged."""
         for cell in cells:
             self.run_of(cell, device).summary()
+
+    def expected_seconds(self, cells: Sequence[Cell], device: torch.device) -> float | None:
+        """Return the seconds that the cells' runs will train on this machine, or at most train.
+
+        Without a limit in minutes, two meta-steps are timed of each config that differs in more
+        than its seed. None: they cannot be timed.
+        """
+        if self.budget.minutes:
+            return 60 * self.budget.minutes * len(cells)
+        total, timed = 0.0, dict[str, float | None]()
+        for cell in cells:
+            run = self.run_of(cell, device)
+            left = run.config.steps - run.summary().get("steps", 0)
+            words = str([w for w in self.run_words(cell) if not w.startswith("seed=")])
+            if left > 0 and words not in timed:
+                timed[words] = time_meta_step(run.config)
+            if left > 0:
+                if (seconds := timed[words]) is None:
+                    return None
+                total += left * seconds
+        return total
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
         return measure_run(self.run_of(cell, device), self.budget, self.protocol, device)

@@ -1,0 +1,1 @@
+"""The convergence rates of the bilevel methods, measured against their papers."""
