@@ -128,8 +128,11 @@ def _measure(demo: Demo) -> pd.DataFrame:
 def _show(caption: str, table: Table) -> None:
     """Print the table, as wide as it is."""
     shown = Shown(box=SIMPLE_HEAD, padding=(0, 1))
-    for column, numeric in zip(table.columns, table.numeric, strict=True):
-        shown.add_column(column, justify="right" if numeric else "left")
+    for column, numeric, cells in zip(
+        table.columns, table.numeric, zip(*table.rows, strict=True), strict=True
+    ):
+        width = max(len(cell.text) for cell in cells)  # the heads may break, the numbers not
+        shown.add_column(column, justify="right" if numeric else "left", min_width=width)
     for row in table.rows:
         shown.add_row(*(cell.text for cell in row))
     print(f"\n{fill(caption, 80)}")
