@@ -13,7 +13,9 @@ function unpack(packed) {
 function compare(column, numeric, sign) {
   const key = (row) => {
     const cell = row.cells[column];
-    return numeric ? (cell.dataset.key === undefined ? null : Number(cell.dataset.key)) : cell.textContent || null;
+    const text = (numeric && cell.dataset.key) || cell.textContent;
+    if (!numeric || !text) return text || null;
+    return Number.isNaN(Number(text)) ? null : Number(text);
   };
   return (a, b) => {
     const [x, y] = [key(a), key(b)];
@@ -71,9 +73,8 @@ function tabulate({ columns, numeric, rows }) {
   for (const row of rows) {
     const line = element("tr", body);
     row.forEach((text, i) => {
-      const cell = element("td", line, { textContent: text, className: numeric[i] ? "number" : "" });
-      const number = Number(text.replace("inf", "Infinity"));
-      if (numeric[i] && text && !Number.isNaN(number)) cell.dataset.key = number;
+      const cell = element("td", line, { textContent: text, className: numeric[i] ? "n" : "" });
+      if (numeric[i] && text.endsWith("inf")) cell.dataset.key = text.replace("inf", "Infinity");
     });
   }
   return table;
@@ -96,6 +97,10 @@ async function show(part) {
   }
 }
 
+/* The figures beside the conclusions show the images of the studies, which stand once in the page. */
+for (const image of document.querySelectorAll("[data-same]")) {
+  image.src = document.getElementById(image.dataset.same).src;
+}
 for (const table of document.querySelectorAll("table")) enliven(table);
 for (const details of document.querySelectorAll("details")) {
   details.addEventListener("toggle", () => details.open && show(details));

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from metalearn.report import collect
 from metalearn.report.runs import find_runs
 from metalearn.report.sections import Section, make_sections
 from metalearn.studies.frame.markup import html, plain
+from metalearn.studies.frame.table import Cell
 from metalearn.system.files import replace_bytes
 
 HERE = Path(__file__).parent
@@ -59,7 +61,7 @@ def render(sections: Sequence[Section]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"marked": html, "plain": plain}
+    environment.filters |= {"marked": html, "plain": plain, "sort_key": sort_key}
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html.j2").render(
@@ -71,6 +73,16 @@ def render(sections: Sequence[Section]) -> str:
         script=Markup(script),
         script_hash=f"sha256-{digest}",
     )
+
+
+def sort_key(cell: Cell) -> str:
+    """Return the number that sorts a cell, as JavaScript reads it; "" if its text is a number.
+
+    Six digits tell apart what a reader sees apart.
+    """
+    if cell.key is None or re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", cell.text):
+        return ""
+    return f"{cell.key:.6g}".replace("inf", "Infinity")
 
 
 def _write(out: Path, page: str) -> None:

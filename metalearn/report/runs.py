@@ -62,7 +62,7 @@ class Run:
 
     @property
     def budget(self) -> str:
-        return f"{self.summary['steps']} meta-steps of {self.summary['meta_batch']} tasks"
+        return f"{self.summary['steps']:,} meta-steps of {self.summary['meta_batch']} tasks"
 
     @property
     def setting(self) -> str:

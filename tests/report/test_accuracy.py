@@ -40,7 +40,7 @@ def test_findings_name_our_runs_the_papers_and_the_budgets():
 def test_findings_separate_the_budgets():
     found = accuracy.findings([run(0.5), run(0.6, steps=1000)])
     assert sum("after 500" in f for f in found) == 1
-    assert sum("after 1000" in f for f in found) == 1
+    assert sum("after 1,000" in f for f in found) == 1
 
 
 def test_tables_hold_our_rows_first_and_marked():
