@@ -104,7 +104,7 @@ def test_pretrained_weights_of_the_pages_network(modules, capsys):
     torch.manual_seed(3)
     my_net.pretrain("body.pt")
     words = ["import=my_net", "model._target_=my_net.Net", "init_from=body.pt", "seed=7"]
-    words += ["tasks.channels=3", "frozen=[conv1,bn1,layer1]"]
+    words += ["frozen=[conv1,bn1,layer1]", "metagrad=maml_batched", "threads=1"]
     experiment = Experiment.of(compose("train", words))
     (note,) = experiment.start_from("body.pt")
     assert note == "init_from=body.pt: the model keeps its own: fc.weight, fc.bias"
@@ -114,6 +114,7 @@ def test_pretrained_weights_of_the_pages_network(modules, capsys):
             torch.testing.assert_close(own, saved[name], rtol=0, atol=0)
     assert not {"conv1.weight", "layer1.0.conv1.weight"} & experiment.meta.keys()
     assert "layer2.0.conv1.weight" in experiment.meta
+    experiment.check(experiment.tasks.sampler("train", 0, "cpu").sample(1))
 
 
 def test_frozen_weights_and_buffers_survive_without_their_file(modules, capsys, monkeypatch):
