@@ -94,8 +94,8 @@ def results(folder: Path) -> tuple[list[Result], list[Result], list[Run]]:
             found = read_evaluations(run, path, where, content)
             by_run.setdefault(run.where, []).extend(found)
             if found and "title" not in content:
-                trained = f"{run_title(found[0])}, trained on {run.setting}"
-                titles[where] = f"Evaluation: {trained}, tested on {found[0].setting}"
+                whose = f"{run_title(found[0])}, trained on {run.setting}"
+                titles[where] = f"Evaluation: {whose}, tested on {found[0].setting}"
     lone = [replace(result, title=titles.get(result.where, result.title)) for result in lone]
     trained = supersede(list(runs.values()), by_run)
     return sorted(studies, key=lambda s: (s.where.count("/"), s.where)), lone, trained
