@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -237,6 +239,64 @@ def test_a_second_process_in_one_folder_is_refused(tmp_path):
         pytest.raises(UsageError, match="in use by another process"),
     ):
         run_study(Squares(2, seen=([],)), replace(to, measure=False), CPU)
+
+
+def test_processes_that_share_measure_each_cell_once_and_the_last_publishes(tmp_path):
+    to = replace(publication(tmp_path), share=True)
+    fork = multiprocessing.get_context("fork")
+    both_measure = fork.Barrier(2)
+
+    @dataclass(frozen=True)
+    class Logged(Squares):
+        def measure(self, cell, device):
+            if cell["n"] < 2:  # the first cell of each
+                both_measure.wait(timeout=60)
+            with (tmp_path / "measured").open("a") as file:
+                file.write(f"{cell['n']} {os.getpid()}\n")
+            return super().measure(cell, device)
+
+    def measured():
+        return [line.split() for line in (tmp_path / "measured").read_text().splitlines()]
+
+    processes = [fork.Process(target=run_study, args=(Logged(6), to, CPU)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert sorted(n for n, _ in measured()) == list("012345")
+    assert len({process for _, process in measured()}) == 2
+    rows = pd.read_csv(tmp_path / "results" / "squares" / "rows.csv")
+    assert rows.n.tolist() == [n for n in range(6) for _ in range(2)]
+    assert not any((tmp_path / "runs").rglob("rows-*"))
+
+    run_study(Logged(6), to, CPU)  # one that starts late finds the work done
+    assert len(measured()) == 6
+
+
+def test_a_cell_of_a_stopped_process_is_measured_by_the_next(tmp_path, capsys):
+    to, seen = replace(publication(tmp_path), share=True), ([],)
+    with pytest.raises(RuntimeError):
+        run_study(Squares(4, fails_at=1, seen=seen), to, CPU)
+    run_study(Squares(4, seen=seen), to, CPU)
+    assert seen[0] == [0, 1, 2, 3]
+
+
+def test_a_cell_that_another_process_measures_is_left_to_it(tmp_path, capsys):
+    to, seen = publication(tmp_path), ([],)
+
+    @dataclass(frozen=True)
+    class Busy(Squares):
+        def measure(self, cell, device):
+            if cell["n"] == 0:  # while this process measures the first cell
+                run_study(Squares(3, seen=seen), replace(to, share=True), CPU)
+                with pytest.raises(UsageError, match="give share=true to help"):
+                    run_study(Squares(3, seen=seen), to, CPU)
+            return super().measure(cell, device)
+
+    folder = run_study(Busy(3, seen=seen), replace(to, share=True), CPU)
+    assert "other processes measure 1 of 3" in capsys.readouterr().out
+    assert seen[0] == [1, 2, 0] and (folder / "rows.csv").is_file()
 
 
 @pytest.mark.parametrize(

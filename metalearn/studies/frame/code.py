@@ -6,7 +6,9 @@ import ast
 import hashlib
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import metalearn
 
@@ -35,20 +37,32 @@ def digest_code(source: Path, package: Path = PACKAGE) -> str:
         package: the folder of the package.
     """
     digest = hashlib.sha256()
-    for _, tree in sorted(find_code(source, package).items()):
-        digest.update(ast.dump(tree).encode())
+    for _, code in sorted(find_code(source, package).items()):
+        digest.update(code.dump)
     return digest.hexdigest()
 
 
-def find_code(source: Path, package: Path = PACKAGE) -> dict[Path, ast.Module]:
-    """Return the syntax trees that `digest_code` covers, by file."""
-    found: dict[Path, ast.Module] = {}
+class Code(NamedTuple):
+    """The content of a module, without its docstrings.
+
+    Args:
+        dump: the text of its syntax tree.
+        names: the dotted names that it may load.
+    """
+
+    dump: bytes
+    names: frozenset[str]
+
+
+def find_code(source: Path, package: Path = PACKAGE) -> dict[Path, Code]:
+    """Return the modules that `digest_code` covers, by file."""
+    found: dict[Path, Code] = {}
     left = [source]
     while left:
         path = left.pop()
         if path not in found:
-            found[path] = _parse(path)
-            left += [file for name in _names(found[path]) for file in _files(name, package)]
+            found[path] = _parse(path.read_bytes())
+            left += [file for name in found[path].names for file in _files(name, package)]
             if path == package / "config" / "build.py":  # configs name these functions
                 left += [f for f in sorted(package.rglob("*.py")) if _is_buildable(f)]
     return found
@@ -58,13 +72,13 @@ def _is_buildable(path: Path) -> bool:
     return any(line.startswith("BUILDABLE = ") for line in path.read_text().splitlines())
 
 
-def _parse(path: Path) -> ast.Module:
-    """Return a module's syntax tree without docstrings: statements that are only a string."""
-    tree = ast.parse(path.read_bytes())
+@cache
+def _parse(source: bytes) -> Code:
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [line for line in node.body if not _is_text(line)]
-    return tree
+    return Code(ast.dump(tree).encode(), frozenset(_names(tree)))
 
 
 def _is_text(node: ast.stmt) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from metalearn.studies.frame.run import Publication
 
 PRESETS = ("quick", "full")
-NOT_ROWS = ("results", "name", "wandb", "measure", "extend", "paper")
+NOT_ROWS = ("results", "name", "wandb", "measure", "extend", "share", "paper")
 """The options that have no effect on the rows."""
 
 
@@ -84,6 +84,7 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
         wandb=options.wandb,
         measure=options.measure,
         extend=options.extend,
+        share=options.share,
         paper=options.paper,
     )
     return build(fields), publication, common

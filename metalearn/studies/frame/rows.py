@@ -25,12 +25,17 @@ class RowFile:
         self.path = path
         self._measured: list[dict[str, Any]] = []
         self._published: list[dict[str, Any]] = []
-        if path.exists():
-            self._measured = [self._parse(line) for line in self._lines()]
+        self.read()
+
+    def read(self) -> None:
+        """Read the file again, to which other processes may have added cells."""
+        self._measured = [self._parse(line) for line in self._lines()]
 
     def _lines(self) -> list[bytes]:
         try:
             return [line for line in self.path.read_bytes().split(b"\n") if line.strip()]
+        except FileNotFoundError:
+            return []
         except OSError as error:
             raise UsageError(f"{self.path} cannot be read ({error.strerror}); delete it") from error
 

@@ -8,8 +8,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from metalearn.config import read_defaults
 from metalearn.config.build import signature_defaults
 from metalearn.config.canonical import select_changed
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
+from metalearn.studies.frame.claims import Claims
 from metalearn.studies.frame.code import digest_code
 from metalearn.studies.frame.expected import describe_expected
 from metalearn.studies.frame.extend import read_extended, read_provenance
@@ -30,7 +31,7 @@ from metalearn.studies.frame.metagrads import read_config
 from metalearn.studies.frame.protocol import Cell, Row, Study
 from metalearn.studies.frame.publish import make_files, write_files
 from metalearn.studies.frame.rows import RowFile
-from metalearn.system.files import locked
+from metalearn.system.files import locked, read_json
 from metalearn.system.provenance import provenance
 from metalearn.training.progress import RunProgress
 from metalearn.training.tracking import Tracker
@@ -50,6 +51,7 @@ class Publication:
         wandb: offline, online or disabled.
         measure: False takes the rows that are published already.
         extend: measure only the cells that are not among the published rows.
+        share: other processes that run the same command measure some of the cells.
         paper: make the files for a paper too (`paper_files`).
     """
 
@@ -62,6 +64,7 @@ class Publication:
     wandb: Any = "offline"
     measure: bool = True
     extend: bool = False
+    share: bool = False
     paper: bool = False
 
 
@@ -76,6 +79,9 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
     With `extend` the published rows of the study's cells stay, as `read_extended` finds them. The
     new provenance holds theirs as "extends".
 
+    With `share` several processes run the same command at a time. Each cell is measured by one of
+    them. The process that measures the last cell publishes; the others end without it.
+
     Without `measure` all but rows.csv is made anew from it; the provenance stays that of the rows,
     and names the code that made the rest.
 
@@ -86,9 +92,12 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
         ArithmeticError: a measurement met what is not finite, or has no derivative; those before it
             are kept.
     """
-    if publication.extend and not publication.measure:
-        raise UsageError("extend=true: expected measure=true, for new cells. Leave one out.")
     if not publication.measure:
+        for name in ("extend", "share"):
+            if getattr(publication, name):
+                raise UsageError(
+                    f"{name}=true: expected measure=true, for new cells. Leave one out."
+                )
         return _republish(study, publication, device)
     cells = list(study.cells())
     for i, cell in enumerate(cells):
@@ -101,18 +110,31 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
     published: list[tuple[Cell, list[Row]]] = []
     if publication.extend:
         published, origin["extends"] = read_extended(study, publication.options, folder)
+    origin["key"] = key = _key(study, publication.options, origin)
     with _writing(folder, scratch):
         for path in (folder, scratch):
             path.mkdir(parents=True, exist_ok=True)
-    with locked(folder), locked(scratch):
-        file = RowFile(scratch / f"rows-{_key(study, publication.options, origin)}.jsonl")
+    with ExitStack() as locks:
+        if not publication.share:
+            locks.enter_context(locked(folder))
+            locks.enter_context(locked(scratch))
+        with _writing(scratch):
+            claims = Claims(scratch / f"claims-{key}", publication.share)
+        if publication.share:
+            with claims.alone(), locked(folder), locked(scratch):
+                pass  # no process without share=true is at work
+            if _was_published(folder, key):
+                print(f"{folder} holds these measurements; without share=true they are made anew")
+                return folder
+        file = RowFile(scratch / f"rows-{key}.jsonl")
         begun = sum(cell in file for cell in cells)
         file.take(published)
         left = [cell for cell in cells if cell not in file]
-        done = len(cells) - len(left)
         if check := getattr(study, "check", None):
             check(left, device)
-        with RunProgress(len(cells), start=done, unit="measurement", every_s=5) as progress:
+        with RunProgress(
+            len(cells), start=len(cells) - len(left), unit="measurement", every_s=5
+        ) as progress:
             progress.say(f"{study.title}: {len(cells)} measurements")
             if left:
                 progress.say(describe_expected(study, publication, left, device))
@@ -120,29 +142,79 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
                 progress.say(f"{len(published)} of them are published, in {folder}/rows.csv")
             if begun:
                 progress.say(f"going on from {begun} of them, in {file.path}")
-            for i, cell in enumerate(left, start=done):
-                began = time.perf_counter()
-                with _ending(f"{i} of {len(cells)} measurements are finished"):
-                    rows = study.measure(cell, device)
-                with _writing(file.path):
-                    file.add(cell, rows, time.perf_counter() - began)
-                progress.update(i + 1, ", ".join(str(v) for v in cell.values() if v is not None))
-            table = file.frame(cells)
-            origin |= {
-                "title": study.title,
-                "options": publication.options,
-                "measure_s": round(file.seconds(cells), 1),
-                "threads": torch.get_num_threads(),
-            }
-            with _writing(folder, scratch):
-                written = write_files(make_files(study, table, publication.paper), folder, origin)
-                write_index(publication.results)
-            _track(publication, study, table, scratch, progress.say)
-            for finding in render_findings(study, table):
-                progress.say(f"- {finding}")
-            progress.say(f"wrote {folder}/: {', '.join(written)}")
-        file.path.unlink()
+            _measure(study, cells, file, claims, device, progress)
+            with claims.alone():
+                file.read()
+                others = sum(cell not in file for cell in cells)
+                if publication.share and not file.path.exists():
+                    progress.say(f"another process wrote {folder}/")
+                elif others:
+                    progress.say(
+                        f"other processes measure {others} of {len(cells)}, and the last of them "
+                        "publishes; if one was stopped, give the same command again"
+                    )
+                else:
+                    _publish(study, publication, file, origin, progress.say)
+                    claims.remove()
     return folder
+
+
+def _publish(
+    study: Study,
+    publication: Publication,
+    file: RowFile,
+    origin: dict[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """Write the study's folder by the rows of all cells, and remove the file of the rows."""
+    cells = list(study.cells())
+    folder, scratch = publication.results / publication.name, publication.scratch / publication.name
+    table = file.frame(cells)
+    origin |= {
+        "title": study.title,
+        "options": publication.options,
+        "measure_s": round(file.seconds(cells), 1),
+        "threads": torch.get_num_threads(),
+    }
+    with _writing(folder, scratch):
+        written = write_files(make_files(study, table, publication.paper), folder, origin)
+        write_index(publication.results)
+    _track(publication, study, table, scratch, say)
+    for finding in render_findings(study, table):
+        say(f"- {finding}")
+    say(f"wrote {folder}/: {', '.join(written)}")
+    file.path.unlink()
+
+
+def _measure(
+    study: Study,
+    cells: Sequence[Cell],
+    file: RowFile,
+    claims: Claims,
+    device: torch.device,
+    progress: RunProgress,
+) -> None:
+    """Measure the cells that are not in the file and that no other process has claimed."""
+    for cell in cells:
+        with claims.claim(cell) as mine:
+            file.read()
+            if not mine or cell in file:
+                continue
+            began = time.perf_counter()
+            done = sum(cell in file for cell in cells)
+            with _ending(f"{done} of {len(cells)} measurements are finished"):
+                rows = study.measure(cell, device)
+            with _writing(file.path), claims.alone():
+                file.read()
+                file.add(cell, rows, time.perf_counter() - began)
+            done = sum(cell in file for cell in cells)
+            progress.update(done, ", ".join(str(v) for v in cell.values() if v is not None))
+
+
+def _was_published(folder: Path, key: str) -> bool:
+    """Tell whether the folder holds the rows of this key."""
+    path = folder / "provenance.json"
+    return path.is_file() and read_json(path).get("key") == key
 
 
 @contextmanager
