@@ -1,4 +1,4 @@
-"""The helpers of custom autograd functions under `torch.func`'s transforms."""
+"""Gradients, and the helpers of custom autograd functions under `torch.func`'s transforms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -126,3 +126,62 @@ def first_order(jvp: Callable[..., R]) -> Callable[..., R]:
         return jvp(*args)
 
     return guarded
+
+
+def gradients(
+    outputs: Sequence[Tensor] | Tensor,
+    inputs: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor] | None = None,
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> list[Tensor]:
+    """Return `torch.autograd.grad`, with zeros for inputs that the outputs do not depend on."""
+    found = partials(
+        outputs, inputs, grad_outputs, create_graph=create_graph, retain_graph=retain_graph
+    )
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+
+
+def partials(
+    outputs: Sequence[Tensor] | Tensor,
+    inputs: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor] | None = None,
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> list[Tensor | None]:
+    """Return `torch.autograd.grad`, with None for inputs that the outputs do not depend on.
+
+    Outputs without a graph are left out.
+    """
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    weights = list(grad_outputs) if grad_outputs is not None else [None] * len(outputs)
+    pairs = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
+    if not pairs or not inputs:
+        return [None] * len(inputs)
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(
+        [o for o, _ in pairs],
+        list(inputs),
+        [w for _, w in pairs],
+        create_graph=create_graph,
+        retain_graph=retain_graph,
+        allow_unused=True,
+    )
+    return list(found)
+
+
+@overload
+def add(a: Tensor, b: Tensor | None) -> Tensor: ...
+@overload
+def add(a: Tensor | None, b: Tensor) -> Tensor: ...
+@overload
+def add(a: Tensor | None, b: Tensor | None) -> Tensor | None: ...
+def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Return a + b, where None stands for no term."""
+    return b if a is None else a if b is None else a + b
+
+
+def subtract(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Return a - b, where None stands for no term."""
+    return add(a, None if b is None else -b)

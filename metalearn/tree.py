@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.utils._pytree import (
     tree_unflatten,
 )
 
-from metalearn.autograd import Function, first_order, transformed
+from metalearn.autograd import Function, first_order, subtract, transformed
 
 Tree = Any
 """A nest of dicts, lists, tuples and dataclasses of tensors."""
@@ -247,61 +247,7 @@ class _HalfSquaredDistance(Function):
         for i in range(ctx.number):
             x, y = tensors[i], tensors[ctx.number + i]
             dx, dy = moves[i], moves[ctx.number + i]
-            move = add(dx, None if dy is None else -dy)
+            move = subtract(dx, dy)
             if move is not None:
                 total = total + ((x - y) * move).reshape(len(x), -1).sum(1)
         return total
-
-
-def gradients(
-    outputs: Sequence[Tensor] | Tensor,
-    inputs: Sequence[Tensor],
-    grad_outputs: Sequence[Tensor] | None = None,
-    *,
-    create_graph: bool = False,
-    retain_graph: bool | None = None,
-) -> list[Tensor]:
-    """Return `torch.autograd.grad`, with zeros for inputs that the outputs do not depend on."""
-    found = partials(
-        outputs, inputs, grad_outputs, create_graph=create_graph, retain_graph=retain_graph
-    )
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
-
-
-def partials(
-    outputs: Sequence[Tensor] | Tensor,
-    inputs: Sequence[Tensor],
-    grad_outputs: Sequence[Tensor] | None = None,
-    *,
-    create_graph: bool = False,
-    retain_graph: bool | None = None,
-) -> list[Tensor | None]:
-    """Return `torch.autograd.grad`, with None for inputs that the outputs do not depend on.
-
-    Outputs without a graph are left out.
-    """
-    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    weights = list(grad_outputs) if grad_outputs is not None else [None] * len(outputs)
-    pairs = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
-    if not pairs or not inputs:
-        return [None] * len(inputs)
-    found: tuple[Tensor | None, ...] = torch.autograd.grad(
-        [o for o, _ in pairs],
-        list(inputs),
-        [w for _, w in pairs],
-        create_graph=create_graph,
-        retain_graph=retain_graph,
-        allow_unused=True,
-    )
-    return list(found)
-
-
-@overload
-def add(a: Tensor, b: Tensor | None) -> Tensor: ...
-@overload
-def add(a: Tensor | None, b: Tensor) -> Tensor: ...
-@overload
-def add(a: Tensor | None, b: Tensor | None) -> Tensor | None: ...
-def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """Return a + b, where None stands for no term."""
-    return b if a is None else a if b is None else a + b

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from metalearn.bilevel.linear_system import LinearSystemMethod, descend
-from metalearn.bilevel.method import Hypergradient, check_counts, check_numbers, zeros
+from metalearn.bilevel.method import Hypergradient, check_counts, check_numbers
 
 if TYPE_CHECKING:
     from metalearn.bilevel.descent import Descent
@@ -48,9 +46,6 @@ class AmIGO(LinearSystemMethod):
         check_numbers(self, "system_lr")
         check_numbers(self, "damping", zero=True)
 
-    def begin(self, at: Descent) -> dict[str, list[Tensor]]:
-        return {"x": zeros(at)}
-
     def step(self, at: Descent) -> Hypergradient:
         at.descend_inner(self.inner_steps)
         rate = self.system_lr * at.inner.rate_factor
@@ -61,5 +56,4 @@ class AmIGO(LinearSystemMethod):
             inner = at.oracle.products(at.params, at.meta, batch, x, mixed=False)
             x = descend(x, inner.hessian, outer.by_params, rate, self.damping)
         at.memory["x"] = x
-        inner = at.oracle.products(at.params, at.meta, at.inner_batch(), x, hessian=False)
-        return Hypergradient.implicit(outer, inner.mixed, inner.loss)
+        return self.at_solution(at, outer, at.inner_batch())

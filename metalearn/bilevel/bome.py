@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from metalearn.autograd import add
 from metalearn.bilevel.method import Hypergradient, Method, check_counts, check_numbers, zeros
-from metalearn.tree import add
 
 if TYPE_CHECKING:
     from metalearn.bilevel.descent import Descent

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from metalearn.autograd import subtract
 from metalearn.bilevel.oracle import length
 from metalearn.errors import UsageError
 from metalearn.metagrad.certificate import Certificate
@@ -249,7 +250,7 @@ def _mean(batches: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _hypergradient(values: dict[str, Any]) -> Vector:
     pairs = zip(values["direct"], values["mixed"], strict=True)
-    differences = [d if m is None else -m if d is None else d - m for d, m in pairs]
+    differences = [subtract(d, m) for d, m in pairs]
     return [d for d in differences if d is not None]
 
 

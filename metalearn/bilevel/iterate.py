@@ -76,12 +76,8 @@ class Iterate:
         return all(bool(p.isfinite().all()) for p in self.leaves)
 
     def snapshot(self) -> dict[str, Any]:
-        """Return a copy of the state, for `restore`."""
+        """Return a copy of the state, for `load_state_dict`."""
         return copy.deepcopy(self.state_dict())
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a state of `snapshot`, in place."""
-        self.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the tensors and the states of the optimiser and the scheduler; no copies."""

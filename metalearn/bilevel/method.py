@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from metalearn.autograd import subtract
 from metalearn.bilevel.oracle import Gradients
 from metalearn.errors import MAX_FLOAT32, UsageError
-from metalearn.tree import add
 
 if TYPE_CHECKING:
     from metalearn.bilevel.descent import Descent
@@ -37,10 +37,7 @@ class Hypergradient:
         cls, outer: Gradients, mixed: Sequence[Tensor | None], inner_loss: Tensor
     ) -> Hypergradient:
         """Return direct - (d2 inner / d meta d params) x, by the implicit function theorem."""
-        by_meta = [
-            add(direct, None if m is None else -m)
-            for direct, m in zip(outer.by_meta, mixed, strict=True)
-        ]
+        by_meta = [subtract(d, m) for d, m in zip(outer.by_meta, mixed, strict=True)]
         return cls(by_meta, outer.loss, inner_loss)
 
 

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from metalearn.autograd import add, partials
 from metalearn.bilevel.loss_scale import LossScale
 from metalearn.errors import UsageError
 from metalearn.parallel.ranks import ALONE, Ranks
 from metalearn.problems.protocol import Meta, Params
 from metalearn.problems.stochastic import StochasticProblem
-from metalearn.tree import add, detached, leaves_of, partials, requires_grad_copy
+from metalearn.tree import detached, leaves_of, requires_grad_copy
 
 Precision = Literal["full", "bf16", "fp16"]
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

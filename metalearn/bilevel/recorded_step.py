@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.overrides import TorchFunctionMode
 
+from metalearn.autograd import partials
 from metalearn.errors import UsageError
-from metalearn.tree import partials
 
 State = list[dict[str, Tensor]]
 """Tensors of the optimiser's state by name, one dict for each tensor that it moves."""

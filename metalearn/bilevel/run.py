@@ -18,7 +18,7 @@ from metalearn.bilevel.oracle import Precision
 from metalearn.bilevel.run_folder import BilevelFolder
 from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
 from metalearn.metagrad import NonFiniteGradient
-from metalearn.parallel.ranks import Ranks, process_group
+from metalearn.parallel.ranks import Ranks, process_group, sum_bytes
 from metalearn.problems.protocol import Meta
 from metalearn.problems.stochastic import StochasticProblem
 from metalearn.system.random_state import seed_all, untouched
@@ -213,9 +213,8 @@ def check_ranks(descent: Descent, ranks: Ranks) -> None:
     if ranks.size == 1:
         return
     leaves = leaves_of(descent.meta) + list(descent.params.values())
-    bits = [p.detach().reshape(-1).view(torch.uint8) for p in leaves]
     last = [stream.digest() for stream in (descent.inner_stream, descent.outer_stream)]
-    found = ranks.gather([*last, *(int(b.sum(dtype=torch.int64)) for b in bits)])
+    found = ranks.gather([*last, *sum_bytes(leaves)])
     if any(other != found[0] for other in found):
         raise TrainingStopped(
             f"stopped at outer step {descent.count}: the ranks' batches, meta or params differ; "

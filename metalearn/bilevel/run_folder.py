@@ -61,32 +61,19 @@ class BilevelFolder:
         """Return the newest whole checkpoint, and drop what a kill left of later steps.
 
         Raises:
-            UsageError: there is none, or it is of another kind of run.
+            UsageError: no checkpoint is whole, or the checkpoint is of another kind of run.
         """
         return self._ranks.on_rank_zero(self._load)
 
     def _load(self) -> dict[str, Any]:
-        paths = checkpoint.generations(self.folder)
-        damaged = []
-        for path in paths:
-            try:
-                state = checkpoint.read(path)
-            except checkpoint.DamagedCheckpoint:
-                damaged.append(path)
-                continue
-            if state.get("kind") != KIND:
-                raise UsageError(
-                    f"{path} is a checkpoint of another kind of run: expected one of "
-                    "bilevel.train. Choose its folder, or train anew."
-                )
-            with self._writing():
-                for part in damaged:
-                    part.unlink()  # it would push the whole ones out
-                checkpoint.drop_unfinished(self.folder)
-                self._metrics.cut(state["step"])
-            self._saved = state["step"]
-            return state
-        raise UsageError(f"no checkpoint in {self.folder} is whole; train anew")
+        state, damaged = checkpoint.newest(self.folder, _read)
+        with self._writing():
+            for path in damaged:
+                path.unlink()  # it would push the whole ones out
+            checkpoint.drop_unfinished(self.folder)
+            self._metrics.cut(state["step"])
+        self._saved = state["step"]
+        return state
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a step's row to metrics.jsonl."""
@@ -129,3 +116,13 @@ class BilevelFolder:
                 f"stopped: {self.folder} cannot be written ({error.strerror}); make it writable, "
                 f"with room, then go on with resume=True; {self.last_good}"
             ) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    state = checkpoint.read(path)
+    if state.get("kind") != KIND:
+        raise UsageError(
+            f"{path} is a checkpoint of another kind of run: expected one of bilevel.train. Choose "
+            "its folder, or train anew."
+        )
+    return state

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from metalearn.bilevel.linear_system import LinearSystemMethod, descend
-from metalearn.bilevel.method import Hypergradient, check_numbers, zeros
+from metalearn.bilevel.method import Hypergradient, check_numbers
 from metalearn.bilevel.oracle import Gradients, Products
 
 if TYPE_CHECKING:
@@ -46,9 +44,6 @@ class SOBA(LinearSystemMethod):
     def __post_init__(self) -> None:
         check_numbers(self, "system_lr")
         check_numbers(self, "damping", zero=True)
-
-    def begin(self, at: Descent) -> dict[str, list[Tensor]]:
-        return {"x": zeros(at)}
 
     def step(self, at: Descent) -> Hypergradient:
         inner, outer = self.estimates(at)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from metalearn.bilevel.linear_system import LinearSystemMethod
-from metalearn.bilevel.method import Hypergradient, check_counts, check_numbers, zeros
+from metalearn.bilevel.method import Hypergradient, check_counts, check_numbers
 
 if TYPE_CHECKING:
     from metalearn.bilevel.descent import Descent
@@ -47,9 +45,6 @@ class StocBiO(LinearSystemMethod):
         check_numbers(self, "step_size")
         check_numbers(self, "damping", zero=True)
 
-    def begin(self, at: Descent) -> dict[str, list[Tensor]]:
-        return {"x": zeros(at)}
-
     def step(self, at: Descent) -> Hypergradient:
         at.descend_inner(self.inner_steps)
         outer = at.oracle.outer(at.params, at.meta, at.outer_batch())
@@ -64,5 +59,4 @@ class StocBiO(LinearSystemMethod):
             total = [s + t for s, t in zip(total, term, strict=True)]
         x = [self.step_size * s for s in total]
         at.memory["x"] = x
-        inner = at.oracle.products(at.params, at.meta, at.inner_batch(), x, hessian=False)
-        return Hypergradient.implicit(outer, inner.mixed, inner.loss)
+        return self.at_solution(at, outer, at.inner_batch())

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
+from metalearn.autograd import add
 from metalearn.bilevel.method import Hypergradient, Method, check_counts
 from metalearn.bilevel.recorded_step import RecordedStep, State, check_differentiable
 from metalearn.errors import UsageError
 from metalearn.system.random_state import TorchStates, replayed, torch_states
-from metalearn.tree import add
 
 if TYPE_CHECKING:
     from metalearn.bilevel.descent import Descent
@@ -79,13 +79,13 @@ class TruncatedUnrolling(Method):
         batches = [at.inner_batch() for _ in range(self.window)]
         found = self._through(at, batches, at.outer_batch())
         if snapshot is not None:
-            at.inner.restore(snapshot)
+            at.inner.load_state_dict(snapshot)
         return found
 
     def direction(self, at: Descent, inner_batch: Any, outer_batch: Any) -> Hypergradient:
         snapshot = at.inner.snapshot()
         found = self._through(at, [inner_batch] * self.window, outer_batch)
-        at.inner.restore(snapshot)
+        at.inner.load_state_dict(snapshot)
         return found
 
     def _through(self, at: Descent, batches: list[Any], outer_batch: Any) -> Hypergradient:

@@ -239,7 +239,7 @@ def _composed(verb: str, words: tuple[str, ...], folder: Path) -> DictConfig:
 def _has_prox(problem: str, folder: Path) -> bool:
     """Return whether the file of a problem= sets prox, without any metagrad=."""
     with _own_hydra(folder):
-        return "prox" in hydra.compose("train", [f"problem={problem}", "~metagrad"]).problem
+        return "prox" in hydra.compose(f"problem/{problem}").problem
 
 
 def _check_resolved(config: DictConfig) -> None:

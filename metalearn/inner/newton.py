@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metalearn.autograd import gradients
 from metalearn.errors import UsageError
 from metalearn.inner.line_search import backtrack
 from metalearn.inner.solver import (
@@ -18,7 +19,7 @@ from metalearn.inner.solver import (
     value_and_grad,
 )
 from metalearn.linear_solve import CG
-from metalearn.tree import gradients, task_dot, task_norm
+from metalearn.tree import task_dot, task_norm
 
 
 @dataclass(frozen=True)

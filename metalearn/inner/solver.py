@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.autograd import partials
 from metalearn.errors import UsageError
-from metalearn.tree import partials, task_norm
+from metalearn.tree import task_norm
 
 Params = dict[str, Tensor]
 Objective = Callable[[Params], Tensor]

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from metalearn.autograd import gradients
 from metalearn.linear_solve.solution import MatVec, Solution, Status
 from metalearn.linear_solve.system import System, divide, dot, power_of_two, require, rows
-from metalearn.tree import Raveler, Tree, gradients, leaves_of, like_tree, requires_grad_copy
+from metalearn.tree import Raveler, Tree, leaves_of, like_tree, requires_grad_copy
 
 
 @dataclass(frozen=True)

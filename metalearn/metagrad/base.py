@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from metalearn.autograd import partials
 from metalearn.errors import UsageError
 from metalearn.inner import (
     AtRates,
@@ -22,14 +23,7 @@ from metalearn.metagrad.certificate import Certificate
 from metalearn.problem import BilevelProblem, Meta, Params, RatedProblem
 from metalearn.system.memory import keep_freed_memory_by_default
 from metalearn.system.random_state import TorchStates, replayed
-from metalearn.tree import (
-    detached,
-    leaves_of,
-    like_tree,
-    named_leaves,
-    partials,
-    requires_grad_copy,
-)
+from metalearn.tree import detached, leaves_of, like_tree, named_leaves, requires_grad_copy
 
 
 class NonFiniteGradient(ArithmeticError):
@@ -217,13 +211,25 @@ def outer_gradient(
     with torch.enable_grad():
         loss, metrics = problem.outer_objective(params, meta, task)
         leaves = list(params.values())
-        found = partials(loss.sum(), leaves + leaves_of(meta))
-    by_params = [
-        torch.zeros_like(x) if g is None else g
-        for x, g in zip(leaves, found[: len(leaves)], strict=True)
-    ]
+        by_params, by_meta = pull_back([loss.sum()], None, leaves, meta)
     detached = {name: value.detach() for name, value in metrics.items()}
-    return loss.detach(), detached, by_params, found[len(leaves) :]
+    return loss.detach(), detached, by_params, by_meta
+
+
+def pull_back(
+    outputs: list[Tensor], weights: list[Tensor] | None, inputs: list[Tensor], meta: Meta
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Return weights' d outputs / d inputs, and weights' d outputs / d meta, None if absent.
+
+    Args:
+        weights: a tensor like each output; None: 1, for outputs that are numbers.
+    """
+    found = partials(outputs, inputs + leaves_of(meta), weights)
+    by_inputs = [
+        torch.zeros_like(x) if g is None else g
+        for x, g in zip(inputs, found[: len(inputs)], strict=True)
+    ]
+    return by_inputs, found[len(inputs) :]
 
 
 def through_init(

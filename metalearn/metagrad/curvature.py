@@ -13,19 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from metalearn.autograd import without_saved_tensor_hooks
+from metalearn.autograd import add, gradients, partials, without_saved_tensor_hooks
 from metalearn.errors import UsageError
 from metalearn.problem import BilevelProblem, CompositeProblem, Meta, Params
 from metalearn.system.random_state import drawn_since, torch_states
-from metalearn.tree import (
-    add,
-    detached,
-    gradients,
-    leaves_of,
-    like_tree,
-    partials,
-    requires_grad_copy,
-)
+from metalearn.tree import detached, leaves_of, like_tree, requires_grad_copy
 
 
 class Curvature(Protocol):

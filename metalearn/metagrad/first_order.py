@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from metalearn.autograd import add
 from metalearn.inner import InnerSolution, InnerSolver
 from metalearn.metagrad.base import (
     MetaGradient,
@@ -16,7 +17,7 @@ from metalearn.metagrad.base import (
 from metalearn.metagrad.certificate import Certificate
 from metalearn.problem import BilevelProblem, Meta
 from metalearn.system.random_state import TorchStates, torch_states
-from metalearn.tree import add, detached, requires_grad_copy
+from metalearn.tree import detached, requires_grad_copy
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metalearn.autograd import add, gradients, partials
 from metalearn.errors import MissingPackage, UsageError
 from metalearn.inner import Adam, GradientDescent, GradientMethod, LoopState, StepRates
 from metalearn.metagrad.base import check_losses, step_rates
 from metalearn.problem import BilevelProblem, Meta, Params
-from metalearn.tree import add, detached, gradients, leaves_of, partials, requires_grad_copy
+from metalearn.tree import detached, leaves_of, requires_grad_copy
 
 
 class _Holder(nn.Module):

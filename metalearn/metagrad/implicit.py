@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from metalearn.autograd import subtract
 from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.inner import InnerSolution, InnerSolver
 from metalearn.inner.solver import broadcast
@@ -23,7 +24,7 @@ from metalearn.metagrad.curvature import Curvature, GaussNewton, Hessian, Recomp
 from metalearn.metagrad.first_order import first_order_at
 from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.system.random_state import torch_states
-from metalearn.tree import add, detached, requires_grad_copy, task_norm
+from metalearn.tree import detached, requires_grad_copy, task_norm
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Implicit(MetaGradient):
                 "the inner objective does not depend on the meta-parameters, so that its implicit "
                 "gradient is zero; give it a term that does (FewShot: prox above 0) or unroll"
             )
-        summed = [add(d, None if m is None else -m) for d, m in zip(direct, mixed, strict=True)]
+        summed = [subtract(d, m) for d, m in zip(direct, mixed, strict=True)]
         grad_norm = task_norm(curvature.gradient)
         x = dict(zip(params, solution.value, strict=True))
         solver_state = {}

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.autograd import without_saved_tensor_hooks
+from metalearn.autograd import add, partials, without_saved_tensor_hooks
 from metalearn.inner import GradientMethod, LoopState, value_and_grad
-from metalearn.metagrad.base import step_rates, through_init
+from metalearn.metagrad.base import pull_back, step_rates, through_init
 from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.system.random_state import replayed, torch_states
-from metalearn.tree import add, detached, leaves_of, partials, requires_grad_copy
+from metalearn.tree import detached, leaves_of, requires_grad_copy
 
 
 def back_through_mixed(
@@ -47,7 +47,7 @@ def back_through_mixed(
     end = state.requires_grad_copy()
     with torch.enable_grad():
         loss, metrics = problem.outer_objective(end.params, meta, task)
-    weights, by_meta = _pulled([loss.sum()], None, end.leaves(), meta)
+    weights, by_meta = pull_back([loss.sum()], None, end.leaves(), meta)
     mixed: list[Tensor] | None = None
     for begin, draw in reversed(before):
         grads = [torch.zeros_like(p) for p in begin.params.values()]
@@ -97,19 +97,8 @@ def _pulled_through_update(
     start, grads = begin.requires_grad_copy(), requires_grad_copy(grads)
     with torch.enable_grad():
         reached = inner.step(start, grads, step_rates(problem, meta))
-    found, by_meta = _pulled(reached.leaves(), weights, start.leaves() + grads, meta)
+    found, by_meta = pull_back(reached.leaves(), weights, start.leaves() + grads, meta)
     return found[: -len(grads)], found[-len(grads) :], by_meta
-
-
-def _pulled(
-    outputs: list[Tensor], weights: list[Tensor] | None, inputs: list[Tensor], meta: Meta
-) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Return weights' d outputs / d inputs, and weights' d outputs / d meta, None if absent."""
-    found = partials(outputs, inputs + leaves_of(meta), weights)
-    by_inputs = [
-        torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=False)
-    ]
-    return by_inputs, found[len(inputs) :]
 
 
 def _pushed(

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from metalearn.autograd import gradients
 from metalearn.problem import BilevelProblem, Meta, Params
-from metalearn.tree import detached, gradients, task_norm
+from metalearn.tree import detached, task_norm
 
 Constant = float | Tensor
 Kind = Literal["bound", "estimate"]

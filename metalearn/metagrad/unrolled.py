@@ -9,12 +9,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from metalearn.autograd import add
 from metalearn.errors import UsageError
 from metalearn.inner import GradientMethod, InnerSolution, InnerSolver, LoopState, value_and_grad
 from metalearn.metagrad.base import (
     MetaGradient,
     MetaGradientResult,
     mean_over_tasks,
+    pull_back,
     step_rates,
     through_init,
 )
@@ -22,7 +24,7 @@ from metalearn.metagrad.higher_backend import unroll_with_higher
 from metalearn.metagrad.mixed_mode import back_through_mixed
 from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.system.random_state import drawn_since, replayed, torch_states
-from metalearn.tree import add, detached, leaves_of, partials, requires_grad_copy, task_norm
+from metalearn.tree import detached, requires_grad_copy, task_norm
 
 
 @dataclass(frozen=True)
@@ -241,18 +243,6 @@ def back_through(
                 losses.append(earlier * problem.outer_objective(end.params, meta, task)[0].sum())
         return begin, end, losses
 
-    def pulled_back(
-        outputs: list[Tensor], weights: list[Tensor] | None, begin: LoopState
-    ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Return weights' d outputs / d begin, and weights' d outputs / d meta."""
-        inputs = begin.leaves()
-        found = partials(outputs, inputs + leaves_of(meta), weights)
-        by_state = [
-            torch.zeros_like(x) if g is None else g
-            for x, g in zip(inputs, found[: len(inputs)], strict=True)
-        ]
-        return by_state, found[len(inputs) :]
-
     first_draw = torch_states()
     states = [forward(inner.start(problem.init(constant, task)), skipped)]
     draws = []
@@ -263,12 +253,12 @@ def back_through(
         begin, end, losses = with_graph(states.pop(), segments[-1])
         loss, metrics = problem.outer_objective(end.params, meta, task)
         last = (1 - (inner.steps - 1) * earlier) * loss.sum()
-        by_state, by_meta = pulled_back([last, *losses], None, begin)
+        by_state, by_meta = pull_back([last, *losses], None, begin.leaves(), meta)
         for steps in reversed(segments[:-1]):
             with replayed(draws.pop()):
                 begin, reached, losses = with_graph(states.pop(), steps)
             weights = by_state + [torch.ones_like(x) for x in losses]
-            by_state, more = pulled_back(reached.leaves() + losses, weights, begin)
+            by_state, more = pull_back(reached.leaves() + losses, weights, begin.leaves(), meta)
             by_meta = [add(a, b) for a, b in zip(by_meta, more, strict=True)]
     carried = through_init(problem, constant, task, by_state[: len(end.params)], first_draw)
     return (

@@ -24,8 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn.autograd import Function, first_order, transformed
-from metalearn.tree import add
+from metalearn.autograd import Function, add, first_order, transformed
 
 
 class Geometry(NamedTuple):

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from metalearn import implicit
+from metalearn.autograd import gradients
 from metalearn.fixed_point import Anderson, FixedPointSolver
 from metalearn.implicit.equation import lost, no_derivative
 from metalearn.linear_solve import GMRES, LinearSolver, Solution, Status
 from metalearn.linear_solve.system import divide, seeded
-from metalearn.tree import Tree, gradients
+from metalearn.tree import Tree
 
 
 class DEQ(nn.Module):

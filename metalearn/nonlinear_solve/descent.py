@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from metalearn.autograd import gradients
 from metalearn.inner.lbfgs import History
 from metalearn.linear_solve.system import dot, norms, require
 from metalearn.nonlinear_solve.progress import (
@@ -18,7 +19,6 @@ from metalearn.nonlinear_solve.progress import (
     finite_rows,
 )
 from metalearn.nonlinear_solve.result import Found, SolveStatus
-from metalearn.tree import gradients
 
 TRIALS = 40
 """The limit on trials of a line search."""

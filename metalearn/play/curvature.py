@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import torch
 
+from metalearn.autograd import gradients
 from metalearn.inner import Objective, value_and_grad
 from metalearn.problem import Params
-from metalearn.tree import Raveler, gradients, requires_grad_copy
+from metalearn.tree import Raveler, requires_grad_copy
 
 
 def largest_curvature(

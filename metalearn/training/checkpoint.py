@@ -10,7 +10,7 @@ import hashlib
 import io
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +182,26 @@ def drop_unfinished(folder: Path) -> None:
         part.unlink()
 
 
-def newest(folder: Path) -> tuple[dict[str, Any], dict[Path, DamagedCheckpoint]]:
+def _load_resumed(path: Path) -> dict[str, Any]:
+    """Return the checkpoint of a training run, with all that a run needs to resume."""
+    state = load(path)
+    if missing := sorted(RESUMED_KEYS - state.keys()):
+        what = f"of format 1 and lacks {', '.join(missing)}"
+        if state["format"] == FORMAT:
+            what = f"without {', '.join(missing)}"
+        raise UsageError(
+            f"{path} is a checkpoint {what}: it can be evaluated, but not gone on with; train anew"
+        )
+    return state
+
+
+def newest(
+    folder: Path, read_one: Callable[[Path], dict[str, Any]] = _load_resumed
+) -> tuple[dict[str, Any], dict[Path, DamagedCheckpoint]]:
     """Return the newest whole checkpoint, and the errors of newer ones.
+
+    Args:
+        read_one: reads a checkpoint and checks its kind; raises DamagedCheckpoint.
 
     Raises:
         UsageError: the checkpoint is absent, or has a format that cannot be resumed.
@@ -191,19 +209,9 @@ def newest(folder: Path) -> tuple[dict[str, Any], dict[Path, DamagedCheckpoint]]
     damaged: dict[Path, DamagedCheckpoint] = {}
     for path in generations(folder):
         try:
-            state = load(path)
+            return read_one(path), damaged
         except DamagedCheckpoint as error:
             damaged[path] = error
-            continue
-        if missing := sorted(RESUMED_KEYS - state.keys()):
-            what = f"of format 1 and lacks {', '.join(missing)}"
-            if state["format"] == FORMAT:
-                what = f"without {', '.join(missing)}"
-            raise UsageError(
-                f"{path} is a checkpoint {what}: it can be evaluated, but not gone on with; "
-                "train anew"
-            )
-        return state, damaged
     if damaged:
         raise UsageError(f"no checkpoint in {folder} is whole; train anew")
     raise UsageError(f"there is no checkpoint in {folder}; train anew")

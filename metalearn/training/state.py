@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from metalearn.errors import TrainingStopped, UsageError
 from metalearn.metagrad import MetaGradientResult, NonFiniteGradient
 from metalearn.parallel.batches import OutOfMemory, SplitGradient
-from metalearn.parallel.ranks import Ranks, job
+from metalearn.parallel.ranks import Ranks, job, sum_bytes
 from metalearn.parallel.sharding import ShardedGradient
 from metalearn.problem import Meta
 from metalearn.system import random_state
@@ -126,8 +125,7 @@ class TrainingState:
         leaves = leaves_of(self.experiment.meta)
         if self._average is not None:
             leaves = leaves + leaves_of(self._average.meta)
-        bits = [p.detach().reshape(-1).view(torch.uint8) for p in leaves]
-        sums = self.ranks.gather([int(b.sum(dtype=torch.int64)) for b in bits])
+        sums = self.ranks.gather(sum_bytes(leaves))
         if any(s != sums[0] for s in sums):
             raise TrainingStopped(
                 f"stopped at meta-step {self.step}: the ranks' meta-parameters differ, which equal "

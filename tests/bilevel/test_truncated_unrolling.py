@@ -120,12 +120,12 @@ def test_dropout_draws_the_same_masks_on_the_way_back():
     batches = run.inner_batch(), run.outer_batch()
     torch.manual_seed(1)
     first = run.method.direction(run, *batches)
-    run.inner.restore(start)
+    run.inner.load_state_dict(start)
 
     def value(decay: float) -> float:
         with torch.no_grad():
             run.meta["decay"].fill_(decay)
-        run.inner.restore(start)
+        run.inner.load_state_dict(start)
         torch.manual_seed(1)
         return float(run.method.direction(run, *batches).outer_loss)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metalearn.autograd import gradients
 from metalearn.inner import InnerSolver
 from metalearn.inner.solver import Objective, value_and_grad
 from metalearn.metagrad.base import at_learned_rates
@@ -20,7 +21,7 @@ from metalearn.problem import FewShot, Meta, Params
 from metalearn.problems import ConvexHead, WithBody
 from metalearn.problems.learned import LearnedProx, LearnedRates
 from metalearn.tasks import TaskBatch
-from metalearn.tree import gradients, leaves_of, like_tree, relative_error, task_norm
+from metalearn.tree import leaves_of, like_tree, relative_error, task_norm
 
 relative_difference = relative_error
 

@@ -32,6 +32,7 @@ from metalearn.problems.hyper_parameters import ExampleInfluence
 from metalearn.problems.training_task import TrainingTask, fresh
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.table import Table
+from metalearn.studies.hpo.data import flat
 from metalearn.studies.influence import report as influence_report
 from metalearn.tasks.image_splits import image_splits
 
@@ -122,11 +123,10 @@ class InfluenceStudy:
     def _problem(
         self, model: str, seed: int, device: torch.device
     ) -> tuple[ExampleInfluence, TrainingTask]:
-        splits = image_splits("digits", None, seed, test=0.1, validation=0.5, train=self.examples)
-        train, judged = (
-            replace(part, x=part.x.flatten(1).double().to(device), y=part.y.to(device))
-            for part in (splits.train, splits.validation)
+        splits = flat(
+            image_splits("digits", None, seed, test=0.1, validation=0.5, train=self.examples)
         )
+        train, judged = splits.train.to(device), splits.validation.to(device)
         if len(train.y) < self.examples or len(judged.y) < self.validation:
             raise UsageError(
                 f"examples={self.examples}, validation={self.validation}: expected at most "
