@@ -99,7 +99,9 @@ class Descent:
                 "such as SOBA(system_lr=0.1)."
             )
         if outer_scheduler is not None and outer_optimiser is None:
-            raise UsageError("outer_scheduler without outer_optimiser: expected both, or neither")
+            raise UsageError(
+                "outer_scheduler without outer_optimiser: expected both, or neither. Give both."
+            )
         here = check_meta(meta)
         device = here if device is None else torch.device(device)
         self.problem, self.method, self.device = problem, method, device

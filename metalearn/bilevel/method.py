@@ -90,7 +90,8 @@ def check_counts(method: Method, *names: str, least: int = 1) -> None:
         value = getattr(method, name)
         if type(value) is not int or value < least:
             raise UsageError(
-                f"{type(method).__name__}({name}={value}): expected a whole number from {least} on"
+                f"{type(method).__name__}({name}={value}): expected a whole number from {least} "
+                "on. Give one."
             )
 
 
@@ -103,5 +104,5 @@ def check_numbers(method: Method, *names: str, zero: bool = False) -> None:
             least = "of at least 0" if zero else "above 0"
             raise UsageError(
                 f"{type(method).__name__}({name}={value}): expected a number {least}, up to "
-                f"{MAX_FLOAT32:.1e}"
+                f"{MAX_FLOAT32:.1e}. Give one."
             )
