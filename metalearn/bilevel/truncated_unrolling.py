@@ -30,7 +30,7 @@ class TruncatedUnrolling(Method):
     """The derivative of the outer loss through the last `window` of `steps` inner steps.
 
     Truncated backpropagation: every T1 = `steps` inner steps it goes back T2 = `window` steps
-    (Williams & Peng 1990; for hyper-parameters Shaban et al. 2019, section 3). Training goes on
+    (Williams & Peng 1990; for hyper-parameters Shaban et al. 2019, section 3). Training continues
     from the params reached. One step and a window of one is the method of Luketina et al. 2016;
     with `rehearse` it is DARTS (Liu et al. 2019, equations 6 and 7) without its finite differences.
 
