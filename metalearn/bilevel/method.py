@@ -49,12 +49,12 @@ class Method:
     Attributes:
         copies: the names of further iterates of the shape of the params, each with an optimiser of
             its own, which `Descent.copies` holds.
-        sees_decay: True if the hypergradient goes through the inner optimiser, and so knows of its
-            weight decay.
+        sees_optimiser: True if the hypergradient goes through the inner optimiser, and so knows of
+            its weight decay and of learned rates.
     """
 
     copies: ClassVar[tuple[str, ...]] = ()
-    sees_decay: ClassVar[bool] = False
+    sees_optimiser: ClassVar[bool] = False
 
     def begin(self, at: Descent) -> dict[str, list[Tensor]]:
         """Return the memory at the start: lists of tensors by name."""
