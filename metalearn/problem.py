@@ -13,7 +13,7 @@ from metalearn.problems.protocol import (
     TrainableProblem,
     query_predictions,
 )
-from metalearn.problems.stochastic import FullBatch, StochasticProblem
+from metalearn.problems.stochastic import FullBatch, RatedStochasticProblem, StochasticProblem
 
 __all__ = [
     "BilevelProblem",
@@ -25,6 +25,7 @@ __all__ = [
     "Params",
     "PredictingProblem",
     "RatedProblem",
+    "RatedStochasticProblem",
     "StochasticProblem",
     "TrainableProblem",
     "prediction_loss",

@@ -37,7 +37,7 @@ class FixedBatches(Sampler[list[int]]):
     ) -> None:
         for name, value in (("examples", examples), ("batch_size", batch_size)):
             if type(value) is not int or value < 1:
-                raise UsageError(f"{name}={value}: expected a whole number from 1 on")
+                raise UsageError(f"{name}={value}: expected a whole number from 1 on. Give one.")
         self.examples, self.batch_size, self.replacement = examples, batch_size, replacement
         self.generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(examples, generator=self.generator)

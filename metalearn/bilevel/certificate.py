@@ -153,7 +153,8 @@ class Certify:
     def __post_init__(self) -> None:
         if self.batches != "all" and (type(self.batches) is not int or self.batches < 2):
             raise UsageError(
-                f"Certify(batches={self.batches!r}): expected a whole number from 2 on, or 'all'"
+                f"Certify(batches={self.batches!r}): expected a whole number from 2 on, or "
+                "'all'. Give one."
             )
 
     def __call__(self, at: Descent) -> StochasticCertificate:

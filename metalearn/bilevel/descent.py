@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from metalearn.bilevel.batches import BatchStream
 from metalearn.bilevel.iterate import Iterate, MakeOptimiser, MakeScheduler
+from metalearn.bilevel.learned_rates import check_rates, fixed_rates
 from metalearn.bilevel.method import Hypergradient, Method
 from metalearn.bilevel.oracle import Gradients, Oracle, Precision
 from metalearn.errors import UsageError
@@ -99,7 +100,9 @@ class Descent:
                 "such as SOBA(system_lr=0.1)."
             )
         if outer_scheduler is not None and outer_optimiser is None:
-            raise UsageError("outer_scheduler without outer_optimiser: expected both, or neither")
+            raise UsageError(
+                "outer_scheduler without outer_optimiser: expected both, or neither. Give both."
+            )
         here = check_meta(meta)
         device = here if device is None else torch.device(device)
         self.problem, self.method, self.device = problem, method, device
@@ -112,6 +115,7 @@ class Descent:
         self.outer_stream = BatchStream("outer_loader", outer_loader, device, 2 * seed + 1)
         leaves = list(self.params.values())
         self.inner = Iterate("inner", leaves, inner_optimiser, inner_scheduler)
+        check_rates(problem, method, self.meta, self.params)
         _warn_of_decay(method, self.inner)
         self.copies = {
             name: Iterate(
@@ -168,9 +172,10 @@ class Descent:
     def descend_inner(self, steps: int) -> Gradients | None:
         """Take steps of the inner optimiser on the inner loss; return the last gradient."""
         found = None
+        factors = fixed_rates(self.problem, self.meta, self.params)
         for _ in range(steps):
             found = self.oracle.inner(self.params, self.meta, self.inner_batch())
-            self.inner.step(found.by_params)
+            self.inner.step(found.by_params, factors)
         return found
 
     def copy(self, name: str) -> Params:
@@ -249,7 +254,7 @@ class Descent:
 def _warn_of_decay(method: Method, inner: Iterate) -> None:
     """Warn of a decay by the inner optimiser that the hypergradient does not know of."""
     decay = max(float(group.get("weight_decay") or 0.0) for group in inner.optimiser.param_groups)
-    if decay and not method.sees_decay:
+    if decay and not method.sees_optimiser:
         name = type(inner.optimiser).__name__
         warnings.warn(
             f"inner_optimiser={name}(weight_decay={decay:g}): the hypergradient of "

@@ -51,13 +51,24 @@ class Iterate:
                 "is no metric. Use another of torch.optim.lr_scheduler."
             )
 
-    def step(self, grads: Sequence[Tensor]) -> None:
-        """Take a step along gradients, and one of the scheduler."""
+    def step(self, grads: Sequence[Tensor], factors: Sequence[Tensor | None] = ()) -> None:
+        """Take a step along gradients, and one of the scheduler.
+
+        Args:
+            factors: of the move of each tensor; None: 1. Empty: 1 for all.
+        """
+        scaled = [
+            (p, p.detach().clone(), f)
+            for p, f in zip(self.leaves, factors, strict=bool(factors))
+            if f is not None
+        ]
         for p, g in zip(self.leaves, grads, strict=True):
             p.grad = g.to(p.dtype)
         self.optimiser.step()
         for p in self.leaves:
             p.grad = None
+        for p, before, factor in scaled:
+            p.detach().copy_(torch.lerp(before, p.detach(), factor))
         if self.scheduler is not None:
             self.scheduler.step()
 

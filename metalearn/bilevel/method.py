@@ -49,12 +49,12 @@ class Method:
     Attributes:
         copies: the names of further iterates of the shape of the params, each with an optimiser of
             its own, which `Descent.copies` holds.
-        sees_decay: True if the hypergradient goes through the inner optimiser, and so knows of its
-            weight decay.
+        sees_optimiser: True if the hypergradient goes through the inner optimiser, and so knows of
+            its weight decay and of learned rates.
     """
 
     copies: ClassVar[tuple[str, ...]] = ()
-    sees_decay: ClassVar[bool] = False
+    sees_optimiser: ClassVar[bool] = False
 
     def begin(self, at: Descent) -> dict[str, list[Tensor]]:
         """Return the memory at the start: lists of tensors by name."""
@@ -90,7 +90,8 @@ def check_counts(method: Method, *names: str, least: int = 1) -> None:
         value = getattr(method, name)
         if type(value) is not int or value < least:
             raise UsageError(
-                f"{type(method).__name__}({name}={value}): expected a whole number from {least} on"
+                f"{type(method).__name__}({name}={value}): expected a whole number from {least} "
+                "on. Give one."
             )
 
 
@@ -103,5 +104,5 @@ def check_numbers(method: Method, *names: str, zero: bool = False) -> None:
             least = "of at least 0" if zero else "above 0"
             raise UsageError(
                 f"{type(method).__name__}({name}={value}): expected a number {least}, up to "
-                f"{MAX_FLOAT32:.1e}"
+                f"{MAX_FLOAT32:.1e}. Give one."
             )

@@ -83,9 +83,13 @@ class Oracle:
         ranks: Ranks = ALONE,
     ) -> None:
         if precision != "full" and precision not in TYPES:
-            raise UsageError(f"precision={precision!r}: expected 'full', 'bf16' or 'fp16'")
+            raise UsageError(
+                f"precision={precision!r}: expected 'full', 'bf16' or 'fp16'. Give one."
+            )
         if type(micro_batches) is not int or micro_batches < 1:
-            raise UsageError(f"micro_batches={micro_batches}: expected a whole number from 1 on")
+            raise UsageError(
+                f"micro_batches={micro_batches}: expected a whole number from 1 on. Give one."
+            )
         self._problem, self._device, self._ranks = problem, device, ranks
         self._type, self._micro_batches = TYPES.get(precision), micro_batches
         self.scale = LossScale(dynamic=precision == "fp16")

@@ -29,6 +29,7 @@ class RecordedStep:
         groups: the options of its groups at that step, as the scheduler set them.
         params, grads: the tensors before the step, and the gradients that it takes.
         state: the optimiser's state before the step.
+        factors: of the move of each of params; None: 1.
     """
 
     optimiser: Optimizer
@@ -36,12 +37,20 @@ class RecordedStep:
     params: list[Tensor]
     grads: list[Tensor]
     state: list[dict[str, Any]]
+    factors: list[Tensor | None]
 
     @classmethod
     def of(
-        cls, optimiser: Optimizer, params: Sequence[Tensor], grads: Sequence[Tensor]
+        cls,
+        optimiser: Optimizer,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        factors: Sequence[Tensor | None] = (),
     ) -> RecordedStep:
         """Record a step. The params and the state are copied.
+
+        Args:
+            factors: as in `Iterate.step`.
 
         Raises:
             UsageError: the optimiser has no differentiable step.
@@ -57,12 +66,16 @@ class RecordedStep:
             else {}
             for p in params
         ]
-        return cls(optimiser, groups, [p.detach().clone() for p in params], list(grads), state)
+        before = [p.detach().clone() for p in params]
+        own = list(factors) or [None] * len(before)
+        return cls(optimiser, groups, before, list(grads), state, own)
 
     def pull_back(
         self, by_params: Sequence[Tensor], by_state: State | None
-    ) -> tuple[list[Tensor], State, list[Tensor]]:
-        """Return the gradient in params, state and grads of a function of the step's result.
+    ) -> tuple[list[Tensor], State, list[Tensor], list[Tensor]]:
+        """Return the gradient of a function of the step's result.
+
+        It is that in params, state and grads, and in the factors that are not None.
 
         Args:
             by_params, by_state: the function's gradient in the params and the state after the
@@ -74,9 +87,15 @@ class RecordedStep:
             {k: v.clone().requires_grad_() for k, v in own.items() if _moves(k, v, p)}
             for own, p in zip(self.state, self.params, strict=True)
         ]
+        factors = [None if f is None else f.detach().clone().requires_grad_() for f in self.factors]
         with torch.enable_grad():
             moved, after = self._step(params, grads, state)
-        inputs = [*params, *(v for own in state for v in own.values()), *grads]
+            moved = [
+                m if f is None else torch.lerp(p, m, f)
+                for p, m, f in zip(params, moved, factors, strict=True)
+            ]
+        states = [v for own in state for v in own.values()]
+        inputs = [*params, *states, *grads, *(f for f in factors if f is not None)]
         outputs, weights = list(moved), list(by_params)
         for own, given in zip(after, by_state or [{}] * len(after), strict=True):
             names = [name for name in given if name in own]
@@ -86,9 +105,11 @@ class RecordedStep:
             torch.zeros_like(x) if g is None else g
             for x, g in zip(inputs, partials(outputs, inputs, weights), strict=True)
         ]
-        rest = iter(found[len(params) : -len(grads)])
+        rest = iter(found)
+        by_before = [next(rest) for _ in params]
         pulled = [{name: next(rest) for name in own} for own in state]
-        return found[: len(params)], pulled, found[-len(grads) :]
+        by_grads = [next(rest) for _ in grads]
+        return by_before, pulled, by_grads, list(rest)
 
     def _step(
         self, params: list[Tensor], grads: list[Tensor], state: State

@@ -80,7 +80,7 @@ def train(
     periods = {"certify_every": certify_every, "checkpoint_every": checkpoint_every}
     for name, value in {"steps": steps, "keep_checkpoints": keep_checkpoints, **periods}.items():
         if type(value) is not int or value < 1:
-            raise UsageError(f"{name}={value}: expected a whole number from 1 on")
+            raise UsageError(f"{name}={value}: expected a whole number from 1 on. Give one.")
     with untouched(), process_group() as ranks:
         seed_all(seed)
         descent = Descent(

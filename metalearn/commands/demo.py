@@ -30,7 +30,7 @@ from metalearn.system.provenance import provenance
 from metalearn.tasks import omniglot
 
 MARKER = "demo.json"
-"""The options of the demo in a folder, by which the same command goes on with it."""
+"""The options of the demo in a folder, by which the same command resumes it."""
 INTRODUCTION = {
     "omniglot": "Omniglot's handwritten characters",
     "glyphs": "the built-in glyphs, since Omniglot's drawings are not at hand",
@@ -42,7 +42,7 @@ def run(words: list[str]) -> int:
 
     Raises:
         UsageError: a word is no option, or the folder holds something else.
-        TrainingInterrupted: a signal asked for it; the same command goes on.
+        TrainingInterrupted: a signal asked for it; the same command resumes.
     """
     cfg = config.plain("demo", words)
     options: dict[str, Any] = {str(k): v for k, v in OmegaConf.to_container(cfg).items()}  # type: ignore[union-attr]
@@ -60,7 +60,7 @@ def run(words: list[str]) -> int:
     with _place(out, options):
         print(
             f"{demo.title} {chosen}: about {demo.seconds / 60:.1f} min on a quiet machine.\n"
-            f"It writes {out}/. After Ctrl-C the same command goes on."
+            f"It writes {out}/. After Ctrl-C the same command resumes."
         )
         rows = _measure(demo)
         with style():
@@ -79,7 +79,7 @@ def run(words: list[str]) -> int:
 
 @contextmanager
 def _place(out: Path, options: dict[str, Any]) -> Iterator[None]:
-    """Take the folder: an unfinished demo of the same options goes on, any other starts anew.
+    """Take the folder: an unfinished demo of the same options is resumed, any other starts anew.
 
     Raises:
         UsageError: the folder holds something else than a demo, or cannot be written.
@@ -120,7 +120,7 @@ def _measure(demo: Demo) -> pd.DataFrame:
         try:
             rows = demo.measure(cell, torch.device("cpu"))
         except TrainingInterrupted as error:
-            raise TrainingInterrupted(error.status - 128, "the same command goes on") from error
+            raise TrainingInterrupted(error.status - 128, "the same command resumes") from error
         found += [{**cell, **row} for row in rows]
     return pd.DataFrame(found)
 

@@ -47,7 +47,7 @@ def run(words: list[str], complain: Complain) -> int:
         raise UsageError(f"{own[0]} is a sweep's; add -m")
     if asks_for_sweep:
         if resumed:
-            raise UsageError("resume= goes on with one run; leave -m out")
+            raise UsageError("resume= continues one run; leave -m out")
         if world_size() > 1:
             raise UsageError("-m is no work for several processes; start it without torchrun")
         from metalearn.config import sweep

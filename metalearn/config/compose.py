@@ -30,7 +30,7 @@ from metalearn.config.overrides import (
     parse,
     text_of,
 )
-from metalearn.config.types import check_type, check_value, flatten
+from metalearn.config.types import check_type, check_values, flatten
 from metalearn.errors import UsageError
 
 _LONGEST_NAME = 100
@@ -60,8 +60,7 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
         if override.is_sweep_override():
             raise UsageError(f"{text_of(override)}; a sweep needs -m, and a list is key=[a,b]")
     own = [o for o in parsed if not is_group(o) and not o.key_or_group.startswith(HYDRAS)]
-    for override in own:
-        check_value(override, base)
+    check_values(own, base)
     config = base.copy()
     with _explained(config):
         for override in own:
@@ -106,7 +105,7 @@ def overridden(
     for override in parsed:
         if override.is_sweep_override():
             raise UsageError(f"{text_of(override)}; {verb} takes one value at a time")
-        check_value(override, base)
+    check_values(parsed, base)
     try:
         for override in parsed:
             OmegaConf.update(config, override.key_or_group, override.value())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, get_args, get_type_hints
 
 import hydra
@@ -56,8 +57,14 @@ def flatten(config: DictConfig) -> dict[str, Any]:
     return found
 
 
-def check_value(override: Override, config: DictConfig) -> None:
+def check_values(overrides: Iterable[Override], config: DictConfig) -> None:
+    """Raise UsageError if an override names no option of the config, or has another type."""
     flat = flatten(config)
+    for override in overrides:
+        _check_value(override, config, flat)
+
+
+def _check_value(override: Override, config: DictConfig, flat: dict[str, Any]) -> None:
     key, value, word = override.key_or_group, override.value(), text_of(override)
     if override.is_add():
         if f"{key.rpartition('.')[0]}._target_" not in flat:

@@ -13,7 +13,7 @@ from metalearn.tree import Tree
 
 @dataclass(frozen=True)
 class UncheckedCG:
-    """The textbook CG method, which goes on along negative curvature.
+    """The textbook CG method, which continues along negative curvature.
 
     There a step raises what CG minimises; `metalearn.linear_solve.CG` stops instead. This class
     serves studies of that cost. Systems that met negative curvature have the status

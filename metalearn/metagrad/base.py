@@ -86,7 +86,7 @@ def check_losses(loss: Tensor, tasks: int) -> None:
 class MetaGradient:
     """A method to differentiate a bilevel problem: `meta_gradient(problem, meta, task)`.
 
-    It keeps no state. A method that goes on from the previous meta-step takes
+    It keeps no state. A method that continues from the previous meta-step takes
     `**previous.solver_state` too.
 
     The features of a `FeatureProblem` are computed once, and differentiated once.

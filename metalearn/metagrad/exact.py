@@ -35,7 +35,10 @@ def meta_gradient_error(
         NotConverged: see `exact_implicit`.
     """
     if metagrad.estimates is None:
-        raise UsageError(f"{type(metagrad).__name__} has no exact gradient to be held to")
+        raise UsageError(
+            f"{type(metagrad).__name__} estimates no exact gradient: expected 'unrolled' or "
+            "'implicit' as its `estimates`. Name it there."
+        )
     found = metagrad(problem, meta, task).grads
     wide = like_tree(meta, [x.detach().double() for x in leaves_of(meta)])
     wide_task = task.to(torch.float64)

@@ -28,7 +28,7 @@ class Conv4(nn.Sequential):
             max pooling (Mini-ImageNet).
         image_size: the height and width of the images. 28 gives 2x2 features if strided, 84 gives
             5x5 if pooled.
-        norm: "batch" (the statistics of the batch at hand), "group" (8 groups) or "none".
+        norm: "batch" (the statistics of the current batch), "group" (8 groups) or "none".
         activation: "relu", or "silu", which is smooth. An inner problem with ReLU has its minima at
             kinks, where the gradient is not 0 and the implicit function theorem says nothing.
         head: "free" (`ways` learned class vectors), "zero", "tied", "prototypes" or "solved"

@@ -131,7 +131,7 @@ class TaskSymmetricHead(TaskLinear):
 
 
 class TaskBatchNorm(TaskLayer):
-    """The batch normalisation by the statistics of the batch at hand; no running averages.
+    """The batch normalisation by the statistics of the current batch; no running averages.
 
     `statistics_from` is the number of leading examples that give the statistics (None: all). With
     the support set put first, this is the inductive evaluation: a query's prediction does not

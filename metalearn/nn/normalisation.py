@@ -5,7 +5,7 @@ For a channel of N values let u = s (x - mean x), s = (var x + eps)^(-1/2), and
     P y = y - mean y - u mean(u y),
 
 the symmetric projection with du = s P dx. A gradient is g s P y, and every derivative of it is a
-sum of the tensors at hand, each times a number a channel that follows from five means. So a
+sum of known tensors, each times a number a channel that follows from five means. So a
 gradient takes one pass for the means and one for the result (torch's own kernels), and a Hessian
 product three sums and two such results; torch's own double backward takes four times as long.
 """

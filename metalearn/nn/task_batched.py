@@ -45,7 +45,7 @@ class TaskBatched:
     Containers of torch and modules that declare themselves `task_batchable` are entered. Every
     other module runs as it stands on each task's examples (`EachTask`): by `torch.func.vmap`, or in
     a loop where `vmap` has no rule. So do subclasses with a `forward` of their own, and modules
-    with hooks or parametrizations. Batch norm uses the statistics of the batch at hand, for each
+    with hooks or parametrizations. Batch norm uses the statistics of the current batch, for each
     task its own.
 
     In `TaskBatched(module)(params, x)`:

@@ -1,4 +1,4 @@
-"""The part that the nonlinear solvers share: the tolerance, and who goes on."""
+"""The part that the nonlinear solvers share: the tolerance, and which systems still run."""
 
 from __future__ import annotations
 

@@ -151,7 +151,9 @@ class Initialisation:
         """
         only, classes = self.opened.only_ways, len(support.classes)
         if only not in (None, classes):
-            raise UsageError(f"{classes} classes: expected the {only} that {self.name} takes")
+            raise UsageError(
+                f"{classes} classes: expected the {only} that {self.name} takes. Draw as many."
+            )
         experiment, task = self.opened.experiment, self.task(support, support.images)
         experiment.check(task)
         steps = steps if self.trained_steps else 0

@@ -98,7 +98,7 @@ def select_loss(loss: str | Loss | None) -> Loss:
             outputs and targets, as `own_loss` takes it.
 
     Raises:
-        UsageError: the choice is none of these.
+        UsageError: the choice is unknown.
     """
     if callable(loss):
         return own_loss(loss)

@@ -6,8 +6,9 @@ where               params*(meta) minimises the mean over inner data of inner_lo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -32,6 +33,19 @@ class StochasticProblem(Protocol):
 
     def outer_loss(self, params: Params, meta: Meta, batch: Any) -> Tensor:
         """Return the outer loss of a batch, 0-d: the mean over its examples."""
+        ...
+
+
+@runtime_checkable
+class RatedStochasticProblem(StochasticProblem, Protocol):
+    """A stochastic problem whose meta also decides the rates of the inner optimiser."""
+
+    def inner_rates(self, meta: Meta) -> Mapping[str, Tensor]:
+        """Return the factors of the inner optimiser's moves, by the names of the params.
+
+        A factor broadcasts against its tensor. It multiplies the whole move, so that it is a factor
+        of the learning rate for every optimiser. Params that are left out have the factor 1.
+        """
         ...
 
 

@@ -90,7 +90,7 @@ def give_back_freed_memory() -> None:
 
 
 def _glibc(name: str) -> Any:
-    """Return a function of the C library on Linux; None where there is none."""
+    """Return a function of the C library on Linux; None elsewhere."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
 
 

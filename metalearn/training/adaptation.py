@@ -113,7 +113,9 @@ class Adaptable:
         if inner_steps is None:
             return trained, build(self.run.metagrad, MetaGradient)
         if inner_steps < 0:
-            raise UsageError(f"inner_steps={inner_steps}: expected a whole number of at least 0")
+            raise UsageError(
+                f"inner_steps={inner_steps}: expected a whole number of at least 0. Give one."
+            )
         if trained is None:
             raise UsageError(
                 f"inner_steps={inner_steps}: expected a run whose inner loop has a number of "

@@ -134,7 +134,8 @@ def _unpacked(data: bytes, path: Path, sealed: bool) -> Any:
         if sealed:  # nor for want of memory
             reason = " ".join(str(error).split())
             raise UsageError(
-                f"{path} is whole by its checksum, and torch cannot read it: {reason[:200]}"
+                f"{path} is whole by its checksum, and torch cannot read it: {reason[:200]}. "
+                "Use the torch that wrote it."
             ) from error
         raise DamagedCheckpoint(
             f"{path} cannot be read as a checkpoint; it may be damaged"

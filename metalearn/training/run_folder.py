@@ -61,7 +61,7 @@ class RunFolder:
         self.metrics = MetricsFile(folder / "metrics.jsonl")
         self.last = checkpoint.generation(folder, 0)
         self._tracker: Tracker | None = None
-        self.loaded = self.last  # the checkpoint that the run goes on from
+        self.loaded = self.last  # the checkpoint that the run resumes from
         self._saved: int | None = None  # the last checkpoint's step
         self._damaged: list[Path] = []
 
@@ -169,7 +169,7 @@ class RunFolder:
 
     @property
     def resuming(self) -> str:
-        """The call or the command that goes on with this run."""
+        """The call or the command that resumes this run."""
         if OBJECTS in self.config:
             return f"metalearn.train(..., run_dir={str(self.folder)!r}, resume=True)"
         return f"`metalearn train {shell_word('resume', self.folder)}`"

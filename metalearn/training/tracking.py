@@ -102,7 +102,7 @@ class Tracker:
     config:  the run's configuration, nested mappings of plain values.
     name:    the run's; WANDB_NAME goes before it.
     mode:    "offline" writes files that `wandb sync` can send later, whatever WANDB_MODE says;
-             "online" sends as it goes, and asks a terminal for a W&B key if there is none;
+             "online" sends as it goes, and asks a terminal for a missing W&B key;
              "disabled" does nothing at all and does not import W&B.
     run_id:  the id of an earlier run to carry on with; `catch_up` then gives W&B what it lacks.
     warn:    told of a failure of W&B's. Training never stops for one: it is said once, in one
@@ -137,7 +137,7 @@ class Tracker:
 
     @property
     def path(self) -> Path | None:
-        """The offline run's folder, which `wandb sync` takes; None if there is none."""
+        """The offline run's folder, which `wandb sync` takes; None without one."""
         return self._path
 
     def log(self, row: Mapping[str, float | int | str | None], step: int) -> None:
@@ -243,7 +243,7 @@ class Tracker:
         except Exception as error:
             self._run = None
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            self._warn(f"W&B stopped, and this run goes on without it: {reason}.")
+            self._warn(f"W&B stopped, and this run continues without it: {reason}.")
             if isinstance(error, ConnectionError):  # W&B's process is gone
                 _forget_service()
 

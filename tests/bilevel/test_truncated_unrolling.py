@@ -10,7 +10,7 @@ from network_problem import descent
 from torch import optim
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from metalearn.bilevel import Descent, TruncatedUnrolling
+from metalearn.bilevel import SOBA, Descent, TruncatedUnrolling
 from metalearn.errors import UsageError
 from metalearn.studies.rates.problems import TYPE, Logistic, full
 
@@ -64,6 +64,68 @@ def test_the_whole_derivative_is_that_of_finite_differences(optimiser):
     # 1e-7: central differences of 1e-5 are right to about 1e-10 / 1e-5 by rounding.
     found, exact = run.step().grads["l"][0], slopes(problem, optimiser, 4)
     assert torch.allclose(found, exact, rtol=1e-6, atol=1e-7 * float(exact.abs().max()))
+
+
+class Rated(Shifted):
+    """The problem with a learned rate for each of its weights."""
+
+    def begin(self):
+        return {**super().begin(), "rate": torch.linspace(-1, 0.5, 5, dtype=TYPE)[None]}
+
+    def inner_rates(self, meta):
+        return {"w": meta["rate"].exp()}
+
+
+@pytest.mark.parametrize(
+    "optimiser", OPTIMISERS, ids=lambda o: f"{o.func.__name__}-{len(o.keywords)}"
+)
+def test_learned_rates_have_the_derivative_of_finite_differences(optimiser):
+    problem, moves = Rated(), 1e-5 * torch.eye(5, dtype=TYPE)[:, None]
+
+    def value(name, move):
+        meta = {**problem.begin(), name: problem.begin()[name] + move}
+        run = unrolling(problem, meta, optimiser, TruncatedUnrolling())
+        run.descend_inner(4)
+        return float(problem.outer_loss(run.params, meta, problem.outer).detach())
+
+    found = unrolling(problem, problem.begin(), optimiser, TruncatedUnrolling(4, 4)).step().grads
+    for name in ("l", "rate"):
+        slopes = torch.tensor([(value(name, m) - value(name, -m)) / 2e-5 for m in moves])
+        assert torch.allclose(
+            found[name][0], slopes.to(TYPE), rtol=1e-6, atol=1e-7 * float(slopes.abs().max())
+        )
+
+
+def test_a_rate_of_one_changes_nothing_and_a_rate_of_zero_freezes():
+    class Frozen(Shifted):
+        def inner_rates(self, meta):
+            return {"w": torch.tensor([1, 1, 1, 1, 0], dtype=TYPE)}
+
+    optimiser = partial(optim.Adam, lr=0.1)
+    plain = unrolling(Shifted(), Shifted().begin(), optimiser, TruncatedUnrolling(3, 3))
+    run = unrolling(Frozen(), Frozen().begin(), optimiser, TruncatedUnrolling())
+    start = run.params["w"].detach().clone()
+    run.descend_inner(1)
+    plain.descend_inner(1)
+    assert torch.allclose(run.params["w"][:, :4], plain.params["w"][:, :4], rtol=1e-12)
+    assert torch.equal(run.params["w"][:, 4], start[:, 4])
+
+
+@pytest.mark.parametrize(
+    ("rates", "method", "sentence"),
+    [
+        ({"w": torch.ones(5)}, SOBA(system_lr=0.1), "goes through the inner optimiser"),
+        ({"v": torch.ones(5)}, TruncatedUnrolling(), "'v': expected names of params"),
+        ({"w": torch.ones(3)}, TruncatedUnrolling(), r"of shape \(3,\): expected one that broad"),
+    ],
+)
+def test_rates_of_no_use_are_refused(rates, method, sentence):
+    class Unfit(Shifted):
+        def inner_rates(self, meta):
+            return rates
+
+    with pytest.raises(UsageError, match=sentence):
+        unrolling(Unfit(), Unfit().begin(), partial(optim.SGD, lr=0.3), method)
 
 
 def test_the_schedule_is_that_of_the_steps():

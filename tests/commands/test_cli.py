@@ -291,7 +291,7 @@ HELP = {
     "bench": options.names("bench"),
     "solve": [*options.names("solve"), "deep equilibrium"],
     "bench soak": ["how often a run is looked at"],
-    "bench fewshot": ["goes on with them"],
+    "bench fewshot": ["continues them"],
 }
 """The names that the help of a verb or of a study has to have."""
 

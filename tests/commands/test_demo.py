@@ -44,7 +44,7 @@ def test_an_interrupted_demo_goes_on_and_ends_in_a_table_and_a_figure(
         assert demo(out) == 128 + signal.SIGTERM
     said = capsys.readouterr()
     assert said.out.index("min on a quiet machine") < said.out.index("1 of 3")
-    assert "the same command goes on" in said.err
+    assert "the same command resumes" in said.err
     assert not (out / "table.md").exists()
     trained = (out / "maml" / "summary.json").stat().st_mtime_ns
 

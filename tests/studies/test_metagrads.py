@@ -60,6 +60,15 @@ CG_STUDY = """
     test_tasks=2
 """
 
+DISTILL = """
+    seeds=[0] methods=[unrolled] unrolled_steps=2 implicit_steps=3 solver_iters=2 steps=2 starts=1
+    batch=16 every=1 draws=1 judge_decays=[0.01] judge_starts=1 width=4
+"""
+NAS = """
+    seeds=[0] methods=[first_order] nodes=1 channels=2 warmup=1 weight_steps=2 solver_iters=2
+    steps=2 random=2 retrain_steps=2 retrain_starts=1 train=20
+"""
+
 
 @pytest.fixture
 def new(tmp_path, monkeypatch):
@@ -136,6 +145,31 @@ def test_a_new_meta_gradient_stands_in_the_study_of_cg(new):
     labels = [a.get_text() for a in study.figures(everything)["cost"].axes[0].texts]
     assert "halved" in labels
     assert render_findings(study, everything)
+
+
+@pytest.mark.parametrize(
+    ("study", "words"), [("distill", DISTILL), ("nas", NAS)], ids=["distill", "nas"]
+)
+def test_a_new_meta_gradient_stands_in_a_search(new, study, words):
+    words = [f"import={new}", "metagrads=[halved,imaml]", *words.split()]
+    study, _, _ = options.study("solve", study, words)
+    rows = pd.DataFrame([{**c, **row} for c in study.cells() for row in study.measure(c, CPU)])
+    assert {"halved", "imaml"} <= set(rows.source)
+    texts = [str(cell) for t in study.tables(rows).values() for cell in t.texts().to_numpy().flat]
+    assert {"halved", "imaml"} <= set(texts)
+    assert study.figures(rows) and render_findings(study, rows)
+
+
+def test_a_new_meta_gradient_stands_in_the_memory_study(new):
+    words = [f"import={new}", "parts=[steps]", "network=small", "steps=[1,4]", "timing_s=0"]
+    study, _, _ = options.study("bench", "memory", [*words, "metagrads=[halved,maml_batched]"])
+    baseline = study.cells()[0]
+    kept = ("halved", "maml_batched", "unrolled, batched")
+    cells = [baseline, *(c for c in study.cells() if c["method"] in kept)]
+    rows = pd.DataFrame([{**c, **row} for c in cells for row in study.measure(c, CPU)])
+    peaks = rows.set_index(["method", "steps"]).peak_bytes
+    assert peaks["halved", 4] < 1.1 * peaks["halved", 1]
+    assert peaks["maml_batched", 4] > 1.5 * peaks["maml_batched", 1]
 
 
 @pytest.mark.parametrize("study", ["gradient", "cg"])

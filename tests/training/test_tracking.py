@@ -192,7 +192,7 @@ def test_a_failed_start_is_said_once(
     tracker.log(ROW, 0)
     tracker.table("comparison", ["config"], [["maml"]])
     tracker.finish({})
-    assert said == ["W&B stopped, and this run goes on without it: no service."]
+    assert said == ["W&B stopped, and this run continues without it: no service."]
     assert tracker.run_id is None and tracker.path is None
 
 
@@ -229,7 +229,7 @@ def test_a_failure_in_mid_run_is_said_once(
         tracker.finish({"done": 1})
         tracker.finish({"done": 1})
     run.finish()
-    assert said == ["W&B stopped, and this run goes on without it: the service is gone."]
+    assert said == ["W&B stopped, and this run continues without it: the service is gone."]
 
 
 @pytest.fixture
@@ -327,7 +327,7 @@ def test_a_service_that_dies_is_not_missed_at_the_end_and_a_later_run_has_its_ow
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0 and done.stderr == ""
-    assert done.stdout.startswith("W&B stopped, and this run goes on without it: ")
+    assert done.stdout.startswith("W&B stopped, and this run continues without it: ")
     assert done.stdout.count("\n") == 1
     (file,) = (tmp_path / "b").glob("wandb/offline-run-*/*.wandb")
     assert [row["a"] for row in wandb_log.history(file)] == [1.0]

@@ -111,7 +111,7 @@ class CGStudy:
     _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_metagrads(self.metagrads, WAYS)
+        check_metagrads(self.metagrads, WAYS, exact=True)
         if self.way_iterations not in self.iterations:
             raise UsageError(
                 f"way_iterations={self.way_iterations}: expected one of iterations="

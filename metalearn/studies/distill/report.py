@@ -16,6 +16,7 @@ from metalearn.studies.frame.groups import (
     Column,
     by_seed,
     estimate,
+    name_sources,
     records,
     scale,
     tabulate,
@@ -50,15 +51,16 @@ def tables(rows: pd.DataFrame) -> dict[str, Table]:
 
 
 def _accuracy(rows: pd.DataFrame) -> Table:
+    names = name_sources(NAMES, rows)
     judged = rows[rows.what == "judged"]
-    own = by_seed(judged, NAMES, "accuracy")
-    others = {title: by_seed(judged, NAMES, column) for title, column in OTHERS.items()}
+    own = by_seed(judged, names, "accuracy")
+    others = {title: by_seed(judged, names, column) for title, column in OTHERS.items()}
     columns = ["trained on", "accuracy, %", "above random, points", *OTHERS]
     return make_table(
         dict.fromkeys(columns, ".2f"),
         [
             [
-                NAMES[name],
+                names[name],
                 estimate(own[name]),
                 None if name == "random" else estimate(own[name] - own["random"]),
                 *(estimate(other[name]) for other in others.values()),
@@ -69,9 +71,10 @@ def _accuracy(rows: pd.DataFrame) -> Table:
 
 
 def _cost(rows: pd.DataFrame) -> Table:
+    names = name_sources(NAMES, rows)
     part = rows[(rows.what == "judged") & ~rows.source.isin(list(BASELINES))]
     curves = rows[rows.what == "curve"].groupby(["source", "seed"]).validation_accuracy.max()
-    named = part.assign(name=part.source.map(NAMES))
+    named = part.assign(name=part.source.map(names))
     return tabulate(named.join(curves.rename("best"), on=["source", "seed"]), "source", COST)
 
 
@@ -81,8 +84,9 @@ def figures(rows: pd.DataFrame) -> dict[str, Figure]:
 
 def _images(rows: pd.DataFrame) -> Figure:
     """Draw the images of the first seed, a row for each source, in one picture."""
+    names = name_sources(NAMES, rows)
     part = rows[(rows.what == "image") & (rows.seed == rows.seed.min())]
-    sources = [name for name in NAMES if name in set(part.source)]
+    sources = [name for name in names if name in set(part.source)]
     digits = sorted(int(label) for label in part.label.unique())
     side = int(part.side.iloc[0])
     tile = side + 1  # a blank pixel between two images
@@ -101,7 +105,7 @@ def _images(rows: pd.DataFrame) -> Figure:
     axes.imshow(picture, cmap="gray_r", interpolation="nearest")
     middle = (side - 1) / 2
     axes.set_xticks([j * tile + middle for j in range(len(digits))], [str(d) for d in digits])
-    axes.set_yticks([i * tile + middle for i in range(len(sources))], [NAMES[s] for s in sources])
+    axes.set_yticks([i * tile + middle for i in range(len(sources))], [names[s] for s in sources])
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.grid(False)
     axes.spines[:].set_visible(False)
@@ -109,6 +113,7 @@ def _images(rows: pd.DataFrame) -> Figure:
 
 
 def _training(rows: pd.DataFrame) -> Figure:
+    names = name_sources(NAMES, rows)
     curves = rows[rows.what == "curve"].groupby(["source", "step"], sort=False)
     mean = curves[["validation_accuracy", "train_s"]].mean().reset_index()
     caption = """Validation accuracy of a model trained on the distilled images, against meta-steps
@@ -117,17 +122,18 @@ def _training(rows: pd.DataFrame) -> Figure:
     panels[0].set(xlabel="meta-steps", ylabel="validation accuracy, %")
     panels[1].set(xlabel="seconds")
     for axes, x in zip(panels, ("step", "train_s"), strict=True):
-        lines(axes, mean, x, "validation_accuracy", "source", NAMES.__getitem__, marker="")
+        lines(axes, mean, x, "validation_accuracy", "source", names.__getitem__, marker="")
     return figure
 
 
 def facts(rows: pd.DataFrame) -> dict[str, Any]:
     """Return the texts of the tables, and the name of what validated best."""
+    names = name_sources(NAMES, rows)
     judged = rows[(rows.what == "judged") & ~rows.source.isin(list(BASELINES))]
-    scores = by_seed(judged, NAMES, "validation_accuracy")
+    scores = by_seed(judged, names, "validation_accuracy")
     return {
         "seeds": rows.seed.nunique(),
-        "best": NAMES[max(scores, key=lambda name: scores[name].mean())],
+        "best": names[max(scores, key=lambda name: scores[name].mean())],
         "accuracy": records(_accuracy(rows), "trained on"),
         "cost": records(_cost(rows), "meta-gradient"),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -27,6 +27,7 @@ from metalearn.nn import MLP
 from metalearn.studies.distill import report as distill_report
 from metalearn.studies.distill.measure import Judge, class_means, distil, judged, one_a_class
 from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.metagrads import check_metagrads, named_metagrad
 from metalearn.studies.frame.table import Table
 from metalearn.tasks.image_splits import CLASSES, Labelled, Splits, image_splits
 
@@ -47,7 +48,8 @@ class DistillStudy:
         dataset, source, test, validation, train: arguments of `image_splits`.
         width: units of the model's hidden layer.
         decay: weight decay in distillation.
-        methods: meta-gradients, by their names in `_meta_gradients`.
+        methods: meta-gradients, by their names in `_own`.
+        metagrads: further meta-gradients (`named_metagrad`), with the study's inner descent.
         unrolled_steps, implicit_steps: steps of the inner descent.
         inner_lr: the rate of the inner descent.
         solver_iters: iterations of an implicit gradient's linear solve.
@@ -60,7 +62,7 @@ class DistillStudy:
     """
 
     title: ClassVar[str] = "Data distillation: ten images for a training set"
-    growing: ClassVar = ("seeds", "methods")
+    growing: ClassVar = ("seeds", "methods", "metagrads")
 
     seeds: Some[Seed]
     dataset: str
@@ -83,13 +85,15 @@ class DistillStudy:
     draws: Count
     judge_decays: Some[Positive]
     judge_starts: Count
+    metagrads: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        check_known("methods", self.methods, self._meta_gradients())
+        check_known("methods", self.methods, self._own())
+        check_metagrads(self.metagrads, self._own())
         self._data(self.seeds[0])  # raises for an unfit dataset, before anything is measured
 
     def cells(self) -> list[Cell]:
-        sources = (*distill_report.BASELINES, *self.methods)
+        sources = (*distill_report.BASELINES, *self.methods, *self.metagrads)
         return [{"source": name, "seed": seed} for seed in self.seeds for name in sources]
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
@@ -105,7 +109,7 @@ class DistillStudy:
             return self._rows(class_means(data.train), data)
         found = distil(
             self._model(data),
-            self._meta_gradients()[source],
+            self._meta_gradient(source),
             data,
             self.decay,
             self.starts,
@@ -125,9 +129,23 @@ class DistillStudy:
         sizes = [data.train.x[0].numel(), *[self.width] * hidden, CLASSES]
         return lambda: MLP(sizes, nn.SiLU)
 
-    def _meta_gradients(self) -> dict[str, MetaGradient]:
-        unrolled = GradientDescent(self.unrolled_steps, self.inner_lr, MOMENTUM)
-        solved = GradientDescent(self.implicit_steps, self.inner_lr, MOMENTUM)
+    def _meta_gradient(self, name: str) -> MetaGradient:
+        own, (unrolled, solved) = self._own(), self._descents()
+        if name in own:
+            return own[name]
+        found = named_metagrad(name, unrolled)
+        return named_metagrad(name, solved) if found.estimates == "implicit" else found
+
+    def _descents(self) -> tuple[GradientDescent, GradientDescent]:
+        """Return the inner descent of unrolled gradients, and the longer one of implicit ones."""
+        unrolled, solved = (
+            GradientDescent(steps, self.inner_lr, MOMENTUM)
+            for steps in (self.unrolled_steps, self.implicit_steps)
+        )
+        return unrolled, solved
+
+    def _own(self) -> dict[str, MetaGradient]:
+        unrolled, solved = self._descents()
         cg, neumann = CG(self.solver_iters), Neumann(self.solver_iters)
         return {
             "unrolled": Unrolled(unrolled, "batched"),

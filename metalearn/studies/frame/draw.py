@@ -53,7 +53,7 @@ def lines(
 
 
 class Mark(NamedTuple):
-    """A value in a row of its own, with the ends of its interval; nan: there is none."""
+    """A value in a row of its own, with the ends of its interval; nan: no interval."""
 
     label: str
     value: float

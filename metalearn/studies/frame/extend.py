@@ -1,4 +1,4 @@
-"""The published rows that a study with further cells goes on from."""
+"""The published rows that a study with further cells extends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_provenance(study: Study, folder: Path, word: str) -> dict[str, Any]:
         word: the override that needs the rows, such as "measure=false".
 
     Raises:
-        UsageError: there is none, or the rows are of another class.
+        UsageError: the rows are absent, or the rows are of another class.
     """
     try:
         origin = read_json(folder / "provenance.json")

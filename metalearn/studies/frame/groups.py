@@ -29,6 +29,11 @@ METHODS = {
 """Meta-gradients, as tables and figures name them."""
 
 
+def name_sources(known: Mapping[str, str], rows: pd.DataFrame) -> dict[str, str]:
+    """Return the names in `known`, and further sources of the rows under their own names."""
+    return {**known, **{name: name for name in rows.source.unique() if name not in known}}
+
+
 def estimate(values: pd.Series) -> Estimate | float | None:
     """Estimate the mean of the values that are not nan; a single one is its own estimate."""
     values = values.dropna()

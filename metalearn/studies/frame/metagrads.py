@@ -54,15 +54,16 @@ def read_config(name: str) -> dict[str, Any]:
     return options
 
 
-def check_metagrads(names: Sequence[str], own: Collection[str]) -> None:
+def check_metagrads(names: Sequence[str], own: Collection[str], exact: bool = False) -> None:
     """Check the further meta-gradients of a study.
 
     Args:
         own: the names of the study's own methods.
+        exact: the study compares each with the exact gradient that it estimates.
 
     Raises:
         UsageError: a name is one of `own`, twice there or unknown, or its meta-gradient does not
-            say which exact gradient it estimates.
+            say which exact gradient it estimates, where the study asks for it.
     """
     for name in names:
         if name in own or list(names).count(name) > 1:
@@ -70,7 +71,7 @@ def check_metagrads(names: Sequence[str], own: Collection[str]) -> None:
                 f"metagrads={list(names)}: expected names that differ from each other and from "
                 f"{', '.join(own)}. Leave {name} out."
             )
-        if named_metagrad(name, GradientDescent(1, 0.1)).estimates is None:
+        if named_metagrad(name, GradientDescent(1, 0.1)).estimates is None and exact:
             raise UsageError(
                 f"metagrads={name}: expected a meta-gradient whose `estimates` names the exact "
                 "gradient to compare it with, 'unrolled' or 'implicit'. Name another."

@@ -74,7 +74,7 @@ def run_study(study: Study, publication: Publication, device: torch.device) -> P
     `results/NAME/` gets rows.csv, table.md, the same tables in tables.json, a vector figure each,
     findings.json, what the report page shows first (page.json) and provenance.json. Until all is
     measured the rows lie in `scratch`, under a name made of the options and of the code that
-    measures: the same command goes on from them, another starts its own.
+    measures: the same command resumes from them.
 
     With `extend` the published rows of the study's cells stay, as `read_extended` finds them. The
     new provenance holds theirs as "extends".
@@ -223,7 +223,7 @@ def _ending(done: str) -> Iterator[None]:
 
     The sentence names no run of the measurement, since the run's folder may be gone.
     """
-    kept = f"{done}; the same command goes on"
+    kept = f"{done}; the same command resumes"
     try:
         yield
     except KeyboardInterrupt as ended:
@@ -243,7 +243,7 @@ def _writing(*paths: Path) -> Iterator[None]:
         named = " or ".join(map(str, paths))
         raise UsageError(
             f"{named} cannot be written ({error.strerror}); mend this, or choose another folder. "
-            "The same command goes on from the measurements that are finished."
+            "The same command resumes from the finished measurements."
         ) from error
 
 

@@ -248,4 +248,4 @@ def _digest(options: dict[str, Any]) -> str:
 
 
 def _damaged(path: Path) -> str:
-    return f"{path} is damaged: expected the summary of a run. Delete it, and the run goes on"
+    return f"{path} is damaged: expected the summary of a run. Delete it, and the run resumes"

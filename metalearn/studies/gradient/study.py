@@ -132,7 +132,7 @@ class GradientStudy:
     metagrads: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        check_metagrads(self.metagrads, METHODS)
+        check_metagrads(self.metagrads, METHODS, exact=True)
 
     def cells(self) -> list[Cell]:
         found: list[Cell] = [

@@ -16,6 +16,7 @@ from metalearn.linear_solve import CG
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
 from metalearn.nn import Conv4, ResNet12
 from metalearn.problem import FewShot
+from metalearn.studies.frame.metagrads import named_metagrad
 from metalearn.system.memory import peak_bytes
 from metalearn.tasks import TaskBatch
 from metalearn.tree import detached
@@ -87,6 +88,13 @@ METHODS: dict[str, Method] = {
 }
 
 
+def find_method(name: str) -> Method:
+    """Return the method of `METHODS`, or a further meta-gradient by its name (`named_metagrad`)."""
+    if name in METHODS:
+        return METHODS[name]
+    return Method(lambda steps: named_metagrad(name, _descent(steps)))
+
+
 DEFAULT_METHODS = tuple(name for name in METHODS if name != "mixed mode")
 """The methods that the study measures unless told otherwise."""
 
@@ -120,7 +128,7 @@ def work(network: str, tasks: int, device: torch.device, method: str, steps: int
     """The measurement as a call without arguments, all that it starts from allocated."""
     problem, meta, batch = setting(network, tasks, device)
     if method != ONE_GRADIENT:
-        metagrad = METHODS[method].make(steps)
+        metagrad = find_method(method).make(steps)
         return lambda: metagrad(problem, meta, batch)
     constant = detached(meta)
     params = {name: p.clone() for name, p in problem.init(constant, batch).items()}
@@ -152,7 +160,7 @@ def parameter_bytes(network: str, tasks: int, device: torch.device) -> int:
 
 def expected_peak(network: str, tasks: int, device: torch.device, method: str, steps: int) -> float:
     """Bytes, on the line through the peaks of few inner steps; 0 where nothing grows."""
-    if method == ONE_GRADIENT or not METHODS[method].grows or steps <= max(PROBES):
+    if method == ONE_GRADIENT or not find_method(method).grows or steps <= max(PROBES):
         return 0.0
     slope, intercept = _line(network, tasks, device, method)
     return intercept + slope * steps

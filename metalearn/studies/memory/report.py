@@ -142,7 +142,7 @@ def _growth(part: pd.DataFrame, base: float) -> Table:
         }
         if len(measured) > 1:
             row["largest / smallest"] = most / least
-        if METHODS[method].grows and len(measured) > 2:
+        if method in METHODS and METHODS[method].grows and len(measured) > 2:
             fit = line(own)
             row |= {"a step more": round(fit.slope), "R² of the line": fit.r_squared}
         if "same_as" in own and (compared := own[own.same_as.notna()]).size:

@@ -24,6 +24,7 @@ from metalearn.config.options import (
 )
 from metalearn.errors import UsageError
 from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.metagrads import check_metagrads
 from metalearn.studies.frame.table import Table
 from metalearn.studies.memory import report as memory_report
 from metalearn.studies.memory.methods import (
@@ -32,6 +33,7 @@ from metalearn.studies.memory.methods import (
     NETWORKS,
     ONE_GRADIENT,
     expected_peak,
+    find_method,
     parameter_bytes,
     work,
 )
@@ -60,10 +62,20 @@ class MemoryStudy:
             runs.
         limit_gb: a peak that is expected to be higher is predicted instead of measured.
         methods: names of `METHODS`.
+        metagrads: further meta-gradients (`named_metagrad`), measured where every method is. Their
+            peaks are always measured, whatever `limit_gb`.
     """
 
     title: ClassVar[str] = "Memory and time of a meta-gradient against inner steps"
-    growing: ClassVar = ("methods", "parts", "steps", "long_steps", "second_steps", "batch_steps")
+    growing: ClassVar = (
+        "methods",
+        "metagrads",
+        "parts",
+        "steps",
+        "long_steps",
+        "second_steps",
+        "batch_steps",
+    )
 
     parts: Distinct[Annotated[str, one_of(PARTS)]]
     network: Annotated[str, one_of(NETWORKS)]
@@ -77,8 +89,10 @@ class MemoryStudy:
     timing_s: NonNegative
     limit_gb: Positive
     methods: Distinct[Annotated[str, one_of(METHODS)]] = DEFAULT_METHODS
+    metagrads: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        check_metagrads(self.metagrads, METHODS)
         if "steps" not in self.parts:
             raise UsageError(
                 f"parts={list(self.parts)}: expected steps, and any of {', '.join(PARTS[1:])}. "
@@ -97,7 +111,7 @@ class MemoryStudy:
     def cells(self) -> list[Cell]:
         everywhere = [name for name in self.methods if METHODS[name].everywhere]
         parts: dict[str, tuple[str, int, Sequence[int], list[str]]] = {
-            "steps": (self.network, 1, self.steps, list(self.methods)),
+            "steps": (self.network, 1, self.steps, [*self.methods, *self.metagrads]),
             "long": (self.network, 1, self.long_steps, everywhere),
             "second": (self.second, 1, self.second_steps, everywhere),
             "batch": (self.network, self.batch, self.batch_steps, everywhere),
@@ -124,7 +138,7 @@ class MemoryStudy:
         run = work(*where, name, steps)
         found, peak = peak_bytes(run, device)
         runs = {"own": run}
-        other = METHODS[name].same_as if name in METHODS else None
+        other = None if name == ONE_GRADIENT else find_method(name).same_as
         if other is not None and expected_peak(*where, other, steps) <= limit:
             runs["other"] = work(*where, other, steps)
         times, results = self._timed(runs, device)

@@ -17,6 +17,7 @@ from metalearn.studies.frame.groups import (
     Column,
     by_seed,
     estimate,
+    name_sources,
     records,
     scale,
     tabulate,
@@ -41,8 +42,9 @@ COST: dict[str, Column] = {
 
 
 def tables(rows: pd.DataFrame) -> dict[str, Table]:
+    names = name_sources(NAMES, rows)
     part = rows[(rows.what == "trained") & ~rows.source.isin(list(BASELINES))]
-    found = part.assign(name=part.source.map(NAMES))
+    found = part.assign(name=part.source.map(names))
     ends = rows[(rows.what == "curve") & (rows.step == rows.step.max())]
     last = ends.set_index(["source", "seed"]).validation_loss.rename("last")
     edges = ", ".join(rows[rows.what == "mixture"].edge.unique())
@@ -65,8 +67,9 @@ def tables(rows: pd.DataFrame) -> dict[str, Table]:
 
 
 def _accuracy(rows: pd.DataFrame) -> Table:
+    names = name_sources(NAMES, rows)
     trained = _trained(rows)
-    drawn, own = trained[trained.source == "random"], by_seed(trained, NAMES, "accuracy")
+    drawn, own = trained[trained.source == "random"], by_seed(trained, names, "accuracy")
     return make_table(
         {
             "network": None,
@@ -78,7 +81,7 @@ def _accuracy(rows: pd.DataFrame) -> Table:
         },
         [
             [
-                NAMES[name],
+                names[name],
                 estimate(accuracy),
                 None if name == "random" else estimate(accuracy - own["random"]),
                 None if name == "average" else estimate(accuracy - own["average"]),
@@ -107,17 +110,18 @@ def figures(rows: pd.DataFrame) -> dict[str, Figure]:
 
 def _points(rows: pd.DataFrame) -> Figure:
     """Draw the accuracy of every architecture, and the means."""
+    names = name_sources(NAMES, rows)
     caption = """Test accuracy of each architecture after training from scratch, and the means with
         95 % intervals over the seeds."""
     trained = _trained(rows)
-    own = by_seed(trained, NAMES, "accuracy")
+    own = by_seed(trained, names, "accuracy")
     figure, (axes,) = canvas(width=DOUBLE, caption=caption)
-    dots(axes, [Mark.of(NAMES[n], Estimate.of(values), BLACK) for n, values in own.items()])
+    dots(axes, [Mark.of(names[n], Estimate.of(values), BLACK) for n, values in own.items()])
     for place, name in enumerate(reversed(own)):
         points = trained[trained.source == name].accuracy
         # Spread, so that equal points stay visible; the seed keeps the figure the same.
         spread = np.random.default_rng(0).uniform(-0.3, 0.3, len(points))
-        colour = GREY if name in BASELINES else method_colour(NAMES[name])
+        colour = GREY if name in BASELINES else method_colour(names[name])
         axes.plot(points, place + spread, "o", color=colour, alpha=0.4, markersize=2.5, zorder=1)
     axes.set_xlabel("test accuracy, %")
     return figure
@@ -125,18 +129,19 @@ def _points(rows: pd.DataFrame) -> Figure:
 
 def _search(rows: pd.DataFrame) -> Figure:
     """Draw the share of each operation in the mixtures, along the search."""
+    names = name_sources(NAMES, rows)
     caption = """Share of each operation in the mixtures along the search, the mean over edges and
         seeds, for each meta-gradient."""
     curves = rows[rows.what == "curve"]
-    methods = [name for name in NAMES if name in set(curves.source)]
+    methods = [name for name in names if name in set(curves.source)]
     shares = [str(column) for column in curves if str(column).startswith("share_")]
     figure, panels = canvas(len(methods), width=DOUBLE, height=2.0, sharey=True, caption=caption)
     for axes, method in zip(panels, methods, strict=True):
         mean = 100 * curves[curves.source == method].groupby("step")[shares].mean()
         long = mean.reset_index().melt("step", var_name="share")
-        axes.set(xlabel="meta-steps", title=NAMES[method])
-        names = {share: share.removeprefix("share_") for share in shares}.__getitem__
-        lines(axes, long, "step", "value", "share", names, marker="", direct=False)
+        axes.set(xlabel="meta-steps", title=names[method])
+        operations = {share: share.removeprefix("share_") for share in shares}.__getitem__
+        lines(axes, long, "step", "value", "share", operations, marker="", direct=False)
     panels[0].set_ylim(bottom=0)
     panels[0].set_ylabel("share, %")
     legend(figure)
@@ -145,8 +150,9 @@ def _search(rows: pd.DataFrame) -> Figure:
 
 def _mixtures(rows: pd.DataFrame) -> Figure:
     """Draw each edge's mixture at the end of the search, means over the seeds."""
+    names = name_sources(NAMES, rows)
     part = rows[rows.what == "mixture"]
-    methods = [name for name in NAMES if name in set(part.source)]
+    methods = [name for name in names if name in set(part.source)]
     caption = """Share of each operation on each edge at the end of the search, in %: means over the
         seeds, for each meta-gradient."""
     figure, panels = canvas(len(methods), width=DOUBLE, height=1.8, sharey=True, caption=caption)
@@ -163,16 +169,17 @@ def _mixtures(rows: pd.DataFrame) -> Figure:
             axes.text(j, i, f"{values[i, j]:.0f}", ha="center", va="center", color=shade, size=6)
         axes.set_xticks(range(len(edges)), [edge.replace(" to ", "→") for edge in edges])
         axes.set_yticks(range(len(operations)), operations)
-        axes.set(xlabel="edge", title=NAMES[method])
+        axes.set(xlabel="edge", title=names[method])
     return figure
 
 
 def facts(rows: pd.DataFrame) -> dict[str, Any]:
     """Return the texts of the table of accuracies, and figures of the random architectures."""
+    names = name_sources(NAMES, rows)
     trained = _trained(rows)
-    drawn, own = trained[trained.source == "random"], by_seed(trained, NAMES, "accuracy")
+    drawn, own = trained[trained.source == "random"], by_seed(trained, names, "accuracy")
     by = drawn.groupby("seed").accuracy
-    gains = {NAMES[name]: Estimate.of(own[name] - own["random"]) for name in own}
+    gains = {names[name]: Estimate.of(own[name] - own["random"]) for name in own}
     return {
         "seeds": rows.seed.nunique(),
         "random": len(drawn),
@@ -182,6 +189,6 @@ def facts(rows: pd.DataFrame) -> dict[str, Any]:
         "deviation": by.std().mean(),
         "starts_deviation": drawn.deviation.mean(),
         "accuracy": records(_accuracy(rows), "network"),
-        "methods": [NAMES[name] for name in own if name not in BASELINES],
+        "methods": [names[name] for name in own if name not in BASELINES],
         "better": [name for name, gain in gains.items() if gain.mean > gain.interval],
     }

@@ -27,6 +27,7 @@ from metalearn.linear_solve import CG, Neumann
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
 from metalearn.nn.mixed_cell import OPERATIONS, Architecture, MixedCell, edges
 from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.metagrads import check_metagrads, named_metagrad
 from metalearn.studies.frame.table import Table
 from metalearn.studies.nas import report as nas_report
 from metalearn.studies.nas.measure import search, trained
@@ -46,7 +47,8 @@ class NASStudy:
         nodes: nodes of the cell after its input.
         channels: channels of every node.
         decay: weight decay.
-        methods: meta-gradients, by their names in `_meta_gradients`.
+        methods: meta-gradients, by their names in `_own`.
+        metagrads: further meta-gradients (`named_metagrad`), with the study's inner descent.
         warmup: steps of Adam on the weights before the search.
         weight_steps, weight_lr: options of the inner descent of a meta-step.
         solver_iters, damping: options of an implicit gradient's linear solve.
@@ -57,7 +59,7 @@ class NASStudy:
     """
 
     title: ClassVar[str] = "Architecture search by gradients, beside architectures chosen at random"
-    growing: ClassVar = ("seeds", "methods")
+    growing: ClassVar = ("seeds", "methods", "metagrads")
 
     seeds: Some[Seed]
     dataset: str
@@ -80,9 +82,11 @@ class NASStudy:
     retrain_steps: Count
     retrain_lr: Positive
     retrain_starts: Count
+    metagrads: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        check_known("methods", self.methods, self._meta_gradients())
+        check_known("methods", self.methods, self._own())
+        check_metagrads(self.metagrads, self._own())
         if self.random > (most := len(OPERATIONS) ** len(edges(self.nodes))):
             raise UsageError(
                 f"random={self.random}: expected at most the {most} architectures of a cell of "
@@ -96,9 +100,7 @@ class NASStudy:
             found += [
                 {"source": "random", "seed": seed, "draw": draw} for draw in range(self.random)
             ]
-            found += [
-                {"source": name, "seed": seed} for name in ("average", "largest", *self.methods)
-            ]
+            found += [{"source": name, "seed": seed} for name in self._named()]
         return found
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
@@ -116,7 +118,7 @@ class NASStudy:
         torch.manual_seed(seed)
         found = search(
             mixed,
-            self._meta_gradients()[source],
+            self._meta_gradient(source),
             data,
             self.decay,
             Adam(self.warmup, self.retrain_lr),
@@ -141,9 +143,19 @@ class NASStudy:
     def _data(self, seed: int) -> Splits:
         return image_splits(self.dataset, self.source, seed, self.test, self.validation, self.train)
 
-    def _meta_gradients(self) -> dict[str, MetaGradient]:
-        descent = GradientDescent(self.weight_steps, self.weight_lr, MOMENTUM)
-        cg = CG(self.solver_iters)
+    def _named(self) -> tuple[str, ...]:
+        return ("average", "largest", *self.methods, *self.metagrads)
+
+    def _meta_gradient(self, name: str) -> MetaGradient:
+        own = self._own()
+        return own[name] if name in own else named_metagrad(name, self._descent)
+
+    @property
+    def _descent(self) -> GradientDescent:
+        return GradientDescent(self.weight_steps, self.weight_lr, MOMENTUM)
+
+    def _own(self) -> dict[str, MetaGradient]:
+        descent, cg = self._descent, CG(self.solver_iters)
         return {
             "first_order": FirstOrder(descent),
             "unrolled_one": Unrolled(descent, "batched", truncate=1),

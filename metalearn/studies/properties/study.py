@@ -113,7 +113,7 @@ class PropertiesStudy:
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
         if device != CPU:
-            raise UsageError(f"device={device}: expected cpu")
+            raise UsageError(f"device={device}: expected cpu. Leave device= out.")
         at: Any = cell
         if at["part"] == "memory":
             name = {"unrolled": "unrolled, higher", "implicit": "implicit, 5 CG"}[at["method"]]

@@ -78,7 +78,9 @@ class RanksStudy:
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
         if device.type != "cpu":
-            raise UsageError(f"device={device}: expected cpu, whose cores the processes share")
+            raise UsageError(
+                f"device={device}: expected cpu, whose cores the processes share. Leave it out."
+            )
         runs = [(ranks, 1) for ranks in sorted(set(self.ranks))]
         runs.append((1, max(self.ranks)))
         taken: dict[tuple[int, int], list[float]] = {run: [] for run in runs}

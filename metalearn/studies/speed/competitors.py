@@ -35,7 +35,7 @@ class Competitor:
         library: the name of the library, "" for ours.
         in_flight: the tasks whose graphs are alive at once. Memory is compared by task.
         differs: the reason why the gradient is another one, "" for none. Such a competitor is
-            timed, and takes no part in any comparison.
+            timed, and not compared.
         choose: measures before the timing which variant of `make` is the fastest.
     """
 
