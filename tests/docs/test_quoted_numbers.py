@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Iterator
@@ -88,6 +89,16 @@ def stability() -> Iterator[tuple[str, str]]:
         best = f"{row['best validation, %']} at meta-step {row['at meta-step']}"
         cells = [row["seed"], best, row["last validation, %"], row["test, transductive, %"]]
         yield "stability", f"| {' | '.join(cells)} |"
+    with (RESULTS / "stability/rows.csv").open() as file:
+        parts = [row for row in csv.DictReader(file) if row["part"] == "stretch"]
+    course = [row for row in parts if row["solver"] == "fixed rate" and row["seed"] == "0"]
+    over = next(row["step"] for row in course if float(row["over_the_edge"]) == 1)
+    least, last = min(course, key=lambda row: float(row["inner_grad_norm"])), course[-1]
+    norms = [
+        f"{float(row['inner_grad_norm']):.2g} at meta-step {row['step']}" for row in (least, last)
+    ]
+    yield "stability", f"all tasks of seed 0 are over the edge at meta-step {over}"
+    yield "stability", f"grows from {norms[0]} to {norms[1]}"
     fixed = [row for row in table if row["inner solver"] == "fixed rate"]
     collapsed = sum(row["collapsed"] == "yes" for row in fixed)
     yield "README", f"collapses in {collapsed} of {len(fixed)} seeds"
