@@ -80,11 +80,16 @@ class ImageTasks:
     _splits: Mapping[str, LabelledImages] | None = None
 
     def sampler(self, split: str, seed: int, device: torch.device | str) -> ImageTaskSampler:
-        data = self.split(split)
-        if split != "train":
-            return ImageTaskSampler(data, self.ways, self.shots, self.test_queries, seed, device)
-        if self.rotations:
+        data, train = self.split(split), split == "train"
+        if train and self.rotations:
             data = data.with_rotations()
+        if self.ways > (number := len(data.classes)):
+            raise UsageError(
+                f"ways={self.ways}, but the {split} split has {number} "
+                f"{'class' if number == 1 else 'classes'}; ask for fewer ways"
+            )
+        if not train:
+            return ImageTaskSampler(data, self.ways, self.shots, self.test_queries, seed, device)
         shots = self.shots if self.train_shots is None else self.train_shots
         return ImageTaskSampler(
             data, self.ways, shots, self.queries, seed, device, self.task_pool, self.affine
