@@ -239,7 +239,9 @@ def _report(splits: Splits, small: dict[str, int], root: Path) -> None:
         f"{mode} {_count(len(data.images), 'image')} of {_count(len(data.classes), 'class', 'es')}"
         for mode, data in splits.items()
     ]
-    print(f"metalearn: read the images in {root}: {', '.join(parts)}.", file=sys.stderr)
+    unpacked = root.is_relative_to(cache_folder())  # an archive, perhaps beside its later place
+    where = "" if unpacked else f" in {root}"
+    print(f"metalearn: read the images{where}: {', '.join(parts)}.", file=sys.stderr)
     if small:
         named = ", ".join(f"{name} ({_count(n, 'image')})" for name, n in sorted(small.items()))
         print(f"metalearn: left out the classes {named}: too small.", file=sys.stderr)

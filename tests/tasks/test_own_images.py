@@ -155,6 +155,11 @@ BAD: dict[str, tuple[Callable[[Path], Path | None], dict[str, Any], str]] = {
     "an archive": (lambda r: r / "class0" / "0.png", {}, "metalearn data prepare images"),
     "no images": (lambda r: (r / "new").mkdir() or r, {}, "the folder new of a class has no"),
     "a text": (lambda r: (r / "class0/x.png").write_text("x") and r, {}, r"x\.png cannot be read"),
+    "two splits": (
+        lambda r: photos(r / "a" / "val").parent if photos(r / "a" / "test") else r,
+        {},
+        "the folder test of a split",
+    ),
     "one split": (lambda r: photos(r / "train") and r, {}, "the folder train of a split"),
     "twice": (
         lambda r: listed(r, "class0/0.png,a", "class0/0.png,b"),
@@ -235,6 +240,7 @@ def test_prepare_reads_a_folder_a_table_or_an_archive(
     assert main(["data", "prepare", "images", f"source={source}"]) == 0
     said = capsys.readouterr()
     assert "images train: 4 classes" in said.out and "of 3x84x84" in said.out
+    assert "read the images" in said.err and ".part" not in said.err  # no name that passes
     if form == "zip":
         assert images()["train"].images.shape[1:] == (3, 84, 84)
         assert capsys.readouterr().err == ""  # it was not read again
