@@ -107,7 +107,7 @@ REFUSED = [
     ("adapt checkpoint=omniglot_5w1s_maml_quick support=. out=m.pt", "none of the layouts"),
     ("adapt checkpoint=/x.pt support=. out=m.pt inner_steps=x", "a whole number"),
     ("predict", "predict needs checkpoint=FILE"),
-    ("predict checkpoint=/x.pt images=.", "no checkpoint /x.pt"),
+    ("predict checkpoint=/x.pt images=.", "checkpoint=/x.pt is not there"),
     ("predict checkpoint=/x.pt images=. out=p.txt", "expected a .csv file"),
     ("play checkpoint=/x.pt port=0", "no checkpoint /x.pt"),
     ("play checkpoint=nosuchname", "no checkpoint nosuchname in results/"),
