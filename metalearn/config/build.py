@@ -131,9 +131,9 @@ def find_function(option: str, name: str) -> Callable[..., Any]:
         own = f"{getattr(found, '__module__', '')}."
         if inspect.isfunction(found) and own.startswith(tuple(f"{m}." for m in _IMPORTED)):
             return found
-    if own := _own_names(name, inspect.isfunction):
+    if known := _own_names(name, inspect.isfunction):
         raise UsageError(
-            f"{option}={name}: expected a function that the module defines{nearest(name, own)}"
+            f"{option}={name}: expected a function that the module defines{nearest(name, known)}"
         )
     raise UsageError(
         f"{option}={name}: expected a function that a module of yours defines. Name the module by "

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, check_known
 from metalearn.tasks.batch import TaskBatch
 from metalearn.tasks.images import LabelledImages
 from metalearn.tasks.sampler import ImageTaskSampler
@@ -106,6 +106,7 @@ class ImageTasks:
         """
         if self._splits is None:
             self._splits = self.dataset()
+        check_known("split", [name], self._splits)
         data = self._splits[name]
         expected = (self.channels, self.image_size, self.image_size)
         if tuple(data.images.shape[1:]) != expected:
