@@ -67,7 +67,8 @@ def test_a_changed_run_is_told_without_pytorch(tmp_path, results):
     folder = trained(tmp_path / "mine", "metagrad.inner.lr=0.1")
     program = (
         "import sys; from metalearn.commands.main import main\n"
-        f"assert main(['report', 'results={results}', 'runs=[{folder}]', 'out={tmp_path}/r']) == 0\n"
+        f"words = ['results={results}', 'runs=[{folder}]', 'out={tmp_path}/r']\n"
+        "assert main(['report', *words]) == 0\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
