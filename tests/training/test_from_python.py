@@ -264,6 +264,7 @@ def leaf(**tensors):
         ({"meta_batch": "4"}, "meta_batch"),
         ({"wandb": "maybe"}, "wandb=maybe"),
         ({"on_nonfinite": "never"}, "on_nonfinite=never"),
+        ({"validation_tasks": 1}, "validation_tasks=1: expected at least 2"),
         ({"resume": True}, "expected the folder of a run"),
     ],
 )  # fmt: skip
