@@ -27,13 +27,21 @@ def make_absolute(config: DictConfig) -> None:
 
 
 def check_outside(config: DictConfig, run_dir: Path) -> None:
-    """Raise UsageError if a new run's folder is within the folder of a user's own images.
+    """Raise UsageError if a new run's folder would count as a class of a user's own images.
 
-    A folder in there would count as a class.
+    Beside the folders of splits it does not.
     """
     source = OmegaConf.select(config, OPTION)
     own = OmegaConf.select(config, "tasks.dataset._target_") == "metalearn.tasks.own_images.images"
-    if own and source and run_dir.resolve().is_relative_to(Path(source).resolve()):
+    if not own or not source or not run_dir.resolve().is_relative_to(Path(source).resolve()):
+        return
+    from metalearn.tasks.image_folders import find, only_folder  # slow
+
+    try:
+        given = find(Path(source)) if only_folder(Path(source)) is None else None
+    except (OSError, ValueError):  # told when the images are read
+        return
+    if given is None:
         raise UsageError(
             f"run_dir={run_dir}: expected a folder outside the images, {source}, where it would "
             "count as a class. Give another run_dir="

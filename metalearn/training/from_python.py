@@ -193,5 +193,10 @@ def _config(
     config.device, config[OBJECTS] = str(device), objects
     config.name = config.name or folder.absolute().name
     config.name = run_name(config, {})
-    check_options(config)
+    try:
+        check_options(config)
+    except UsageError as error:
+        key, equals, rest = str(error).partition("=")
+        names = {key: name for name, (key, _) in defaults.items()}
+        raise UsageError(names.get(key, key) + equals + rest) from error
     return config

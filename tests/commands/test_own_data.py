@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 import zipfile
@@ -77,6 +78,16 @@ def test_two_classes_in_every_split_are_trained_on_and_evaluated(home: Path) -> 
             Image.new("RGB", (9, 9), (25 * c, 10, 10)).save(home / f"photos/class{c}/{i}.png")
     assert main([*words, *WORDS]) == 0
     assert main(["evaluate", "checkpoint=run/best.pt", "tasks=2", "out=e.json"]) == 0
+
+
+def test_a_run_may_lie_beside_the_folders_of_splits(home: Path) -> None:
+    for mode, classes in {"train": (0, 1), "val": (2, 3), "test": (4, 5)}.items():
+        for c in classes:
+            path = home / "split" / mode / f"class{c}"
+            shutil.copytree(home / "photos" / f"class{c}", path)
+    words = ["train", "data=split", "steps=1", *WORDS]
+    for name in "ab":  # the first run does not hinder the second
+        assert main([*words, f"run_dir=split/runs/{name}"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,18 @@ def test_a_changed_run_is_not_the_experiments(tmp_path, results, words, setting,
         assert method.startswith(f"{EXPERIMENT}, changed: ") and changed[9:] in method
         (finding,) = [line for line in made.text.splitlines() if f"{method} 91.11" in line]
         assert setting in finding.partition(" after ")[0]
+
+
+def test_a_changed_run_is_told_without_pytorch(tmp_path, results):
+    folder = trained(tmp_path / "mine", "metagrad.inner.lr=0.1")
+    program = (
+        "import sys; from metalearn.commands.main import main\n"
+        f"words = ['results={results}', 'runs=[{folder}]', 'out={tmp_path}/r']\n"
+        "assert main(['report', *words]) == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    assert "changed: metagrad.inner.lr" in (tmp_path / "r").read_text()
 
 
 def test_a_run_whose_config_is_damaged_is_not_the_experiments(tmp_path, results):

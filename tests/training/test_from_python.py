@@ -146,7 +146,7 @@ def test_the_shorter_options_that_a_run_names_are_its_arguments(tmp_path, capsys
     train(tmp_path / "long")
     (named,) = re.findall("For less: (.*)", capsys.readouterr().out)
     shorter = [word.strip("=") for word in named.split(", ")]
-    train(tmp_path / "short", **dict.fromkeys(shorter, 1))
+    train(tmp_path / "short", **dict.fromkeys(shorter, 2))
 
 
 def test_meta_ends_at_the_chosen_values(tmp_path):
@@ -264,6 +264,7 @@ def leaf(**tensors):
         ({"meta_batch": "4"}, "meta_batch"),
         ({"wandb": "maybe"}, "wandb=maybe"),
         ({"on_nonfinite": "never"}, "on_nonfinite=never"),
+        ({"validation_tasks": 1}, "validation_tasks=1: expected at least 2"),
         ({"resume": True}, "expected the folder of a run"),
     ],
 )  # fmt: skip
