@@ -74,12 +74,11 @@ def test_a_run_depends_on_its_seed_alone():
     assert first == again and first != other
 
 
-def test_the_reference_is_below_the_start_and_near_the_methods():
+def test_the_reference_and_a_method_go_below_the_start():
     task = penalties(256)
     start = task.value(task.meta)
-    assert task.least(20) < start
-    path = run(task, "SOBA", Rates(0.2, 3.0, 0.0), 1500, 32, 3, 0)
-    assert path[-1]["value"] < start and path[-1]["value"] > task.least(40) - 1e-6
+    reached = run(task, "SOBA", Rates(0.2, 0.3, 0.0), 600, 32, 1, 0)[-1]["value"]
+    assert reached < start and task.least(10) < start
 
 
 def test_rates_that_diverge_are_a_value_of_infinity():
@@ -115,4 +114,4 @@ def test_the_seed_of_the_search_is_none_of_the_runs():
 
 
 def test_points_grow_in_equal_ratios():
-    assert spread(10, 1000, 3) == [10, 100, 1000]
+    assert spread(10, 1000, 3) == [10, 100, 1000] and spread(10, 1000, 1) == [1000]

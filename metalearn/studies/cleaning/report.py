@@ -22,7 +22,7 @@ TARGET = 0.95
 LEARNED: dict[str, Format | None] = {
     **{"data and model": None, "method": None, "area under the ROC curve": ".3f"},
     **{"test accuracy, %": scale(100, ".1f"), "mean weight, right label": ".2f"},
-    **{"mean weight, wrong label": ".2f", "s": ".0f"},
+    **{"mean weight, wrong label": ".2f", "s": ".0f", "diverged": None},
 }
 LINES = {CLEAN: "--", ALL: ":"}
 """The lines of the references in the figure."""
@@ -44,7 +44,8 @@ def results(rows: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         {"setting": setting, "method": method, **{n: estimate(part[n]) for n in names}}
         | {"percent": estimate(100 * part.accuracy), "inner_steps": int(part.inner_steps.max())}
-        | {"seeds": part.seed.nunique(), "least_auc": float(part.auc.min())}
+        | {"seeds": part.seed.nunique(), "least_auc": float(part.auc.min(skipna=False))}
+        | {"diverged": int(part.diverged.astype(bool).sum())}
         for (setting, method), part in groups
     ]
 
@@ -54,7 +55,8 @@ def tables(rows: pd.DataFrame) -> dict[str, Table]:
     for one in results(rows):
         names = ("auc", "accuracy", "clean_weight", "wrong_weight", "seconds")
         title = SETTINGS[one["setting"]].title
-        shown.append([title, one["method"], *(one[name] for name in names)])
+        diverged = Cell(f"{one['diverged']} of {one['seeds']}", one["diverged"])
+        shown.append([title, one["method"], *(one[name] for name in names), diverged])
     if shown:
         steps = int(last(rows).inner_steps.min())
         caption = f"""Learned weights of training examples after {steps:,} inner steps or more,
@@ -146,14 +148,15 @@ def facts(rows: pd.DataFrame) -> dict[str, Any]:
     for name in dict.fromkeys(one["setting"] for one in found):
         own = {one["method"]: one for one in found if one["setting"] == name}
         learned = [one for method, one in own.items() if method not in REFERENCES]
-        best = max(learned, key=lambda one: one["least_auc"], default=None)
+        ended = [one for one in learned if not one["diverged"]]
+        best = max(ended, key=lambda one: one["least_auc"], default=None)
         settings.append(
             {
                 "title": SETTINGS[name].title,
                 "best": best,
-                "learned": learned,
                 "clean": own[CLEAN],
                 "all": own[ALL],
+                "diverged": [one["method"] for one in learned if one["diverged"]],
                 "reached": [one["method"] for one in learned if one["least_auc"] >= TARGET],
             }
         )

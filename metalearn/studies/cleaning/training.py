@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad
 
 from metalearn.bilevel import SOBA, Descent, Method
+from metalearn.metagrad import NonFiniteGradient
 from metalearn.problem import Meta
 from metalearn.problems.cleaning import Cleaning
 from metalearn.studies.cleaning.data import Noisy
@@ -68,7 +69,8 @@ def learn_weights(
     """Learn the weights in one training of at least `steps` inner steps.
 
     Returns:
-        a row for each of `points` points at equal distances.
+        a row for each of `points` points at equal distances. A training that diverges ends in a
+        row without an area and an accuracy.
     """
     kind = METHODS[name]
     method = kind.make(setting, kind.steps)
@@ -76,14 +78,18 @@ def learn_weights(
     rows, seconds = [], 0.0
     for inner_steps in ends(steps, points):
         began = time.perf_counter()
-        while kind.moves * descent.count < inner_steps:
-            step = descent.step()
+        try:
+            while kind.moves * descent.count < inner_steps:
+                step = descent.step()
+        except NonFiniteGradient:
+            return [*rows, {"inner_steps": kind.moves * descent.count, "diverged": True}]
         seconds += time.perf_counter() - began
         logits = descent.meta["logits"].detach().cpu()
         weights = torch.sigmoid(logits)
         rows.append(
             {
                 "inner_steps": kind.moves * descent.count,
+                "diverged": False,
                 "seconds": seconds,
                 "validation_loss": step.outer_loss,
                 "auc": float(roc_auc_score(data.clean.numpy(), logits.numpy())),
@@ -113,7 +119,7 @@ def train_reference(
         descent.descend_inner(inner_steps - taken)
         seconds += time.perf_counter() - began
         taken = inner_steps
-        at = {"inner_steps": taken, "seconds": seconds}
+        at = {"inner_steps": taken, "diverged": False, "seconds": seconds}
         rows.append({**at, "accuracy": accuracy(descent, data.test)})
     return rows
 

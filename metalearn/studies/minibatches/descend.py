@@ -143,8 +143,9 @@ def run(
 
 
 def spread(first: int, last: int, points: int) -> list[int]:
-    """Return whole numbers in about equal ratios, from the first to the last."""
-    return sorted({round(n) for n in np.geomspace(min(first, last), last, points)})
+    """Return whole numbers in about equal ratios, from the first to the last; the last if one."""
+    start = last if points == 1 else min(first, last)
+    return sorted({round(n) for n in np.geomspace(start, last, points)})
 
 
 def _row(task: Task, meta: dict[str, Tensor], calls: int, seconds: float) -> dict[str, Any]:

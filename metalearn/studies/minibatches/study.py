@@ -45,7 +45,7 @@ class MinibatchesStudy:
         search_calls: those of a run of the search for rates.
         points: the points of a run at which the outer value is measured.
         inner_lrs: the rates of the inner optimiser and the linear system in the grid.
-        outer_lrs: the rates of meta in the grid; for cleaning times the training examples.
+        outer_lrs: the rates of meta in the grid, in the task's unit (`Task.outer_unit`).
         powers: the powers at which all rates fall in the grid; 0: constant rates.
         hypergradients: exact hypergradients of the reference.
     """

@@ -104,7 +104,7 @@ def penalties(examples: int) -> Task:
         return x, y.to(TYPE)
 
     meta = {"l": torch.zeros(FEATURES, dtype=TYPE)}
-    return Task(FeaturePenalties(), meta, draw(), draw(), 1.0)
+    return Task(FeaturePenalties(), meta, draw(), draw(), 10.0)
 
 
 def cleaning(examples: int) -> Task:
