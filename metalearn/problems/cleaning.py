@@ -12,21 +12,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metalearn.errors import UsageError
+from metalearn.problems.classifier import Classifier
 from metalearn.problems.protocol import Meta, Params
 
 
-class Cleaning:
+class Cleaning(Classifier):
     """A `StochasticProblem` of classification; Franceschi et al. 2017, section 5.1.
 
     meta is {"logits": (n,)}, one for each training example. An inner batch is (x, y, i), where i
     has the places of the examples in the training set, (b,) int64. An outer batch is (x, y).
 
     Args:
-        model: classifies x. Its tensors are the params at which a training begins. Without running
-            statistics, since these are no params.
+        model: as in `Classifier`.
         decay: the decay of all params.
 
     Raises:
@@ -34,33 +33,17 @@ class Cleaning:
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.0) -> None:
-        if any(b.is_floating_point() for b in model.buffers()):
-            raise UsageError(
-                "model has floating-point buffers: expected none, for they would change from one "
-                "evaluation to the next. Give track_running_stats=False to its batch norms."
-            )
+        super().__init__(model)
         if not 0 <= decay < math.inf:
-            raise UsageError(f"decay={decay}: expected a number of at least 0")
-        self.model, self.decay = model, decay
+            raise UsageError(f"decay={decay}: expected a number of at least 0. Give one.")
+        self.decay = decay
 
     def begin(self, examples: int) -> Meta:
         """Return the meta in which every training example has the weight 1/2."""
         return {"logits": next(self.model.parameters()).new_zeros(examples)}
-
-    def init(self, meta: Meta) -> Params:
-        return dict(self.model.named_parameters())
 
     def inner_loss(self, params: Params, meta: Meta, batch: Any) -> Tensor:
         x, y, i = batch
         losses = F.cross_entropy(self.predict(params, x), y, reduction="none")
         squares = sum(p.square().sum() for p in params.values()) if self.decay else 0.0
         return (torch.sigmoid(meta["logits"][i]) * losses).mean() + self.decay / 2 * squares
-
-    def outer_loss(self, params: Params, meta: Meta, batch: Any) -> Tensor:
-        x, y = batch
-        return F.cross_entropy(self.predict(params, x), y)
-
-    def predict(self, params: Params, x: Tensor) -> Tensor:
-        """Return the logits of the classes, (b, classes)."""
-        logits: Tensor = functional_call(self.model, params, (x,))
-        return logits
