@@ -43,6 +43,9 @@ nitpick_ignore_regex = [
     ("py:class", r".*\.T|ArrayLike|Tensor"),  # a type variable, and types that are not qualified
 ]
 suppress_warnings = ["config.cache"]
+if "pages" in tags:  # noqa: F821  # a test's quick build, without the reference, which takes longest
+    exclude_patterns.append("docs/api")
+    suppress_warnings.append("toc.not_readable")
 
 default_role = "name"  # of docstrings.py
 autodoc_member_order = "bysource"

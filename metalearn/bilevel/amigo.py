@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AmIGO(LinearSystemMethod):
-    """Amortised implicit gradient optimisation; Arbel & Mairal 2022, algorithms 1 to 3.
+    """Amortised implicit gradient optimisation; Arbel & Mairal 2022.
 
     An outer step takes `inner_steps` steps of the inner optimiser from the last params, then
     `system_steps` stochastic gradient steps on x'Ax/2 - b'x from the last x. b is of one outer

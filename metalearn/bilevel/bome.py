@@ -27,13 +27,14 @@ class BOME(Method):
         lambda = max((control |grad q|^2 - <grad f, grad q>) / |grad q|^2, 0)
 
     with all products over params and meta together. The inner optimiser moves the params, the outer
-    one meta. The paper has one rate for both.
+    one meta. The paper has one rate for both. The authors' code has control q in the place of
+    control |grad q|^2.
 
     The direction of meta is no hypergradient on the way. At a fixed meta it comes to one where
     params settle: there grad f + lambda grad q is 0 in params, as for a penalty method, with an
     error of O(1 / lambda), thus O(1 / control). With moving params and meta at the rate
     xi = K^(-1/2), the least of |grad f + lambda grad q|^2 + q in K steps is
-    O(K^(-1/4) + exp(-b inner_steps)); theorem 1 of the paper, for all data in a batch.
+    O(K^(-1/4) + exp(-b inner_steps)), by the paper, for all data in a batch.
 
     Args:
         inner_steps: the steps from the params to the reference.

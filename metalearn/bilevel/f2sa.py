@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class F2SA(Method):
-    """The fully first-order stochastic approximation; Kwon et al. 2023, algorithm 1.
+    """The fully first-order stochastic approximation; Kwon et al. 2023.
 
     Two copies of the params are kept: z minimises the inner loss g, and y minimises f / lambda + g,
     f the outer loss. An outer step takes `inner_steps` steps of both, each by an optimiser of its
@@ -24,13 +24,13 @@ class F2SA(Method):
 
         hypergradient = d f(y) / d meta + lambda (d g(y) / d meta - d g(z) / d meta).
 
-    At the minimisers it differs from the exact one by O(1 / lambda); lemma 3.1 of the paper. The
-    y-step is along f / lambda + g, which is the paper's step at the rate alpha = (inner lr) /
-    lambda. `Descent.params` are z, and lambda (z - y) is an estimate of A^-1 (d f / d params).
+    At the minimisers it differs from the exact one by O(1 / lambda). The y-step is along
+    f / lambda + g, which is the paper's step at the rate alpha = (inner lr) / lambda.
+    `Descent.params` are z, and lambda (z - y) is an estimate of A^-1 (d f / d params).
 
     The penalty of outer step k is penalty (k + 1)^growth. With growth = 1/7 the squared norm of the
-    hypergradient falls as k^(-2/7) with noise on both levels, with 1/3 as k^(-2/3) without noise;
-    corollary 4.2 of the paper, which lets the rates fall too.
+    hypergradient falls as k^(-2/7) with noise on both levels, with 1/3 as k^(-2/3) without noise.
+    These are the paper's rates; there the step sizes fall too.
 
     Args:
         inner_steps: the steps of each of the two inner optimisers in an outer step.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SABA(SOBA):
-    """The stochastic average bilevel algorithm; Dagréou et al. 2022, algorithm 1 with equation 7.
+    """The stochastic average bilevel algorithm; Dagréou et al. 2022.
 
     It moves as `SOBA`. Each of the five quantities of a batch i (grad inner, A x, the mixed
     product, and the two gradients of the outer loss) is replaced by
@@ -32,8 +32,8 @@ class SABA(SOBA):
     value is kept for each example. The memory takes (batches) x (3 params + 2 meta) numbers.
 
     At a fixed meta with constant rates the error falls linearly, without a floor. With a moving
-    meta and constant rates the squared norm of the hypergradient is O(1 / t); theorem 2 of the
-    paper.
+    meta and constant rates the squared norm of the hypergradient is O(1 / t), by the paper. The
+    authors' code fills the memory with zeros by default.
 
     Raises:
         UsageError: a loader has other batches in each pass.

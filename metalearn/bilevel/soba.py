@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SOBA(LinearSystemMethod):
-    """The stochastic bilevel algorithm; Dagréou et al. 2022, algorithm 1 with equation 5.
+    """The stochastic bilevel algorithm; Dagréou et al. 2022.
 
     An outer step draws one inner and one outer batch. At the same point it computes
 
         d params = grad inner,   d x = A x - b,   d meta = direct - (d2 inner / d meta d params) x
 
-    and then moves all three. The paper's v is -x.
+    and then moves all three. The v of the authors' code is -x.
 
     At a fixed meta this is stochastic gradient descent on a triangular system. With all data in a
     batch the error falls as (1 - lr mu)^t, but for a factor t where both rates are equal. With
     minibatches and rates in proportion to 1 / t the mean-square error is O(1 / t). With a moving
-    meta and rates in proportion to t^(-1/2) the squared norm of the hypergradient is
-    O(log(t) t^(-1/2)); theorem 1 of the paper.
+    meta and rates in proportion to t^(-1/2), as in the authors' code, the paper bounds the squared
+    norm of the hypergradient by O(log(t) t^(-1/2)).
 
     Args:
         system_lr: the rate of x, below 2 / (the largest eigenvalue of A + damping). The factor of

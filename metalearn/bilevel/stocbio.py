@@ -14,15 +14,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StocBiO(LinearSystemMethod):
-    """The stochastic bilevel optimiser; Ji, Yang & Liang 2021, algorithms 2 and 3.
+    """The stochastic bilevel optimiser; Ji, Yang & Liang 2021, with algorithm 3 for x.
 
     x = eta sum_{q=0..Q} prod_{j<=q} (I - eta A_j) b, where every A_j is of its own inner batch.
     It is computed anew in each outer step: only the params are warm-started. Batches have the
-    loader's size; the paper's analysis lets the size fall with j.
+    loader's size; the paper's analysis lets the size fall with j. The authors' code for data
+    cleaning differs: one batch gives all factors, and eta multiplies the last term alone.
 
     The expected x differs from A^-1 b by (I - eta A)^(Q+1) A^-1 b, thus by at most
     (1 - eta mu)^(Q+1) |b| / mu, mu the least eigenvalue of A. The variance is in proportion to
-    1 / (batch size); proposition 3 of the paper.
+    1 / (batch size).
 
     Args:
         inner_steps: the steps of the inner optimiser in an outer step.

@@ -35,7 +35,8 @@ class TruncatedUnrolling(Method):
     Truncated backpropagation: every T1 = `steps` inner steps it goes back T2 = `window` steps
     (Williams & Peng 1990; for hyper-parameters Shaban et al. 2019, section 3). Training continues
     from the params reached. One step and a window of one is the method of Luketina et al. 2016;
-    with `rehearse` it is DARTS (Liu et al. 2019, equations 6 and 7) without its finite differences.
+    with `rehearse` it is DARTS (Liu et al. 2019) with the exact product in the place of its finite
+    differences.
 
     The derivative is exact for the steps of the window, through SGD with momentum, Adam, AdamW and
     every other optimiser of torch with the option `differentiable`, schedules among them. It is
@@ -45,7 +46,7 @@ class TruncatedUnrolling(Method):
     for each step of the window.
 
     For gradient descent near the inner minimum, the bias is at most (1 - lr mu)^window times a
-    constant, mu the least eigenvalue of A (Shaban et al. 2019, proposition 3.1).
+    constant, mu the least eigenvalue of A (Shaban et al. 2019).
 
     Args:
         steps: T1, the inner steps in an outer step.

@@ -77,7 +77,8 @@ def run(words: list[str]) -> int:
     except OSError as error:
         raise unwritable(out, error) from error
     left = f", left out {len(paths) - done}" if done < len(paths) else ""
-    print(f"metalearn: wrote {out}: {done} images{left}", file=sys.stderr)
+    counted = "1 image" if done == 1 else f"{done} images"
+    print(f"metalearn: wrote {out}: {counted}{left}", file=sys.stderr)
     return 0
 
 

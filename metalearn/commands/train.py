@@ -83,6 +83,8 @@ def _in_full(words: list[str]) -> list[str]:
             "data=PATH: expected neither tasks= nor source= nor resume= beside it, for it chooses "
             "tasks=images and its source. Leave one of them out"
         )
+    if "data=" in words:
+        raise UsageError("data=: expected the path of your images. Give it")
     return [
         full.format(value) if name in SHORT else full
         for word, name, value in pairs
@@ -102,9 +104,11 @@ def _begin(cfg: DictConfig, ranks: Ranks, complain: Complain) -> tuple[int, str]
     if cfg.run_dir is None:
         if may_restart():
             raise UsageError("run_dir= is missing, by which a restart would find the run; give it")
+        data_source.check_outside(cfg, Path("runs"))
         folder, begun = ranks.on_rank_zero(lambda: _fresh(Path("runs"), cfg.name)), False
     else:
         folder = Path(cfg.run_dir)
+        data_source.check_outside(cfg, folder)
         begun = ranks.on_rank_zero(lambda: begun_by_this_job(folder, cfg))
     return _train_into(cfg, folder, begun, ranks, complain), str(folder)
 

@@ -131,10 +131,23 @@ def find_function(option: str, name: str) -> Callable[..., Any]:
         own = f"{getattr(found, '__module__', '')}."
         if inspect.isfunction(found) and own.startswith(tuple(f"{m}." for m in _IMPORTED)):
             return found
+    if known := _own_names(name, inspect.isfunction):
+        raise UsageError(
+            f"{option}={name}: expected a function that the module defines{nearest(name, known)}"
+        )
     raise UsageError(
         f"{option}={name}: expected a function that a module of yours defines. Name the module by "
         f"import={name.rpartition('.')[0]}"
     )
+
+
+def _own_names(name: str, kind: Callable[[Any], bool]) -> list[str]:
+    """Return the dotted names of what the imported module of `name` defines, of a kind."""
+    module = name.rpartition(".")[0]
+    if module not in _IMPORTED:
+        return []
+    found = inspect.getmembers(sys.modules[module], kind)
+    return [f"{module}.{own}" for own, value in found if value.__module__ == module]
 
 
 def read_arguments(target: Any) -> set[str] | None:
@@ -195,6 +208,10 @@ def _found(target: Any, packages: Sequence[str]) -> Any:
             or (inspect.isfunction(found) and _is_buildable(sys.modules[module], found.__name__))
         ):
             return found
+    if isinstance(target, str) and (own := _own_names(target, inspect.isclass)):
+        raise UsageError(
+            f"_target_={target}: expected a class that the module defines{nearest(target, own)}"
+        )
     raise UsageError(
         f"_target_={target} is not built from a config; expected a class of {', '.join(packages)}, "
         "or of a module of yours that import= names"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from metalearn.errors import UsageError
 from metalearn.nn.each_task import EachTask, swapped
 from metalearn.nn.layers import TWINS, TaskBatchNorm
 from metalearn.nn.structure import (
@@ -70,6 +71,8 @@ class TaskBatched:
     names: frozenset[str]
 
     def __init__(self, module: nn.Module) -> None:
+        if not isinstance(module, nn.Module):
+            raise UsageError(f"model={module!r}: expected a torch.nn.Module. Give an instance.")
         self._module = module
         self._build()
 

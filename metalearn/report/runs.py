@@ -1,22 +1,24 @@
-"""Training runs: their summaries, their training data, and the experiments they follow."""
+"""Training runs: their summaries, their evaluations and their learning curves."""
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from metalearn import config
-from metalearn.config.interpolation import resolved
 from metalearn.errors import UsageError
+from metalearn.report.experiments import (
+    as_count,
+    compose_words,
+    is_experiment,
+    name_method,
+    read_config,
+    read_data,
+)
 from metalearn.system.files import read_json
 
 _FRACTIONS = ("test_accuracy", "test_accuracy_interval", "accuracy", "accuracy_interval")
@@ -27,11 +29,6 @@ _RANGES = {
 }
 """The numbers of a summary or of an evaluation's row, with their least and greatest values."""
 _OF_A_ROW = {"mode", "accuracy", "ways", "shots", "inner_steps", "trained_inner_steps"}
-_NOT_ITS_OWN = (
-    *("name", "seed", "steps", "device", "threads", "wandb", "test", "run_dir", "resume"),
-    *("checkpoint_every", "keep_checkpoints", "keep_best", "tracking"),
-)
-"""The options that do not make another experiment. The page states the budget and test tasks."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +120,16 @@ def read_run(path: Path, where: str, summary: Mapping[str, Any]) -> Run:
         UsageError: a value of the summary is not a number.
     """
     _check_numbers(path, summary)
-    own, note = _read_config(path, summary), ""
-    if "command" not in summary and path.name != "summary.json" and _is_one(str(summary["name"])):
+    own, note = read_config(path, summary), ""
+    if (
+        "command" not in summary
+        and path.name != "summary.json"
+        and is_experiment(str(summary["name"]))
+    ):
         # A result of before commands were recorded, of which the name is all that is known.
-        own, note = _compose(f"experiment={summary['name']}"), ", by its name alone"
-    dataset, ways, shots = _read_data(own)
-    method = _name_method(path, summary, own, f"{dataset}_{ways}w{shots}s_") + note
+        own, note = compose_words(f"experiment={summary['name']}"), ", by its name alone"
+    dataset, ways, shots = read_data(own)
+    method = name_method(path, summary, own, f"{dataset}_{ways}w{shots}s_") + note
     return Run(where, method, dataset, ways, shots, summary, _read_curve(path.parent))
 
 
@@ -159,8 +160,8 @@ def read_evaluations(run: Run, path: Path, where: str, content: Mapping[str, Any
                 run,
                 where=where,
                 method=run.method + ensemble,
-                ways=_count(row["ways"]),
-                shots=_count(row["shots"]),
+                ways=as_count(row["ways"]),
+                shots=as_count(row["shots"]),
                 summary={**run.summary, **measured},
                 curve=(),
                 evaluated=True,
@@ -210,94 +211,6 @@ def _number(value: Any) -> float:
     except OverflowError:
         return math.nan
     return number if math.isfinite(number) else math.nan
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _read_config(path: Path, summary: Mapping[str, Any]) -> DictConfig | None:
-    """Return the config of a run, None if it is not known; no interpolation of it is resolved."""
-    saved = path.with_name("config.yaml")
-    try:
-        if path.name == "summary.json" and saved.is_file():
-            found = OmegaConf.load(saved)
-            return found if isinstance(found, DictConfig) else None
-        _, *words = shlex.split(str(summary["command"]))
-        own = words[words.index("train") + 1 :]
-        return _compose(*(word for word in own if word.partition("=")[0] not in _NOT_ITS_OWN))
-    except Exception:  # YAML's, OmegaConf's, shlex's and the file system's errors share no class
-        return None
-
-
-@functools.cache
-def _compose(*words: str) -> DictConfig:
-    composed: Any = OmegaConf.create(resolved(config.compose("train", list(words))))
-    return composed
-
-
-def _read_data(own: DictConfig | None) -> tuple[str, int | None, int | None]:
-    """Return the dataset, ways and shots of a config; "" and None if they are missing."""
-    plain: Any = {} if own is None else OmegaConf.to_container(own)
-    tasks = plain.get("tasks")
-    tasks = tasks if isinstance(tasks, dict) else {}
-    dataset = tasks.get("dataset")
-    target = dataset.get("_target_") if isinstance(dataset, dict) else None
-    name = str(target or "").rpartition(".")[2]
-    return name, _count(tasks.get("ways")), _count(tasks.get("shots"))
-
-
-def _name_method(
-    path: Path, summary: Mapping[str, Any], own: DictConfig | None, setting: str
-) -> str:
-    """Return the method of the run's experiment, or the run's name with the changes to it."""
-    name, stem = str(summary["name"]), path.stem.partition("-seed")[0]
-    changes = {e: _changes_to(e, own, path) for e in dict.fromkeys((name, stem)) if _is_one(e)}
-    for experiment, changed in changes.items():
-        if changed == []:
-            dataset = f"{setting.partition('_')[0]}_"
-            return experiment.removeprefix(setting).removeprefix(dataset)
-    if name not in changes:
-        return name
-    changed = changes[name] or ["its config is not known"]
-    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-    return f"{name}, changed: {', '.join(changed[:3])}{more}"
-
-
-def _is_one(experiment: str) -> bool:
-    folder = config.config_folder() / "experiment"
-    return experiment in {path.stem for path in folder.glob("*.yaml")}
-
-
-def _changes_to(experiment: str, own: DictConfig | None, path: Path) -> list[str] | None:
-    """Return the options in which a config differs from an experiment; None: it is not known."""
-    if own is None:
-        return None
-    try:
-        mine = config.checked(own, str(path), "train")
-        base = _compose(f"experiment={experiment}")
-        if not (changed := _differences(_options(mine), _options(base))):
-            return changed
-        from metalearn.config.canonical import canonicalise  # which imports what it compares
-
-        return _differences(canonicalise(mine, _NOT_ITS_OWN), canonicalise(base, _NOT_ITS_OWN))
-    except UsageError:
-        return None
-
-
-def _options(cfg: DictConfig) -> dict[str, Any]:
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    return {key: value for key, value in plain.items() if key not in _NOT_ITS_OWN}
-
-
-def _differences(own: Any, base: Any, at: str = "") -> list[str]:
-    """Return the names of the options that differ; a group's own name if it is another choice."""
-    both = isinstance(own, dict) and isinstance(base, dict)
-    if both and own.get("_target_") == base.get("_target_"):
-        keys = dict.fromkeys([*own, *base])
-        nested = [_differences(own.get(k), base.get(k), f"{at}.{k}") for k in keys]
-        return [name for names in nested for name in names]
-    return [] if own == base else [at.removeprefix(".")]
 
 
 def _read_curve(folder: Path) -> list[tuple[float, float]]:

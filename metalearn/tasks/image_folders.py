@@ -60,7 +60,7 @@ def check_once(splits: Mapping[str, Files]) -> None:
     for mode, files in splits.items():
         for path, label in files:
             own = path.resolve() if path.is_symlink() else folder(path.parent) / path.name
-            place = f"class {label!r} of the {mode} split"
+            place = f"class {label!r}" + (f" of the {mode} split" if len(splits) > 1 else "")
             if own in places:
                 raise ValueError(
                     f"{path} is there twice, in {places[own]} and in {place}; list each file once"

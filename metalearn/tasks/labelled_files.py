@@ -38,14 +38,16 @@ def find_splits(root: Path) -> dict[str, Files]:
         return _by_csv(root)
     if found := image_folders.find(root):
         return found
-    here = _folder_of_classes(root, LAYOUTS)
-    folders = {path.name for path in image_folders.folders_in(here)}
-    if split := sorted(folders.intersection(MODE_OF)):
-        raise ValueError(
-            f"it has the folder {split[0]} of a split, but not each of train, val and test with a "
-            "folder of images for each class"
-        )
-    return {UNDRAWN: _by_class(here)}
+    place: Path | None = root
+    while place is not None:
+        folders = {path.name for path in image_folders.folders_in(place)}
+        if split := sorted(folders.intersection(MODE_OF)):
+            raise ValueError(
+                f"it has the folder {split[0]} of a split, but not each of train, val and test "
+                "with a folder of images for each class"
+            )
+        place = image_folders.only_folder(place)
+    return {UNDRAWN: _by_class(_folder_of_classes(root, LAYOUTS))}
 
 
 def read_support(source: str, channels: int, size: int) -> LabelledImages:

@@ -82,9 +82,10 @@ def images(
         image_folders.check_once(listed)
     except (OSError, ValueError) as fault:
         raise UsageError(f"source={root} cannot be read: {fault}") from fault
+    drawn = splits is not None or UNDRAWN in listed
     small = _leave_out(listed, min_images)
     split_of: dict[str, str] = {}
-    if splits is not None or UNDRAWN in listed:
+    if drawn:
         files = [file for own in listed.values() for file in own]
         groups: dict[str, list[str]] = {}  # of which each is drawn apart
         for path, label in files:
@@ -102,7 +103,7 @@ def images(
         for path, label in files:
             name = label if split_by == "classes" else _inside(path, base)
             listed[split_of[name]].append((path, label))
-    _check(listed, split_by, root)
+    _check(listed, split_by, root, drawn)
     name = f"images-v1-{_digest(listed, base, image_size, channels)}"
     written = cache_folder() / f"{name}.csv"
 
@@ -124,13 +125,16 @@ def _root(source: str | Path | None) -> Path:
     if source is None:
         root = restore(cache_folder() / "images")
         if not root.is_dir():
-            raise UsageError(f"source=null: expected {LAYOUTS}. Give data=PATH")
+            raise UsageError(
+                f"source=null: expected {LAYOUTS}. Give data=PATH to "
+                "train, or source=PATH to `data prepare images`"
+            )
         return root
     root = with_home(source)
     if not str(source) or not root.exists():
         raise UsageError(
-            f"source={source} is not there: expected {LAYOUTS}. Give source= the place where it "
-            "lies now"
+            f"source={source} is not there: expected {LAYOUTS}. Give its path by data=, or where "
+            "it has moved to by source="
         )
     if root.is_file() and root.suffix.lower() != ".csv":
         raise UsageError(
@@ -141,19 +145,38 @@ def _root(source: str | Path | None) -> Path:
 
 
 def _leave_out(splits: dict[str, Files], least: int) -> dict[str, int]:
-    """Take the classes with fewer images than `least` out of each split; return their numbers."""
+    """Take the classes with fewer images than `least` out of each split; return their numbers.
+
+    Raises:
+        UsageError: no class is left.
+    """
     small: dict[str, int] = {}
     for mode, files in splits.items():
         counts = Counter(label for _, label in files)
         small |= {label: n for label, n in counts.items() if n < least}
         splits[mode] = [(path, label) for path, label in files if counts[label] >= least]
+    if not any(splits.values()):
+        raise UsageError(
+            f"min_images={least}: expected at most {max(small.values())}, the images of the "
+            "largest class. Give a smaller number"
+        )
     return small
 
 
-def _check(splits: dict[str, Files], split_by: str, root: Path) -> None:
+def _check(splits: dict[str, Files], split_by: str, root: Path, drawn: bool) -> None:
     """Raise UsageError where the classes of the splits are not as `split_by` has them."""
     classes = {mode: {label for _, label in splits.get(mode, [])} for mode in MODES}
     every = set().union(*classes.values())
+    if len(every) < 2:
+        raise UsageError(
+            f"source={root} has {_count(len(every), 'class', 'es')}: expected at least 2 to tell "
+            "apart. Add a class"
+        )
+    if not drawn and (absent := [mode for mode in MODES if not classes[mode]]):
+        raise UsageError(
+            f"source={root} has images of some splits and none of {absent[0]}: expected images of "
+            "train, val and test. Add them, or leave the splits out, and they are drawn"
+        )
     if split_by == "images":
         for label in sorted(every):
             if lacking := [mode for mode in MODES if label not in classes[mode]]:
@@ -173,8 +196,6 @@ def _check(splits: dict[str, Files], split_by: str, root: Path) -> None:
                     f"split_by=classes: class {both[0]!r} is in {MODES[a]} and in {MODES[b]} of "
                     f"{root}. Set tasks.dataset.split_by=images for the same classes in every split"
                 )
-    if len(every) < 2:
-        raise UsageError(f"source={root} has {len(every)} classes: expected at least 2")
 
 
 def _inside(path: Path, base: Path) -> str:
@@ -214,8 +235,17 @@ def _read(splits: dict[str, Files], size: int, channels: int) -> Splits:
 
 def _report(splits: Splits, small: dict[str, int], root: Path) -> None:
     """Print what was read, and what was left out."""
-    parts = [f"{m} {len(d.images)} of {len(d.classes)} classes" for m, d in splits.items()]
-    print(f"metalearn: read the images in {root}: {', '.join(parts)}.", file=sys.stderr)
+    parts = [
+        f"{mode} {_count(len(data.images), 'image')} of {_count(len(data.classes), 'class', 'es')}"
+        for mode, data in splits.items()
+    ]
+    unpacked = root.is_relative_to(cache_folder())  # an archive, perhaps beside its later place
+    where = "" if unpacked else f" in {root}"
+    print(f"metalearn: read the images{where}: {', '.join(parts)}.", file=sys.stderr)
     if small:
-        named = ", ".join(f"{name} ({count} images)" for name, count in sorted(small.items()))
+        named = ", ".join(f"{name} ({_count(n, 'image')})" for name, n in sorted(small.items()))
         print(f"metalearn: left out the classes {named}: too small.", file=sys.stderr)
+
+
+def _count(number: int, what: str, plural: str = "s") -> str:
+    return f"{number} {what}{'' if number == 1 else plural}"

@@ -66,9 +66,8 @@ class ImageTaskSampler:
                 f"task_pool={task_pool}; expected at least 1 task, or null for no limit"
             )
         if ways > len(data.classes):
-            raise UsageError(
-                f"ways={ways}, but this split has {len(data.classes)} classes; ask for fewer ways"
-            )
+            counted = "1 class" if len(data.classes) == 1 else f"{len(data.classes)} classes"
+            raise UsageError(f"ways={ways}, but this split has {counted}; ask for fewer ways")
         counts = torch.bincount(data.labels, minlength=len(data.classes))
         fewest = int(counts.min())
         if shots + queries > fewest:

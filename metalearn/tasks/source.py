@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, check_known
 from metalearn.tasks.batch import TaskBatch
 from metalearn.tasks.images import LabelledImages
 from metalearn.tasks.sampler import ImageTaskSampler
@@ -80,11 +80,16 @@ class ImageTasks:
     _splits: Mapping[str, LabelledImages] | None = None
 
     def sampler(self, split: str, seed: int, device: torch.device | str) -> ImageTaskSampler:
-        data = self.split(split)
-        if split != "train":
-            return ImageTaskSampler(data, self.ways, self.shots, self.test_queries, seed, device)
-        if self.rotations:
+        data, train = self.split(split), split == "train"
+        if train and self.rotations:
             data = data.with_rotations()
+        if self.ways > (number := len(data.classes)):
+            raise UsageError(
+                f"ways={self.ways}, but the {split} split has {number} "
+                f"{'class' if number == 1 else 'classes'}; ask for fewer ways"
+            )
+        if not train:
+            return ImageTaskSampler(data, self.ways, self.shots, self.test_queries, seed, device)
         shots = self.shots if self.train_shots is None else self.train_shots
         return ImageTaskSampler(
             data, self.ways, shots, self.queries, seed, device, self.task_pool, self.affine
@@ -101,6 +106,7 @@ class ImageTasks:
         """
         if self._splits is None:
             self._splits = self.dataset()
+        check_known("split", [name], self._splits)
         data = self._splits[name]
         expected = (self.channels, self.image_size, self.image_size)
         if tuple(data.images.shape[1:]) != expected:

@@ -20,12 +20,15 @@ def read_table(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         reader = csv.reader(file)
         try:
             names, *lines = [[value.strip() for value in line] for line in reader if line] or [[]]
+        except UnicodeDecodeError as fault:
+            raise ValueError(f"{table} is not in UTF-8; save it as CSV in UTF-8") from fault
         except csv.Error as fault:
             raise ValueError(f"{table} is no CSV file: {fault}") from fault
     if not lines or any(names.count(name) != 1 for name in columns):
+        plural = "column" if len(columns) == 1 else "columns"
         raise ValueError(
-            f"{table} lacks the columns {' and '.join(columns)}, each once, or rows below them; "
-            f"it begins with {','.join(names)[:80]!r}"
+            f"{table} lacks the {plural} {' and '.join(columns)}, each once, or rows below them, "
+            f"with a comma between values; it begins with {','.join(names)[:80]!r}"
         )
     for line in lines:
         if len(line) != len(names) or not all(line[names.index(name)] for name in columns):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.errors import UsageError
 from metalearn.tasks.batch import TaskBatch
 
 
@@ -42,6 +43,8 @@ class TensorTaskSampler:
 
     def sample(self, num_tasks: int) -> TaskBatch:
         """Return a batch of `num_tasks` tasks; support_x is (num_tasks, n, ...)."""
+        if num_tasks < 1:
+            raise UsageError(f"num_tasks={num_tasks}: expected at least 1 task")
         drawn = [self._draw() for _ in range(num_tasks)]
         support, query = (torch.stack(rows).to(self._x.device) for rows in zip(*drawn, strict=True))
         y = [self._labels(rows, side) for side, rows in enumerate((support, query))]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, check_known
 from metalearn.tasks.drawn_splits import MODE_OF, MODES, check_fractions, draw
 from metalearn.tasks.table import read_table
 from metalearn.tasks.tensor_sampler import TensorTaskSampler
@@ -121,7 +121,8 @@ class TensorTasks:
         try:
             rows = read_table(Path(path), named)
         except (OSError, ValueError) as fault:
-            raise UsageError(f"{path} cannot be read: {fault}") from fault
+            reason = fault.strerror if isinstance(fault, OSError) else fault
+            raise UsageError(f"{path} cannot be read: {reason}") from fault
         features = [name for name in rows[0] if name not in named]
         if not features:
             raise UsageError(f"{path}: expected a column of features beside {', '.join(named)}")
@@ -139,8 +140,10 @@ class TensorTasks:
         """Return a sampler of a split.
 
         Raises:
-            UsageError: the split has fewer classes than ways, or a class has too few examples.
+            UsageError: the split is unknown or has fewer classes than ways, or a class has too few
+                examples.
         """
+        check_known("split", [split], self._members)
         queries = self.queries if split == "train" else self.test_queries
         sizes = list(zip(self.shots, queries, strict=True))
         members = self._members[split]
@@ -178,13 +181,18 @@ class DatasetTasks(TensorTasks):
 
     def __init__(self, dataset: torch.utils.data.Dataset[Any], **options: Any) -> None:
         source: Any = dataset
+        if not hasattr(source, "__getitem__") and not hasattr(source, "__iter__"):
+            raise UsageError(
+                f"dataset={source!r}: expected a torch.utils.data.Dataset of pairs x and y"
+            )
         items = (source[i] for i in range(len(source))) if hasattr(source, "__len__") else source
         xs: list[np.ndarray] = []
         ys: list[Any] = []
         for i, item in enumerate(items):
             if not isinstance(item, tuple | list) or len(item) != 2:
+                length = f" of length {len(item)}" if isinstance(item, tuple | list) else ""
                 raise UsageError(
-                    f"dataset[{i}]: expected a pair of x and y, not {type(item).__name__}"
+                    f"dataset[{i}]: expected a pair of x and y, not {type(item).__name__}{length}"
                 )
             xs.append(_array(item[0]))
             ys.append(item[1] if isinstance(item[1], str) else _array(item[1]))

@@ -43,6 +43,10 @@ from metalearn.tree import detached
 
 BATCH = 64
 """The number of images to predict at once, or that of the support images if these are more."""
+_EXPECTED = (
+    "expected a file of `metalearn adapt`. Make it by `metalearn adapt checkpoint=PATH "
+    "support=FOLDER out=FILE`"
+)
 _ADAPTED = record(
     params=lambda value: isinstance(value, dict) and is_tree(value),
     classes=each(is_text),
@@ -116,10 +120,7 @@ class AdaptedModel:
             UsageError: a field is another than `metalearn adapt` saves.
         """
         if "adapted" not in state:
-            raise UsageError(
-                f"{where} is no adapted model: expected a file of `metalearn adapt`. Make it by "
-                "`metalearn adapt checkpoint=PATH support=FOLDER out=FILE`"
-            )
+            raise UsageError(f"{where} is no adapted model: {_EXPECTED}")
         if not _ADAPTED(state["adapted"]) or not {"config", "meta", "step"} <= state.keys():
             raise misfit(where, "adapted model", "that of `metalearn adapt`")
         check_fields(state, ("config", "meta", "step", "constants"), where)
@@ -153,6 +154,8 @@ def load(path: Path, device: str = "cpu", threads: int | None = None) -> Adapted
     Raises:
         UsageError: the file is absent, damaged, or of another kind.
     """
+    if not path.exists():
+        raise UsageError(f"checkpoint={path} is not there: {_EXPECTED}")
     return AdaptedModel.of(checkpoint.read(path), path, device, threads)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +24,20 @@ def make_absolute(config: DictConfig) -> None:
         move(config, source, "the config")
     if splits := OmegaConf.select(config, "tasks.dataset.splits"):
         config.tasks.dataset.splits = str(with_home(splits).absolute())
+
+
+def check_outside(config: DictConfig, run_dir: Path) -> None:
+    """Raise UsageError if a new run's folder is within the folder of a user's own images.
+
+    A folder in there would count as a class.
+    """
+    source = OmegaConf.select(config, OPTION)
+    own = OmegaConf.select(config, "tasks.dataset._target_") == "metalearn.tasks.own_images.images"
+    if own and source and run_dir.resolve().is_relative_to(Path(source).resolve()):
+        raise UsageError(
+            f"run_dir={run_dir}: expected a folder outside the images, {source}, where it would "
+            "count as a class. Give another run_dir="
+        )
 
 
 def move(config: DictConfig, source: Any, where: str) -> None:

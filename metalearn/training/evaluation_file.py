@@ -54,4 +54,9 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 
 def unwritable(path: Path, error: OSError) -> UsageError:
     """Return the error of a file that cannot be written."""
+    if not path.parent.exists():
+        return UsageError(
+            f"out={path} cannot be written: there is no folder {path.parent}. Make it, or choose "
+            "another file"
+        )
     return UsageError(f"out={path} cannot be written ({error.strerror}); choose another file")

@@ -21,10 +21,17 @@ TIMED = 3
 """The meta-steps that are timed before a run says what it takes."""
 WORTH_SAYING_S = 10.0
 """The shortest time left that is said."""
+SHORTER = ("steps", "meta_batch", "validation.tasks")
+"""The options of `metalearn train` that make a run shorter."""
 
 
 def describe_time_left(
-    config: DictConfig, step_s: Sequence[float], done: int, validates: bool, tests: bool
+    config: DictConfig,
+    step_s: Sequence[float],
+    done: int,
+    validates: bool,
+    tests: bool,
+    shorter: Sequence[str] = SHORTER,
 ) -> str | None:
     """Return the sentence about the time that a run has left; None for a few seconds.
 
@@ -36,6 +43,7 @@ def describe_time_left(
         step_s: the seconds of the timed meta-steps, of which the first also prepares.
         done: the meta-steps that are behind.
         validates, tests: False: the run has no validation or no test tasks.
+        shorter: the names of the options that make the run shorter.
     """
     each = median(step_s[1:] or step_s)
     left = each * (config.steps - done)
@@ -49,7 +57,7 @@ def describe_time_left(
     also = f", {judged} tasks of validation and test up to about {format_duration(judging)}"
     return (
         f"{config.steps - done} meta-steps take about {format_duration(left)} on this machine"
-        f"{also if judged else ''}. For less: steps=, meta_batch=, validation.tasks="
+        f"{also if judged else ''}. For less: {', '.join(f'{name}=' for name in shorter)}"
     )
 
 

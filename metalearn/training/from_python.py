@@ -22,6 +22,7 @@ from metalearn.training import checkpoint, loop
 from metalearn.training.agreement import check_same, describe_options, on_every_rank
 from metalearn.training.checks import begun_by_this_job
 from metalearn.training.experiment import Setup, as_leaves
+from metalearn.training.forecast import SHORTER
 from metalearn.training.given import (
     GivenSamplers,
     MakeOptimiser,
@@ -32,6 +33,7 @@ from metalearn.training.given import (
     describe,
     over_leaves,
 )
+from metalearn.training.held_out import HeldOut, rewound
 from metalearn.training.options import check_options
 from metalearn.training.state import TrainingState
 
@@ -108,15 +110,16 @@ def train(
         seed_all(config.seed)
         state = on_every_rank(ranks, lambda: TrainingState(config, setup, ranks))
         given = setup.tasks.samplers  # type: ignore[attr-defined]
-        at_start = {split: loop.rewound(one) for split, one in given.items() if split != "train"}
-        held_out = loop.HeldOut(at_start.get("validation"), at_start.get("test"))
+        at_start = {split: rewound(one) for split, one in given.items() if split != "train"}
+        held_out = HeldOut(at_start.get("validation"), at_start.get("test"))
 
-        def prepare() -> tuple[TrainingState, loop.HeldOut]:
+        def prepare() -> tuple[TrainingState, HeldOut]:
             loop.try_first_task(state)
             return state, held_out
 
         try:
-            summary = loop.run(config, folder, goes_on, ranks, prepare)
+            shorter = [name.replace(".", "_") for name in SHORTER]
+            summary = loop.run(config, folder, goes_on, ranks, prepare, shorter)
         finally:
             for rewind in at_start.values():
                 rewind()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,9 @@ from metalearn.training.agreement import check_same, describe_options, on_every_
 from metalearn.training.evaluation import evaluate
 from metalearn.training.experiment import Experiment
 from metalearn.training.fingerprint import describe_start
-from metalearn.training.forecast import TIMED, describe_time_left
+from metalearn.training.forecast import SHORTER, TIMED, describe_time_left
 from metalearn.training.guards import REFUSALS
+from metalearn.training.held_out import HeldOut, rewound
 from metalearn.training.messages import (
     figures,
     named,
@@ -37,7 +36,11 @@ from metalearn.training.state import TrainingState
 
 
 def train(
-    config: DictConfig, run_dir: Path, resume: bool = False, ranks: Ranks = ALONE
+    config: DictConfig,
+    run_dir: Path,
+    resume: bool = False,
+    ranks: Ranks = ALONE,
+    shorter: Sequence[str] = SHORTER,
 ) -> dict[str, Any]:
     """Train one run into `run_dir`: config.yaml, metrics.jsonl, best.pt, last.pt, summary.json.
 
@@ -49,6 +52,9 @@ def train(
     not, bit for bit on a CPU with as many threads and ranks. Several ranks draw the same tasks and
     share them out; the run is that of one rank but for rounding.
 
+    Args:
+        shorter: the options of the caller that make the run shorter, for the sentence on its time.
+
     Returns:
         the summary, as in summary.json.
 
@@ -58,7 +64,7 @@ def train(
             it, if only the validation loss is not finite), or the folder takes no more.
         TrainingInterrupted: a signal asked for it; last.pt holds the state at that moment.
     """
-    return run(config, run_dir, resume, ranks, lambda: prepare(config, resume, ranks))
+    return run(config, run_dir, resume, ranks, lambda: prepare(config, resume, ranks), shorter)
 
 
 def run(
@@ -67,6 +73,7 @@ def run(
     resume: bool,
     ranks: Ranks,
     prepare: Callable[[], tuple[TrainingState, HeldOut]],
+    shorter: Sequence[str] = SHORTER,
 ) -> dict[str, Any]:
     """Train what `prepare` returns, with the options of `config`; see `train`."""
     state, held_out = on_every_rank(ranks, prepare)
@@ -83,7 +90,7 @@ def run(
             _validate(config, state, held_out, session, row)
             session.log(row)
             session.save(state)
-        take_meta_steps(config, state, held_out, session)
+        take_meta_steps(config, state, held_out, session, shorter)
         summary = summarise(config, state, held_out, session) | origin
         session.finish(summary)
     return summary
@@ -113,28 +120,6 @@ def prepare(config: DictConfig, resume: bool, ranks: Ranks) -> tuple[TrainingSta
     return state, HeldOut(rewound(validation), test)
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """The validation and the test tasks, the same ones every time; None: the run has no such tasks.
-
-    Each of the two returns a sampler at its first task.
-    """
-
-    validation: Callable[[], Sampler] | None
-    test: Callable[[], Sampler] | None
-
-
-def rewound(sampler: Sampler) -> Callable[[], Sampler]:
-    """Return a function that takes a sampler back to where it is now, and returns it."""
-    start = deepcopy(sampler.state_dict())
-
-    def at_start() -> Sampler:
-        sampler.load_state_dict(deepcopy(start))
-        return sampler
-
-    return at_start
-
-
 def try_first_task(state: TrainingState) -> None:
     """Try the problem on the first training task, and go back to before it.
 
@@ -147,7 +132,11 @@ def try_first_task(state: TrainingState) -> None:
 
 
 def take_meta_steps(
-    config: DictConfig, state: TrainingState, held_out: HeldOut, session: Session
+    config: DictConfig,
+    state: TrainingState,
+    held_out: HeldOut,
+    session: Session,
+    shorter: Sequence[str] = SHORTER,
 ) -> None:
     """Take the meta-steps that are left, with a row for each in metrics.jsonl.
 
@@ -161,7 +150,7 @@ def take_meta_steps(
         step_s.append(row["step_s"])
         if step == begun + TIMED:
             held = held_out.validation is not None, held_out.test is not None
-            if (said := describe_time_left(config, step_s, step, *held)) is not None:
+            if (said := describe_time_left(config, step_s, step, *held, shorter)) is not None:
                 session.say(said)
         if step == config.steps or step % config.validation.every == 0:
             _validate(config, state, held_out, session, row)

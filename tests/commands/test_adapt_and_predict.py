@@ -213,6 +213,7 @@ ADAPT = ["adapt", "checkpoint=run/best.pt", "support=new", "out=x.pt"]
         ([*ADAPT, "source=elsewhere"], ""),
         (["evaluate", "checkpoint=mine.pt"], "expected the checkpoint of a run"),
         (["predict", "checkpoint=run/best.pt", "images=new"], "is no adapted model"),
+        (["predict", "checkpoint=none.pt", "images=new"], "expected a file of `metalearn adapt`"),
         (["predict", "checkpoint=mine.pt", "images=empty"], "it has no image"),
         (["predict", "checkpoint=mine.pt", "images=absent"], "absent is not there"),
         (["predict", "checkpoint=mine.pt", "images=torn.png"], ""),

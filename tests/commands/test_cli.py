@@ -99,7 +99,7 @@ REFUSED = [
     ("evaluate checkpoint=nosuchname", "no checkpoint nosuchname in results/"),
     ("adapt", "adapt needs checkpoint=PATH"),
     ("adapt checkpoint=/x.pt support=. out=", "out= is missing"),
-    ("adapt checkpoint=/x.pt support=. out=absent/m.pt", "absent/m.pt cannot be written"),
+    ("adapt checkpoint=/x.pt support=. out=absent/m.pt", "there is no folder absent. Make it"),
     ("adapt checkpoint=/x.pt support=. out=m.pt", "no checkpoint /x.pt"),
     ("adapt checkpoint=nosuchname support=. out=m.pt", "no checkpoint nosuchname in results/"),
     ("adapt checkpoint=/x.pt suport=.", "did you mean 'support'"),
@@ -107,7 +107,7 @@ REFUSED = [
     ("adapt checkpoint=omniglot_5w1s_maml_quick support=. out=m.pt", "none of the layouts"),
     ("adapt checkpoint=/x.pt support=. out=m.pt inner_steps=x", "a whole number"),
     ("predict", "predict needs checkpoint=FILE"),
-    ("predict checkpoint=/x.pt images=.", "no checkpoint /x.pt"),
+    ("predict checkpoint=/x.pt images=.", "checkpoint=/x.pt is not there"),
     ("predict checkpoint=/x.pt images=. out=p.txt", "expected a .csv file"),
     ("play checkpoint=/x.pt port=0", "no checkpoint /x.pt"),
     ("play checkpoint=nosuchname", "no checkpoint nosuchname in results/"),
@@ -313,7 +313,8 @@ def test_help_of_a_study_names_each_of_its_options(verb, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "part"), [([], "evaluate"), (["--help"], "train"), (["--version"], "0.")]
+    ("words", "part"),
+    [([], "evaluate"), (["--help"], ", ".join(options.names("solve"))), (["--version"], "0.")],
 )
 def test_main_shows_the_verbs_and_the_version(words, part, capsys):
     assert main(words) == 0

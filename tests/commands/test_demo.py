@@ -9,10 +9,12 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
+from metalearn import config
 from metalearn.commands.main import main
 from metalearn.errors import TrainingInterrupted
 from metalearn.studies.demo.study import Demo
 from metalearn.tasks import omniglot
+from metalearn.training import forecast
 from metalearn.training.session import Session
 
 TINY = [
@@ -41,9 +43,13 @@ def test_an_interrupted_demo_goes_on_and_ends_in_a_table_and_a_figure(
 
     with monkeypatch.context() as patched:
         patched.setattr(Session, "steps", interrupted)
+        patched.setattr(forecast, "WORTH_SAYING_S", 0.0)
         assert demo(out) == 128 + signal.SIGTERM
     said = capsys.readouterr()
     assert said.out.index("min on a quiet machine") < said.out.index("1 of 3")
+    (shorter,) = [line for line in said.out.splitlines() if "For less: " in line]
+    named = [word.strip("=") for word in shorter.partition("For less: ")[2].split(", ")]
+    assert named and set(named) <= set(config.read_defaults("demo"))  # not those of `train`
     assert "the same command resumes" in said.err
     assert not (out / "table.md").exists()
     trained = (out / "maml" / "summary.json").stat().st_mtime_ns

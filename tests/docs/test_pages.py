@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,25 @@ def test_a_table_has_the_columns_and_rows_that_are_asked_for():
 def test_a_table_that_the_results_lack_is_refused(old, new, said):
     with pytest.raises(SystemExit, match=said):
         TABLES["table"](FIELDS.replace(old, new), ROOT / "results")
+
+
+def test_markup_and_links_of_the_pages_are_valid_and_a_bad_link_is_noticed(tmp_path):
+    for name, left_out in (("docs", "gallery"), ("results", "*.pt")):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns(left_out))
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, tmp_path)
+        elif not (tmp_path / path.name).exists():
+            (tmp_path / path.name).symlink_to(path)
+    with (tmp_path / "docs/faq.md").open("a") as page:
+        page.write("\n[a](bilevel.md#no-heading) [b](no-page.md)\n")
+    options = ["-c", str(tmp_path / "docs/site"), "-D", "plot_gallery=0", "-t", "pages", "-W", "-q"]
+    words = [sys.executable, "-m", "sphinx", "-b", "dummy", "--keep-going", *options]
+    folders = [str(tmp_path), str(tmp_path / ".out")]
+    done = subprocess.run([*words, *folders], capture_output=True, text=True, check=False)
+    warnings = [line for line in done.stderr.splitlines() if "WARNING" in line]
+    assert len(warnings) == 2, done.stderr
+    assert "no-heading" in done.stderr and "no-page" in done.stderr
 
 
 @pytest.mark.slow

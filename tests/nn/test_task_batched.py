@@ -284,6 +284,8 @@ def test_inductive_statistics_come_from_the_first_examples_alone():
 
 
 def test_what_cannot_be_task_batched_is_refused_in_a_sentence():
+    with pytest.raises(UsageError, match="model='conv4': expected a torch"):
+        TaskBatched("conv4")
     with pytest.raises(UsageError, match="track_running_stats=False"):
         TaskBatched(nn.Sequential(nn.BatchNorm2d(3)))
     with pytest.raises(UsageError, match="padding"):

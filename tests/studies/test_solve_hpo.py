@@ -260,7 +260,7 @@ def test_from_the_command_line_to_the_published_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = ["preset=quick", "splits=[3]", "seeds=[3]", "hypergradients=2", "grid=3", "few=10"]
     small += ["network_hypergradients=2", "images=50", "validation=50", "hidden=3", "inner_steps=2"]
-    small += ["iterations=2", "unrolled_steps=2", "problems=[ridge,weights,overfit]"]
+    small += ["iterations=2", "unrolled_steps=2", "problems=[ridge,overfit]"]
     assert main(["solve", "hpo", *small, "wandb=disabled", "threads=1"]) == 0
     folder = tmp_path / "runs" / "quick" / "hpo"
     rows = pd.read_csv(folder / "rows.csv")

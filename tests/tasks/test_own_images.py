@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -105,7 +105,7 @@ def test_images_are_read_once_and_the_cache_follows_a_move_and_a_change(
     root = photos(tmp_path / "photos")
     first = images(root, image_size=8)
     (arrays,) = own_cache.glob("*.npz")
-    assert "train 16 of 4 classes" in (said := capsys.readouterr().err)
+    assert "train 16 images of 4 classes" in (said := capsys.readouterr().err)
     assert str(arrays.with_suffix(".csv")) in said
     moved = root.rename(tmp_path / "moved")
     again = images(moved, image_size=8)
@@ -139,7 +139,7 @@ def test_small_classes_are_left_out_by_name(
     assert sum(len(data.classes) for data in images(root, image_size=8).values()) == 7
     found = images(root, image_size=8, min_images=2)
     assert sum(len(data.classes) for data in found.values()) == 6
-    assert "left out the classes rare (1 images)" in capsys.readouterr().err
+    assert "left out the classes rare (1 image)" in capsys.readouterr().err
 
 
 def listed(root: Path, *lines: str, head: str = "path,label") -> Path:
@@ -155,8 +155,17 @@ BAD: dict[str, tuple[Callable[[Path], Path | None], dict[str, Any], str]] = {
     "an archive": (lambda r: r / "class0" / "0.png", {}, "metalearn data prepare images"),
     "no images": (lambda r: (r / "new").mkdir() or r, {}, "the folder new of a class has no"),
     "a text": (lambda r: (r / "class0/x.png").write_text("x") and r, {}, r"x\.png cannot be read"),
+    "two splits": (
+        lambda r: photos(r / "a" / "val").parent if photos(r / "a" / "test") else r,
+        {},
+        "the folder test of a split",
+    ),
     "one split": (lambda r: photos(r / "train") and r, {}, "the folder train of a split"),
-    "twice": (lambda r: listed(r, "class0/0.png,a", "class0/0.png,b"), {}, "is there twice"),
+    "twice": (
+        lambda r: listed(r, "class0/0.png,a", "class0/0.png,b"),
+        {},
+        "in class 'a' and in class 'b'",
+    ),
     "linked": (
         lambda r: (r / "class0" / "link.png").symlink_to(r / "class1" / "0.png") or r,
         {},
@@ -173,7 +182,13 @@ BAD: dict[str, tuple[Callable[[Path], Path | None], dict[str, Any], str]] = {
     "not a sum": (lambda r: r, {"fractions": (0.5, 0.2, 0.2)}, "whose sum is 1"),
     "size": (lambda r: r, {"image_size": 0}, "image_size=0"),
     "channels": (lambda r: r, {"channels": 4}, "channels=4"),
-    "too few": (lambda r: r, {"split_by": "images", "min_images": 9}, "has 0 classes"),
+    "too few": (lambda r: r, {"min_images": 9}, "min_images=9: expected at most 4"),
+    "one class": (lambda r: listed(r, "class0/0.png,a", "class1/0.png,a"), {}, "has 1 class: "),
+    "no test": (
+        lambda r: listed(r, "class0/0.png,a,train", "class1/0.png,b,val", head="path,label,split"),
+        {},
+        "none of test: expected images of train, val and test",
+    ),
 }
 
 
@@ -199,6 +214,7 @@ def test_a_class_in_two_splits_is_refused_unless_it_is_asked_for(tmp_path: Path)
         images(tmp_path, image_size=8, split_by="images")
 
 
+@settings(deadline=None)  # a busy machine may stop it for long
 @given(st.integers(3, 60), st.tuples(*[st.floats(0.05, 1)] * 3), st.integers(0, 99))
 def test_a_draw_has_every_name_once_and_no_empty_split(
     count: int, shares: tuple[float, float, float], seed: int
@@ -225,6 +241,7 @@ def test_prepare_reads_a_folder_a_table_or_an_archive(
     assert main(["data", "prepare", "images", f"source={source}"]) == 0
     said = capsys.readouterr()
     assert "images train: 4 classes" in said.out and "of 3x84x84" in said.out
+    assert "read the images" in said.err and ".part" not in said.err  # no name that passes
     if form == "zip":
         assert images()["train"].images.shape[1:] == (3, 84, 84)
         assert capsys.readouterr().err == ""  # it was not read again

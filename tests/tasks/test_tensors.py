@@ -158,7 +158,7 @@ def test_a_table_of_features_is_read(tmp_path: Path) -> None:
     assert torch.equal(batch.query_x, batch.query_y)  # the width is the height here
     for text, sentence in (
         ("a,label\nx,1\n", "column 'a' has a value that is no number"),
-        ("a,b\n1,1\n", "lacks the columns label"),
+        ("a,b\n1,1\n", "lacks the column label"),
         ("label\n1\n", "expected a column of features"),
         ("a,label\n1\n", "has the row"),
         ("a,label\n,1\n", "column 'a' has a value that is no number"),
@@ -205,7 +205,9 @@ def test_arrays_that_do_not_fit_are_refused(x: Any, y: Any, options: Any, senten
     ("items", "sentence"),
     [
         ([], "no items"),
+        (None, "dataset=None: expected a torch"),
         ([1], r"dataset\[0\]: expected a pair"),
+        ([(1,)], "not tuple of length 1"),
         ([(np.ones(2), 0), (np.ones(3), 0)], r"dataset\[1\]: expected the shapes of dataset\[0\]"),
     ],
 )
@@ -219,6 +221,10 @@ def test_a_split_that_is_too_small_for_a_task_is_refused() -> None:
         UsageError, match="ways=5: expected up to 2, the number of classes of the test"
     ):
         TensorTasks(X, Y).sampler("test")
+    with pytest.raises(UsageError, match="split has 'dev'; expected one of test, train, valid"):
+        TensorTasks(X, Y, ways=2).sampler("dev")
+    with pytest.raises(UsageError, match="num_tasks=0: expected at least 1"):
+        TensorTasks(X, Y, ways=2).sampler("train").sample(0)
     with pytest.raises(UsageError, match="expected 8 examples in each of the classes"):
         TensorTasks(X, Y, ways=2, queries=7).sampler("train")
 

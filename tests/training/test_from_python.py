@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from metalearn.inner import GradientDescent
 from metalearn.metagrad import FirstOrder, Implicit, Unrolled
 from metalearn.problem import FewShot
 from metalearn.tasks import TensorTasks
-from metalearn.training import checkpoint
+from metalearn.training import checkpoint, forecast
 
 ADAM = functools.partial(torch.optim.Adam, lr=0.02)
 
@@ -138,6 +139,14 @@ def test_the_optimiser_is_a_function_or_is_over_the_leaves(tmp_path):
     train(tmp_path / "given", meta=meta, optimiser=ADAM(meta.values()))
     train(tmp_path / "made")
     assert_equal(state_of(tmp_path / "given"), state_of(tmp_path / "made"))
+
+
+def test_the_shorter_options_that_a_run_names_are_its_arguments(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(forecast, "WORTH_SAYING_S", 0.0)
+    train(tmp_path / "long")
+    (named,) = re.findall("For less: (.*)", capsys.readouterr().out)
+    shorter = [word.strip("=") for word in named.split(", ")]
+    train(tmp_path / "short", **dict.fromkeys(shorter, 1))
 
 
 def test_meta_ends_at_the_chosen_values(tmp_path):

@@ -76,6 +76,14 @@ def test_an_own_loss_trains_and_its_checkpoint_imports_nothing(modules, monkeypa
     for name in ("my_loss.F.cross_entropy", "my_loss.nothing", "os.system"):
         said = refused(capsys, "train", "import=my_loss", f"problem.loss={name}", "run_dir=x")
         assert f"problem.loss={name}: expected a function" in said
+    for name, option in (
+        ("my_loss.smothed", "problem.loss"),
+        ("my_labels.Label", "tasks._target_"),
+    ):
+        said = refused(
+            capsys, "train", "import=[my_loss,my_labels]", f"{option}={name}", "run_dir=x"
+        )
+        assert "did you mean 'my_l" in said
     assert "loss='hinge'" in refused(capsys, "train", "problem.loss=hinge", "run_dir=x")
     assert not Path("x").exists()
 

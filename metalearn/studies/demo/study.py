@@ -44,6 +44,8 @@ AT_A_ZERO_HEAD = ["problem.adapt=head"]
 """One inner step from a zero head moves the head alone: this gives MAML's own gradient, faster."""
 VALIDATIONS = 5
 """The number of validations of a training; all together have as many tasks as the test."""
+SHORTER = ("maml_steps", "imaml_steps", "test_tasks")
+"""The options that make the demo shorter."""
 SECONDS = {"MAML": 0.035, "iMAML": 0.14}
 """The seconds of a meta-step with its share of the validations, on one core."""
 OTHER_SECONDS = 15.0
@@ -120,7 +122,8 @@ class Demo:
         cfg = self.config(method, *(AT_A_ZERO_HEAD if method == "MAML" else []))
         run = StudyRun(cfg, self.folder / method.lower())
         if not run.summary():
-            train(cfg, run.folder, resume=bool(checkpoint.generations(run.folder)))
+            resume = bool(checkpoint.generations(run.folder))
+            train(cfg, run.folder, resume, shorter=SHORTER)
         found: Any = run.summary()
         test = {
             "accuracy": found["test_accuracy"],

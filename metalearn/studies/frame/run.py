@@ -196,6 +196,8 @@ def _measure(
 ) -> None:
     """Measure the cells that are not in the file and that no other process has claimed."""
     for cell in cells:
+        if cell in file:
+            continue
         with claims.claim(cell) as mine:
             file.read()
             if not mine or cell in file:

@@ -245,7 +245,3 @@ def _identify_saved(folder: Path) -> dict[str, Any] | None:
 
 def _digest(options: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _damaged(path: Path) -> str:
-    return f"{path} is damaged: expected the summary of a run. Delete it, and the run resumes"

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -96,7 +96,7 @@ class SoakStudy:
                 raise TrainingStopped(f"training ended with {process.returncode}: {output[-1:]}")
             lines = (folder / "metrics.jsonl").read_text().splitlines()
             times = [json.loads(line)["step_s"] for line in lines]
-        begins = [0, *(row["step"] for row in rows)]
+        begins = [0, *(row["step"] for row in rows)]  # strictly increasing
         for begin, row in zip(begins, rows, strict=False):
             part = times[begin : row["step"]]
             row["step_s"] = sum(part) / len(part)
@@ -124,17 +124,23 @@ class SoakStudy:
                 process.wait()
 
     def _watch(self, process: subprocess.Popen[bytes], metrics: Path) -> list[dict[str, int]]:
-        """Measure the process at each point, before its last meta-step ends."""
+        """Measure the process at each point, before its last meta-step ends.
+
+        On a machine that is busy elsewhere, several points may pass between two looks. One
+        measurement then stands for them, so that every row has meta-steps of its own.
+        """
         rows: list[dict[str, int]] = []
-        while process.poll() is None and len(rows) < self.points - 1:
+        passed = 0
+        while process.poll() is None and passed < self.points - 1:
             step = _last_step(metrics)
-            if step * self.points < self.steps * (len(rows) + 1) or step == self.steps:
+            if step * self.points // self.steps == passed or step == self.steps:
                 time.sleep(0.005)
                 continue
             try:
                 rows.append({"step": step, **_measure_process(process.pid)})
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 break  # the process ended in between
+            passed = step * self.points // self.steps
         return rows
 
     def tables(self, rows: pd.DataFrame) -> dict[str, Table]:
@@ -161,9 +167,13 @@ def _last_step(metrics: Path) -> int:
 def _measure_process(pid: int) -> dict[str, int]:
     """Return the resident bytes of a process and of its children, and its open handles."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    tracker_bytes = 0
+    for child in children:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended in between
+            tracker_bytes += _resident(int(child))
     return {
         "memory_bytes": _resident(pid),
-        "tracker_bytes": sum(_resident(int(child)) for child in children),
+        "tracker_bytes": tracker_bytes,
         "handles": len(os.listdir(f"/proc/{pid}/fd")),
     }
 

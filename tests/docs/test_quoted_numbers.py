@@ -1,0 +1,184 @@
+"""The numbers in sentences and hand-written tables of README and docs/ are those of results/."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results"
+STEPS = "Conv4-64, 20-way 5-shot: peak memory by inner steps (*italic*: predicted, not run)"
+AT_ONCE = STEPS.replace("5-shot:", "5-shot, 4 tasks at once:")
+QUARTILES = "one meta-gradient, quartiles in brackets"
+
+
+def rows(study: str, table: str) -> list[dict[str, str]]:
+    found = json.loads((RESULTS / study / "tables.json").read_text())
+    (name,) = [name for name in found if name.startswith(table)]
+    return [dict(zip(found[name]["columns"], row, strict=False)) for row in found[name]["rows"]]
+
+
+def findings(study: str) -> str:
+    return " ".join(json.loads((RESULTS / study / "findings.json").read_text()))
+
+
+def first(text: str) -> float:
+    """Return the first number of a cell."""
+    return float(re.findall(r"[-+]?[\d.]+", text)[0])
+
+
+def train(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def speed() -> Iterator[tuple[str, str]]:
+    targets = rows("speed", "Targets")
+    shown = {row["workload"]: row for row in targets}
+    ratios = [row["library / ours"] for row in targets if row["library / ours"]]
+    yield "README", f"{min(ratios, key=float)} to {max(ratios, key=float)} times as fast"
+    for name, row in shown.items():
+        vmap = [
+            r["times ours"] for r in rows("speed", f"{name}: {QUARTILES}") if r["variant"] == "vmap"
+        ]
+        library = row["fastest library"]
+        peer = (
+            f"{library}, {row['library / ours']} times"
+            if library != "none"
+            else "none with this gradient"
+        )
+        own = f"{row['s']} s | {vmap[0].split()[0]} times | {peer} | {row['ours / floor']} |"
+        yield "studies", own
+
+
+def recomputed() -> Iterator[tuple[str, str]]:
+    peaks = {row["method"]: row for row in rows("memory", STEPS)}
+    one, implicit = first(peaks["one inner gradient"]["1"]), first(peaks["implicit, 5 CG"]["16"])
+    yield "certificates", f"{implicit / one:.1f} times one inner gradient ({implicit} MB a task)"
+    peaks = {row["method"]: row for row in rows("memory", AT_ONCE)}
+    share = first(peaks["implicit, 5 CG, recomputed"]["16"]) / first(
+        peaks["one inner gradient"]["1"]
+    )
+    yield "certificates", f"peaks at {share:.2f} times one inner gradient"
+    for workload, words in (("imaml-20w5s", "takes"), ("imaml-5w1s", "5-way 1-shot take")):
+        times = {r["variant"]: r["times ours"] for r in rows("speed", f"{workload}: {QUARTILES}")}
+        yield "certificates", f"{words} {first(times['ours, recomputed']):.2f} times the time"
+
+
+def estimate() -> Iterator[tuple[str, str]]:
+    summary = json.loads((RESULTS / "certificate/network.json").read_text())["summary"]
+    assert {row["covered"] for row in summary} == {1.0}
+    assert {row["tasks"] for row in summary} == {12}
+    ratios = [row["ratio_median"] for row in summary if row["ratio_median"]]
+    yield "certificates", f"{min(ratios):.0f} to {max(ratios):.0f} times the error"
+    infinite = {row["cg_iterations"] for row in summary if row["ratio_median"] is None}
+    yield "certificates", f"With {infinite.pop()} CG iterations most solves met negative curvature"
+    times = re.search(r"the least Ritz value is (\d+) times", findings("cg"))
+    assert times
+    yield "certificates", f"the least Ritz value is {times[1]} times the least eigenvalue"
+
+
+def stability() -> Iterator[tuple[str, str]]:
+    table = rows("stability", "Each training, by its inner solver")
+    for row in table:
+        best = f"{row['best validation, %']} at meta-step {row['at meta-step']}"
+        cells = [row["seed"], best, row["last validation, %"], row["test, transductive, %"]]
+        yield "stability", f"| {' | '.join(cells)} |"
+    with (RESULTS / "stability/rows.csv").open() as file:
+        parts = [row for row in csv.DictReader(file) if row["part"] == "stretch"]
+    course = [row for row in parts if row["solver"] == "fixed rate" and row["seed"] == "0"]
+    over = next(row["step"] for row in course if float(row["over_the_edge"]) == 1)
+    least, last = min(course, key=lambda row: float(row["inner_grad_norm"])), course[-1]
+    norms = [
+        f"{float(row['inner_grad_norm']):.2g} at meta-step {row['step']}" for row in (least, last)
+    ]
+    yield "stability", f"all tasks of seed 0 are over the edge at meta-step {over}"
+    yield "stability", f"grows from {norms[0]} to {norms[1]}"
+    fixed = [row for row in table if row["inner solver"] == "fixed rate"]
+    collapsed = sum(row["collapsed"] == "yes" for row in fixed)
+    yield "README", f"collapses in {collapsed} of {len(fixed)} seeds"
+    found = [first(row["test, transductive, %"]) for row in table if row not in fixed]
+    yield "README", f"reaches {min(found):.1f} to {max(found):.1f} % on Omniglot 5-way 1-shot"
+
+
+def distillation() -> Iterator[tuple[str, str]]:
+    names = {
+        "ten random real images": "ten random real images",
+        "ten class means": "ten class means",
+        "unrolled": "ten images distilled by unrolling",
+        "implicit, CG, Gauss-Newton": "ten distilled by implicit gradients, CG on Gauss-Newton "
+        "curvature",
+        "the whole training set": "the whole training set",
+    }
+    found = {row["trained on"]: row["accuracy, %"] for row in rows("distill", "Test accuracy")}
+    for name, shown in names.items():
+        yield "distill", f"| {shown} | {found[name]} |"
+    yield "distill", f"steps ({first(found['unrolled, truncated']):.2f} %)"
+    yield "distill", f"CG on the Hessian ({first(found['implicit, CG']):.2f} %)"
+
+
+def differences() -> Iterator[tuple[str, str]]:
+    back = "10, the proximal step back to the start"
+    authors = {
+        ("queries a class", "15"): "15 queries a class",
+        ("outer rate", "0.003"): "larger outer rate, 0.003",
+        ("meta-gradient", "MAML, 5 steps"): "MAML's gradient instead: 5 unrolled steps",
+        ("meta-gradient", "first-order"): "first-order gradient: without the inverse",
+        ("distinct tasks", "200"): "only 200 different tasks",
+        ("inner steps", "1"): "one inner step",
+        ("lambda", back): "proximal step all the way back to the start (λ = 10)",
+        ("algorithm", "the paper's"): "the algorithm of the paper",
+        ("outer rate", "0.0003"): "smaller outer rate, 0.0003",
+        ("distinct tasks", "1000"): "only 1,000 different tasks",
+    }
+    for row in rows("differences", "One change at a time from the authors' code"):
+        if name := authors.pop((row["change"], row["to"]), None):
+            yield "benchmarks", f"| {name} | {first(row['difference']):+.1f} |"
+        if row["change"] == "none":
+            yield "benchmarks", f"code reaches {first(row['test accuracy, %']):.1f} %"
+    assert not authors
+    for row in rows("differences", "One change at a time from the paper's algorithm"):
+        if row["change"] == "none":
+            yield "benchmarks", f"peaks at {first(row['best validation']):.0f} % near meta-step 200"
+            yield "benchmarks", f"ends at {first(row['last']):.0f} %"
+            yield "benchmarks", f"test accuracy is {first(row['test accuracy, %']):.1f} %"
+            yield "benchmarks", f"curvature in {first(row['in all']):.0f} % of all solves"
+        if row["change"] == "lambda" and row["to"] in ("0.5", "0.1"):
+            yield "benchmarks", f"λ = {row['to']} ({first(row['difference']):+.1f}"
+
+
+def others() -> Iterator[tuple[str, str]]:
+    deq = findings("deq")
+    by = dict(re.findall(r"([\d.]+) % with (Picard|Anderson|Broyden)", deq))
+    means = [float(mean) for mean in by]
+    unrolled = re.search(r"is ([\d.]+) % for the unrolled twin", deq)
+    growth = re.search(r"grows by a factor of ([\d.]+) for the unrolled", deq)
+    assert unrolled and growth and len(means) == 3
+    yield "library", f"reach {min(means):.1f} to {max(means):.1f} %"
+    yield "library", f"30 unrolled steps reach {float(unrolled[1]):.1f} %"
+    yield "library", f"grows {float(growth[1]):.0f} times"
+    ranks = [
+        float(t) for t in re.findall(r"2 processes .*? train ([\d.]+) times", findings("ranks"))
+    ]
+    assert {f"{t:.1f}" for t in ranks} == {"1.8"}
+    yield "processes", "2 processes train 1.8 times as fast as one"
+    for method in ("maml", "imaml"):
+        run = train(f"omniglot_long/omniglot_5w1s_{method}_long")
+        mean, half = 100 * run["test_accuracy"], 100 * run["test_accuracy_interval"]
+        name = "MAML" if method == "maml" else "iMAML"
+        yield "benchmarks", f"| {name} | {mean:.2f} ± {half:.2f} | {run['steps']:,} |"
+
+
+QUOTES = (speed, recomputed, estimate, stability, distillation, differences, others)
+
+
+@pytest.mark.parametrize("quotes", QUOTES, ids=lambda quotes: quotes.__name__)
+def test_a_quoted_number_is_that_of_the_results(quotes):
+    for page, quote in quotes():
+        path = ROOT / "README.md" if page == "README" else ROOT / "docs" / f"{page}.md"
+        assert quote in " ".join(path.read_text().split()), f"{path.name} lacks {quote!r}"
