@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
-from metalearn.inner import LBFGS
+from metalearn.inner import LBFGS, InnerSolver, NewtonCG
 from metalearn.linear_solve import CG
 from metalearn.metagrad import FirstOrder, Implicit
 from metalearn.problem import FullBatch, Meta, Params
@@ -26,7 +26,8 @@ TYPE = torch.float64
 FEATURES, RELEVANT = 40, 10
 DECAY = 0.05
 """The decay of data cleaning; it makes the inner problem strongly convex."""
-SOLVER = LBFGS(2000, memory=20, tol=1e-8)
+LARGEST = 12.0
+"""The largest coordinate of meta, in size, in the search for the least outer value."""
 
 
 class FeaturePenalties:
@@ -57,6 +58,7 @@ class Task:
         problem, meta: the problem, and the meta at which each method begins.
         inner, outer: the data of each level, as batches are made of them.
         outer_unit: the unit of the outer rates of the grid.
+        solver: finds the inner minimum on all data.
     """
 
     problem: StochasticProblem
@@ -64,18 +66,23 @@ class Task:
     inner: Sequence[Tensor]
     outer: Sequence[Tensor]
     outer_unit: float
+    solver: InnerSolver
 
     def value(self, meta: Meta) -> float:
         """Return the outer value: the outer loss at the inner minimum, on all data."""
         whole, one = FullBatch(self.problem, self.inner, self.outer), range(1)
-        params = FirstOrder(SOLVER).adapt(whole, meta, one).params
+        params = FirstOrder(self.solver).adapt(whole, meta, one).params
         return whole.outer_objective(params, meta, one)[0].item()
 
     def least(self, hypergradients: int) -> float:
-        """Return the least outer value that L-BFGS-B finds by exact hypergradients."""
-        ((name, start),), values = self.meta.items(), []
+        """Return the least outer value that L-BFGS-B finds by exact hypergradients.
+
+        The coordinates of meta stay within `LARGEST`, where the inner problem is well conditioned.
+        """
+        ((name, start),) = self.meta.items()
+        values: list[float] = []
         whole = FullBatch(self.problem, self.inner, self.outer)
-        exact = Implicit(SOLVER, CG(500, rtol=1e-10))
+        exact = Implicit(self.solver, CG(500, rtol=1e-10))
 
         def objective(z: Any) -> tuple[float, Any]:
             meta = {name: torch.from_numpy(z.copy())}
@@ -83,8 +90,11 @@ class Task:
             values.append(found.outer_loss.item())
             return values[-1], found.grads[name].numpy()
 
-        options = {"maxfun": hypergradients, "maxiter": hypergradients, "ftol": 0.0, "gtol": 0.0}
-        minimize(objective, start.numpy(), jac=True, method="L-BFGS-B", options=options)
+        most = {"maxfun": hypergradients, "maxiter": hypergradients}
+        options: Any = {**most, "ftol": 0.0, "gtol": 0.0}
+        bounds = [(-LARGEST, LARGEST)] * len(start)
+        z = start.numpy()
+        minimize(objective, z, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         return min(values)
 
 
@@ -104,7 +114,8 @@ def penalties(examples: int) -> Task:
         return x, y.to(TYPE)
 
     meta = {"l": torch.zeros(FEATURES, dtype=TYPE)}
-    return Task(FeaturePenalties(), meta, draw(), draw(), 10.0)
+    solver = NewtonCG(50, cg_iters=200, tol=1e-9, halvings=40)
+    return Task(FeaturePenalties(), meta, draw(), draw(), 10.0, solver)
 
 
 def cleaning(examples: int) -> Task:
@@ -121,7 +132,8 @@ def cleaning(examples: int) -> Task:
     problem, count = Cleaning(model, DECAY), len(data.train)
     inner = data.train.x.to(TYPE), data.train.y, torch.arange(count)
     outer = data.validation.x.to(TYPE), data.validation.y
-    return Task(problem, problem.begin(count), inner, outer, float(count))
+    solver = LBFGS(2000, memory=20, tol=1e-8)
+    return Task(problem, problem.begin(count), inner, outer, float(count), solver)
 
 
 TASKS: dict[str, Callable[[int], Task]] = {"penalties": penalties, "cleaning": cleaning}
