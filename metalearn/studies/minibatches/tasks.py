@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
-from metalearn.inner import LBFGS, InnerSolver, NewtonCG
+from metalearn.inner import LBFGS
 from metalearn.linear_solve import CG
 from metalearn.metagrad import FirstOrder, Implicit
 from metalearn.problem import FullBatch, Meta, Params
@@ -26,7 +26,8 @@ TYPE = torch.float64
 FEATURES, RELEVANT = 40, 10
 DECAY = 0.05
 """The decay of data cleaning; it makes the inner problem strongly convex."""
-LARGEST = 12.0
+SOLVER = LBFGS(500, memory=50, tol=1e-8, halvings=40)
+LARGEST = 10.0
 """The largest coordinate of meta, in size, in the search for the least outer value."""
 
 
@@ -58,7 +59,6 @@ class Task:
         problem, meta: the problem, and the meta at which each method begins.
         inner, outer: the data of each level, as batches are made of them.
         outer_unit: the unit of the outer rates of the grid.
-        solver: finds the inner minimum on all data.
     """
 
     problem: StochasticProblem
@@ -66,12 +66,11 @@ class Task:
     inner: Sequence[Tensor]
     outer: Sequence[Tensor]
     outer_unit: float
-    solver: InnerSolver
 
     def value(self, meta: Meta) -> float:
         """Return the outer value: the outer loss at the inner minimum, on all data."""
         whole, one = FullBatch(self.problem, self.inner, self.outer), range(1)
-        params = FirstOrder(self.solver).adapt(whole, meta, one).params
+        params = FirstOrder(SOLVER).adapt(whole, meta, one).params
         return whole.outer_objective(params, meta, one)[0].item()
 
     def least(self, hypergradients: int) -> float:
@@ -82,7 +81,7 @@ class Task:
         ((name, start),) = self.meta.items()
         values: list[float] = []
         whole = FullBatch(self.problem, self.inner, self.outer)
-        exact = Implicit(self.solver, CG(500, rtol=1e-10))
+        exact = Implicit(SOLVER, CG(500, rtol=1e-10))
 
         def objective(z: Any) -> tuple[float, Any]:
             meta = {name: torch.from_numpy(z.copy())}
@@ -114,8 +113,7 @@ def penalties(examples: int) -> Task:
         return x, y.to(TYPE)
 
     meta = {"l": torch.zeros(FEATURES, dtype=TYPE)}
-    solver = NewtonCG(50, cg_iters=200, tol=1e-9, halvings=40)
-    return Task(FeaturePenalties(), meta, draw(), draw(), 10.0, solver)
+    return Task(FeaturePenalties(), meta, draw(), draw(), 10.0)
 
 
 def cleaning(examples: int) -> Task:
@@ -132,8 +130,7 @@ def cleaning(examples: int) -> Task:
     problem, count = Cleaning(model, DECAY), len(data.train)
     inner = data.train.x.to(TYPE), data.train.y, torch.arange(count)
     outer = data.validation.x.to(TYPE), data.validation.y
-    solver = LBFGS(2000, memory=20, tol=1e-8)
-    return Task(problem, problem.begin(count), inner, outer, float(count), solver)
+    return Task(problem, problem.begin(count), inner, outer, float(count))
 
 
 TASKS: dict[str, Callable[[int], Task]] = {"penalties": penalties, "cleaning": cleaning}
