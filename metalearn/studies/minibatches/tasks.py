@@ -27,8 +27,8 @@ FEATURES, RELEVANT = 40, 10
 DECAY = 0.05
 """The decay of data cleaning; it makes the inner problem strongly convex."""
 SOLVER = LBFGS(500, memory=50, tol=1e-8, halvings=40)
-LARGEST = 10.0
-"""The largest coordinate of meta, in size, in the search for the least outer value."""
+BOUNDS = (-12.0, 5.0)
+"""The ends of meta's coordinates in the search for the least outer value."""
 
 
 class FeaturePenalties:
@@ -76,7 +76,8 @@ class Task:
     def least(self, hypergradients: int) -> float:
         """Return the least outer value that L-BFGS-B finds by exact hypergradients.
 
-        The coordinates of meta stay within `LARGEST`, where the inner problem is well conditioned.
+        The coordinates of meta stay within `BOUNDS`, where the inner problem is well conditioned.
+        Larger penalties, and weights nearer to 1, hardly change the value.
         """
         ((name, start),) = self.meta.items()
         values: list[float] = []
@@ -91,7 +92,7 @@ class Task:
 
         most = {"maxfun": hypergradients, "maxiter": hypergradients}
         options: Any = {**most, "ftol": 0.0, "gtol": 0.0}
-        bounds = [(-LARGEST, LARGEST)] * len(start)
+        bounds = [BOUNDS] * len(start)
         z = start.numpy()
         minimize(objective, z, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         return min(values)
