@@ -63,10 +63,10 @@ def noisy(dataset: str, share: float, seed: int, device: torch.device) -> Noisy:
         g = torch.Generator().manual_seed(seed)
         each = len(labels) // classes
         order = torch.stack([c * each + torch.randperm(each, generator=g) for c in range(classes)])
-        parts = order.split([each - 8, 4, 4], dim=1)
-        train, validation, test = (
-            Labelled(images[part.flatten()], labels[part.flatten()]) for part in parts
-        )
+        parts = [part.flatten() for part in order.split([each - 8, 4, 4], dim=1)]
+        # A model may normalise by the statistics of a batch, so that the order is random.
+        parts = [part[torch.randperm(len(part), generator=g)] for part in parts]
+        train, validation, test = (Labelled(images[part], labels[part]) for part in parts)
     y, wrong = corrupted(train.y, share, classes, seed)
     return Noisy(
         Labelled(train.x, y).to(device),

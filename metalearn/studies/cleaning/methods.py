@@ -51,11 +51,11 @@ SETTINGS: dict[str, Setting] = {
     ),
     "glyphs_resnet": Setting(
         *("glyphs, three residual blocks", "glyphs", models.resnet),
-        *(0.05, 0.9, 0.0, 0.01, 1.0, 1.0, 10.0),
+        *(0.1, 0.9, 0.0, 0.005, 2.0, 1.0, 10.0),
     ),
     "omniglot_resnet": Setting(
         *("Omniglot, 964 classes, three residual blocks", "omniglot", models.resnet),
-        *(0.05, 0.9, 0.0, 0.01, 1.0, 1.0, 10.0),
+        *(0.1, 0.9, 0.0, 0.005, 2.0, 1.0, 10.0),
     ),
 }
 

@@ -1,4 +1,4 @@
-"""The models of hyper-cleaning, none of which keeps running statistics."""
+"""The models of hyper-cleaning. Batch norm uses the statistics of each batch, and keeps none."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from metalearn.nn import MLP
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a 1x1 shortcut; He et al. 2016, with group norm."""
+    """Two 3x3 convolutions beside a 1x1 shortcut; He et al. 2016."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-            nn.GroupNorm(4, outputs),
+            nn.BatchNorm2d(outputs, track_running_stats=False),
             nn.ReLU(),
             nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
-            nn.GroupNorm(4, outputs),
+            nn.BatchNorm2d(outputs, track_running_stats=False),
         )
         self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
@@ -36,6 +36,7 @@ def resnet(classes: int, width: int = 16) -> nn.Module:
         ResidualBlock(2 * width, 4 * width, 2),
         nn.AdaptiveAvgPool2d(2),
         nn.Flatten(),
+        nn.BatchNorm1d(16 * width, track_running_stats=False),
         nn.Linear(16 * width, classes),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -70,12 +70,18 @@ def tables(rows: pd.DataFrame) -> dict[str, Table]:
     return found
 
 
+class _Peak(NamedTuple):
+    steps: int
+    peak_bytes: int
+    predicted: bool
+
+
 def _by_steps(memory: pd.DataFrame) -> Table:
     steps = sorted(set(memory.steps.astype(int)))
     shown = []
     for method, own in memory.groupby("method", sort=False):
         cells: dict[str, Any] = {"method": method}
-        for row in own.itertuples():
+        for row in map(_Peak._make, zip(own.steps, own.peak_bytes, own.predicted, strict=True)):
             cell = make_cell(int(row.peak_bytes), format_bytes)
             text = f"*{cell.text}*" if row.predicted else cell.text
             cells[f"{int(row.steps):,}"] = Cell(text, cell.key)

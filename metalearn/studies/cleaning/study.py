@@ -47,7 +47,10 @@ class CleaningStudy:
     """
 
     title: ClassVar[str] = "Data hyper-cleaning: learned weights of mislabelled examples"
-    growing: ClassVar = ("settings", "methods", "large", "seeds", "memory_methods", "memory_steps")
+    growing: ClassVar = (
+        *("settings", "methods", "large", "large_methods", "seeds"),
+        *("memory_methods", "memory_steps"),
+    )
 
     settings: Distinct[Annotated[str, one_of(SETTINGS)]]
     methods: Distinct[Annotated[str, one_of(METHODS)]]

@@ -49,15 +49,12 @@ def descent_of(
     places = torch.arange(count, device=data.train.y.device)
     inner = data.train.x, data.train.y, places
     outer = data.validation.x, data.validation.y
-    loaders = [
-        batches(each, min(batch, len(each[0])), 2 * seed + level, fixed, replacement=False)
-        for level, each in enumerate((inner, outer))
-    ]
     return Descent(
         problem,
         method,
         problem.begin(count) if meta is None else meta,
-        *loaders,
+        batches(inner, min(batch, len(inner[0])), 2 * seed, fixed, replacement=False),
+        batches(outer, min(batch, len(outer[0])), 2 * seed + 1, fixed, replacement=False),
         partial(SGD, lr=setting.lr, momentum=setting.momentum),
         partial(Adagrad, lr=setting.outer_lr) if learn else None,
     )
@@ -75,7 +72,8 @@ def learn_weights(
     kind = METHODS[name]
     method = kind.make(setting, kind.steps)
     descent = descent_of(setting, data, method, batch, seed, fixed=name == "SABA")
-    rows, seconds = [], 0.0
+    rows: list[dict[str, Any]] = []
+    seconds = 0.0
     for inner_steps in ends(steps, points):
         began = time.perf_counter()
         try:

@@ -107,16 +107,13 @@ def run(
     def falling(steps: int) -> Any:
         return partial(LambdaLR, lr_lambda=lambda t: (1 + 20 * t / (total * steps)) ** -rates.power)
 
-    loaders = [
-        batches(data, batch, 2 * seed + level, fixed)
-        for level, data in enumerate((task.inner, task.outer))
-    ]
     began = time.perf_counter()
     descent = Descent(
         task.problem,
         kind.make(rates.inner),
         task.meta,
-        *loaders,
+        batches(task.inner, batch, 2 * seed, fixed),
+        batches(task.outer, batch, 2 * seed + 1, fixed),
         partial(SGD, lr=rates.inner),
         partial(SGD, lr=rates.outer * task.outer_unit),
         inner_scheduler=falling(kind.inner_steps),

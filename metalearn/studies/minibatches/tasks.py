@@ -26,7 +26,9 @@ TYPE = torch.float64
 FEATURES, RELEVANT = 40, 10
 DECAY = 0.05
 """The decay of data cleaning; it makes the inner problem strongly convex."""
-SOLVER = LBFGS(2000, memory=20, tol=1e-8)
+SOLVER = LBFGS(500, memory=50, tol=1e-8, halvings=40)
+BOUNDS = (-12.0, 5.0)
+"""The ends of meta's coordinates in the search for the least outer value."""
 
 
 class FeaturePenalties:
@@ -72,8 +74,13 @@ class Task:
         return whole.outer_objective(params, meta, one)[0].item()
 
     def least(self, hypergradients: int) -> float:
-        """Return the least outer value that L-BFGS-B finds by exact hypergradients."""
-        ((name, start),), values = self.meta.items(), []
+        """Return the least outer value that L-BFGS-B finds by exact hypergradients.
+
+        The coordinates of meta stay within `BOUNDS`, where the inner problem is well conditioned.
+        Larger penalties, and weights nearer to 1, hardly change the value.
+        """
+        ((name, start),) = self.meta.items()
+        values: list[float] = []
         whole = FullBatch(self.problem, self.inner, self.outer)
         exact = Implicit(SOLVER, CG(500, rtol=1e-10))
 
@@ -83,8 +90,11 @@ class Task:
             values.append(found.outer_loss.item())
             return values[-1], found.grads[name].numpy()
 
-        options = {"maxfun": hypergradients, "maxiter": hypergradients, "ftol": 0.0, "gtol": 0.0}
-        minimize(objective, start.numpy(), jac=True, method="L-BFGS-B", options=options)
+        most = {"maxfun": hypergradients, "maxiter": hypergradients}
+        options: Any = {**most, "ftol": 0.0, "gtol": 0.0}
+        bounds = [BOUNDS] * len(start)
+        z = start.numpy()
+        minimize(objective, z, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         return min(values)
 
 
