@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 LINEAR, MLP = SETTINGS["digits_linear"], SETTINGS["digits_mlp"]
 TINY = {
     **{"settings": ["digits_linear"], "methods": list(METHODS), "large": [], "seeds": [0]},
-    **{"large_methods": ["SOBA"], "share": 0.5, "inner_steps": 10, "batch": 32},
+    **{"large_methods": ["SOBA"], "wrong": 0.5, "inner_steps": 10, "batch": 32},
     **{"large_batch": 32, "points": 2, "memory_setting": "digits_mlp", "memory_limit": 20},
     **{"memory_methods": ["AmIGO", UNROLLED], "memory_steps": [20, 40]},
 }

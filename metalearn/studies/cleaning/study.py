@@ -34,7 +34,7 @@ class CleaningStudy:
         large_methods: names in `METHODS`, for `large`.
         seeds: the seeds of the splits, the wrong labels, the params and the batches; the first one
             for `large`.
-        share: the share of the training labels that is wrong.
+        wrong: the share of the training labels that is wrong.
         inner_steps: the steps of the inner optimiser in a training.
         batch: the examples of a minibatch on each level.
         large_batch: those for `large`.
@@ -57,7 +57,7 @@ class CleaningStudy:
     large: Sequence[Annotated[str, one_of(SETTINGS)]]
     large_methods: Distinct[Annotated[str, one_of(METHODS)]]
     seeds: Distinct[Seed]
-    share: Annotated[float, Gt(0), Lt(1)]
+    wrong: Annotated[float, Gt(0), Lt(1)]
     inner_steps: Count
     batch: Annotated[int, Ge(2)]
     large_batch: Annotated[int, Ge(2)]
@@ -94,7 +94,7 @@ class CleaningStudy:
         at: Any = cell
         setting, name = SETTINGS[at["setting"]], at["method"]
         batch = self.large_batch if at["setting"] in self.large else self.batch
-        data = noisy(setting.dataset, self.share, at.get("seed", self.seeds[0]), device)
+        data = noisy(setting.dataset, self.wrong, at.get("seed", self.seeds[0]), device)
         if at["part"] == "memory":
             steps, limit = at["steps"], self.memory_limit
             return [measure_peak(setting, data, name, steps, batch, limit, device)]
