@@ -43,19 +43,19 @@ class Setting:
 SETTINGS: dict[str, Setting] = {
     "digits_linear": Setting(
         *("digits, softmax regression", "digits", models.linear),
-        *(0.1, 0.0, 1e-2, 0.05, 0.0, 0.5, 10.0),
+        *(0.1, 0.0, 1e-2, 0.05, 0.0, 0.5, 1.0),
     ),
     "digits_mlp": Setting(
         *("digits, one hidden layer", "digits", models.mlp),
-        *(0.1, 0.0, 1e-3, 0.05, 0.5, 0.5, 10.0),
+        *(0.1, 0.0, 1e-3, 0.05, 0.5, 0.5, 1.0),
     ),
     "glyphs_resnet": Setting(
         *("glyphs, three residual blocks", "glyphs", models.resnet),
-        *(0.1, 0.9, 0.0, 0.005, 2.0, 1.0, 10.0),
+        *(0.1, 0.9, 0.0, 0.005, 2.0, 1.0, 1.0),
     ),
     "omniglot_resnet": Setting(
         *("Omniglot, 964 classes, three residual blocks", "omniglot", models.resnet),
-        *(0.1, 0.9, 0.0, 0.005, 2.0, 1.0, 10.0),
+        *(0.1, 0.9, 0.0, 0.005, 2.0, 1.0, 1.0),
     ),
 }
 
