@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -37,27 +37,47 @@ class Setting:
     system_lr: float
     damping: float
     outer_lr: float
-    penalty: float
+    penalty: float = 1.0
 
 
 SETTINGS: dict[str, Setting] = {
     "digits_linear": Setting(
-        *("digits, softmax regression", "digits", models.linear),
-        *(0.1, 0.0, 1e-2, 0.05, 0.0, 0.5, 10.0),
+        title="digits, softmax regression",
+        dataset="digits",
+        model=models.linear,
+        lr=0.1,
+        momentum=0.0,
+        decay=1e-2,
+        system_lr=0.05,
+        damping=0.0,
+        outer_lr=0.5,
     ),
     "digits_mlp": Setting(
-        *("digits, one hidden layer", "digits", models.mlp),
-        *(0.1, 0.0, 1e-3, 0.05, 0.5, 0.5, 10.0),
-    ),
-    "glyphs_resnet": Setting(
-        *("glyphs, three residual blocks", "glyphs", models.resnet),
-        *(0.1, 0.9, 0.0, 0.005, 2.0, 1.0, 10.0),
+        title="digits, one hidden layer",
+        dataset="digits",
+        model=models.mlp,
+        lr=0.1,
+        momentum=0.0,
+        decay=1e-3,
+        system_lr=0.05,
+        damping=0.5,
+        outer_lr=0.5,
     ),
     "omniglot_resnet": Setting(
-        *("Omniglot, 964 classes, three residual blocks", "omniglot", models.resnet),
-        *(0.1, 0.9, 0.0, 0.005, 2.0, 1.0, 10.0),
+        title="Omniglot, 964 classes, three residual blocks",
+        dataset="omniglot",
+        model=models.resnet,
+        lr=0.1,
+        momentum=0.9,
+        decay=0.0,
+        system_lr=0.005,
+        damping=2.0,
+        outer_lr=1.0,
     ),
 }
+SETTINGS["glyphs_resnet"] = replace(
+    SETTINGS["omniglot_resnet"], title="glyphs, three residual blocks", dataset="glyphs"
+)
 
 
 @dataclass(frozen=True)
