@@ -50,3 +50,13 @@ def test_a_study_may_lie_in_a_folder_of_another_name():
     for bad in ("a/b", "..", "", ".hidden"):
         with pytest.raises(UsageError, match="expected a folder's own name"):
             options.study("bench", "cg", [f"name='{bad}'"])
+
+
+@pytest.mark.parametrize(("verb", "name"), STUDIES)
+def test_an_option_of_a_study_means_no_other_thing_than_the_common_one(verb, name):
+    common, own = (
+        OmegaConf.load(config.config_folder() / path)
+        for path in ("study.yaml", f"{verb}/{name}.yaml")
+    )
+    both = set(common).intersection(own)
+    assert all(common[key] is None or isinstance(own[key], type(common[key])) for key in both)

@@ -17,6 +17,12 @@ WINE, INDIGO, OLIVE, TEAL, BROWN = "#882255", "#332288", "#999933", "#44AA99", "
 
 METHODS = {
     "one inner gradient": GREY,
+    "SOBA": SKY,
+    "SABA": INDIGO,
+    "AmIGO": VERMILLION,
+    "stocBiO": ORANGE,
+    "F2SA": PURPLE,
+    "BOME": BROWN,
     "first-order": PURPLE,
     "fomaml": PURPLE,
     "Reptile": BLACK,

@@ -18,7 +18,8 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
 from metalearn.bilevel import BOME, F2SA, SABA, Descent, Method, StocBiO
-from metalearn.studies.rates.problems import Logistic, Quadratic, batches, full
+from metalearn.studies.frame.batch_loader import batches
+from metalearn.studies.rates.problems import Logistic, Quadratic, full
 from metalearn.tree import leaves_of, relative_error
 
 Problem = Quadratic | Logistic

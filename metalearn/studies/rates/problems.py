@@ -15,9 +15,8 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader
 
-from metalearn.bilevel import FixedBatches
 from metalearn.inner import InnerSolution, NewtonCG
 from metalearn.linear_solve import Dense
 from metalearn.metagrad import Implicit
@@ -168,32 +167,6 @@ def _one_replica(problem: T) -> T:
 def full(data: Sequence[Tensor]) -> DataLoader[Any]:
     """Return a loader of all data as one batch."""
     return DataLoader([tuple(data)], batch_size=None)  # type: ignore[arg-type]
-
-
-def batches(data: Sequence[Tensor], size: int, seed: int, fixed: bool = False) -> DataLoader[Any]:
-    """Return a loader of batches of examples that are drawn with replacement.
-
-    Args:
-        fixed: draw whole batches from a division of the examples, as SABA needs.
-    """
-    rows = _Rows(*data)
-    if fixed:
-        sampler = FixedBatches(len(rows), size, seed)
-        return DataLoader(rows, batch_sampler=sampler, collate_fn=_as_it_is)
-    generator = torch.Generator().manual_seed(seed)
-    draws = RandomSampler(rows, replacement=True, generator=generator)
-    return DataLoader(rows, size, sampler=draws, collate_fn=_as_it_is)
-
-
-class _Rows(TensorDataset):
-    """A dataset that gathers a whole batch at once."""
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        return tuple(x[indices] for x in self.tensors)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def shuffled(data: Data, replicas: int, seed: int) -> Data:

@@ -1,0 +1,1 @@
+"""Data hyper-cleaning with minibatches: learned weights of mislabelled examples."""

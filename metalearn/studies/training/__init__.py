@@ -1,0 +1,1 @@
+"""The hyper-parameters of a whole training, learned while it goes on."""
