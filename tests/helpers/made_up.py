@@ -10,7 +10,8 @@ import torch
 
 from metalearn.studies.frame.draw import label_lines
 from metalearn.studies.frame.plot import canvas
-from metalearn.studies.frame.run import Publication, run_study
+from metalearn.studies.frame.publication import Publication
+from metalearn.studies.frame.run import run_study
 from metalearn.studies.frame.table import Cell, make_table
 
 SIZES = {"900 kB": 9e5, "1.2 MB": 1.2e6, "35.0 MB": 3.5e7, "1.1 GB": 1.1e9}

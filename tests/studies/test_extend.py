@@ -13,7 +13,8 @@ from made_up import Growth
 
 from metalearn.errors import UsageError
 from metalearn.studies.frame import options
-from metalearn.studies.frame.run import Publication, run_study
+from metalearn.studies.frame.publication import Publication
+from metalearn.studies.frame.run import run_study
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,8 @@ from metalearn.errors import TrainingInterrupted, TrainingStopped, UsageError
 from metalearn.studies.frame.draw import label_lines
 from metalearn.studies.frame.index import write_index
 from metalearn.studies.frame.plot import canvas
-from metalearn.studies.frame.run import Publication, run_study
+from metalearn.studies.frame.publication import Publication
+from metalearn.studies.frame.run import run_study
 from metalearn.studies.frame.table import make_table
 from metalearn.system.files import locked
 

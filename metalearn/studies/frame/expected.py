@@ -12,7 +12,7 @@ from metalearn.studies.frame.protocol import Cell, Study
 from metalearn.system.duration import format_duration
 
 if TYPE_CHECKING:
-    from metalearn.studies.frame.run import Publication
+    from metalearn.studies.frame.publication import Publication
 
 
 def describe_expected(

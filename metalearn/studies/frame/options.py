@@ -14,7 +14,7 @@ from metalearn.errors import UsageError, nearest
 from metalearn.studies.frame.protocol import Study
 
 if TYPE_CHECKING:
-    from metalearn.studies.frame.run import Publication
+    from metalearn.studies.frame.publication import Publication
 
 PRESETS = ("quick", "full")
 NOT_ROWS = ("results", "name", "wandb", "measure", "extend", "share", "paper")
@@ -39,7 +39,7 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
     """
     # These imports are slow, and a list of the studies does not need them.
     from metalearn.config.build import build, import_named
-    from metalearn.studies.frame.run import Publication
+    from metalearn.studies.frame.publication import Publication
 
     words = rename_overrides(words, STUDIES)
     if sweeps := {"-m", "--multirun"}.intersection(words):
