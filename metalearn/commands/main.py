@@ -21,7 +21,7 @@ metalearn VERB [key=value ...]      differentiating through optimisation
   predict         the classes of your images by an adapted file
   play            a local page to draw characters on and to watch inner loops adapt
   bench NAME      a study into results/
-  solve NAME      uses beyond few-shot: deq, distill, hpo, influence, nas, rates
+  solve NAME      also cleaning, deq, distill, hpo, influence, minibatches, nas, rates, training
   report          one HTML page of the results and of chosen runs
   data prepare    build a dataset's cache
 

@@ -101,8 +101,8 @@ class Unrolled(MetaGradient):
         if self.multi_step is not None:
             if type(self.multi_step) is not int or self.multi_step < 1:
                 raise UsageError(
-                    f"multi_step={self.multi_step}: expected a whole number of meta-steps from "
-                    "1 on, or null. Give one."
+                    f"multi_step={self.multi_step}: expected at least 1 meta-step, or null. Give "
+                    "a whole number."
                 )
             if self.backend != "batched":
                 raise UsageError(

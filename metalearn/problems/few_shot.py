@@ -274,9 +274,7 @@ def _adapted(
             "Leave it out, or call requires_grad_(True)."
         )
     if odd := sorted(set(adapt).difference(names)):
-        raise UsageError(
-            f"adapt has {odd[0]!r}: expected parameters' names. Give some of {', '.join(names)}."
-        )
+        raise UsageError(f"adapt has {odd[0]!r}: expected parameters' names, of {', '.join(names)}")
     if not adapt:
         raise UsageError("adapt=[] leaves the inner loop nothing to adapt; name a parameter")
     return [name for name in names if name in adapt]

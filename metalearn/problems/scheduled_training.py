@@ -1,9 +1,10 @@
 """The hyper-parameters of a whole training: rates, decays and strengths of augmentation.
 
 minimise over meta  the mean loss on validation examples at the params that training reaches
-where               the inner loss is  the mean loss on augmented examples
-                                       + sum over layers l of exp(decay_l) / 2 |params_l|^2
-                    and exp(rate_l) multiplies the inner optimiser's rate in layer l
+where               training descends on  loss + sum over layers l of exp(decay_l) / 2 |params_l|^2
+
+The loss is the mean over augmented training examples. exp(rate_l) multiplies the inner optimiser's
+rate in layer l.
 """
 
 from __future__ import annotations

@@ -42,6 +42,10 @@ def test_every_study_and_properties_after_what_it_points_to(run):
         "solve hpo",
         "solve influence",
         "solve nas",
+        "solve rates",
+        "solve minibatches",
+        "solve cleaning",
+        "solve training",
     ]
 
 

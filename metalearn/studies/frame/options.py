@@ -38,6 +38,8 @@ def study(verb: str, name: str, words: list[str]) -> tuple[Study, Publication, D
         UsageError: an option is unknown or has an invalid value.
     """
     # These imports are slow, and a list of the studies does not need them.
+    import pandas  # noqa: F401  # without it the error names the extra, not the study's class
+
     from metalearn.config.build import build, import_named
     from metalearn.studies.frame.publication import Publication
 
