@@ -106,6 +106,17 @@ def stability() -> Iterator[tuple[str, str]]:
     yield "README", f"reaches {min(found):.1f} to {max(found):.1f} % on Omniglot 5-way 1-shot"
 
 
+def iterations() -> Iterator[tuple[str, str]]:
+    table = rows("iterations", "Omniglot 5-way 1-shot")
+    found = {
+        (row["curvature"], row["CG iterations"]): first(row["test accuracy, %"]) for row in table
+    }
+    ends = [found["Hessian", n] for n in ("5", "10")]
+    yield "stability", f"end at {ends[0]:.0f} and {ends[1]:.0f} %"
+    ends = [found["Gauss-Newton", n] for n in ("5", "10")]
+    yield "stability", f"reach {ends[0]:.1f} % with 5 and {ends[1]:.1f} % with 10 iterations"
+
+
 def distillation() -> Iterator[tuple[str, str]]:
     names = {
         "ten random real images": "ten random real images",
@@ -174,7 +185,7 @@ def others() -> Iterator[tuple[str, str]]:
         yield "benchmarks", f"| {name} | {mean:.2f} ± {half:.2f} | {run['steps']:,} |"
 
 
-QUOTES = (speed, recomputed, estimate, stability, distillation, differences, others)
+QUOTES = (speed, recomputed, estimate, stability, iterations, distillation, differences, others)
 
 
 @pytest.mark.parametrize("quotes", QUOTES, ids=lambda quotes: quotes.__name__)
