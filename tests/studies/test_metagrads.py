@@ -127,6 +127,7 @@ def test_a_new_meta_gradient_stands_in_the_gradient_study(new):
     assert "halved" in labels
 
 
+@pytest.mark.slow
 def test_a_new_meta_gradient_stands_in_the_study_of_cg(new):
     words = [f"import={new}", "metagrads=[halved,maml_batched]", *CG_STUDY.split()]
     study, _, _ = options.study("bench", "cg", words)

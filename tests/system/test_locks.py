@@ -97,6 +97,7 @@ def test_no_module_imports_what_only_unix_has():
                 assert node.attr not in odd, f"{path}:{node.lineno}"
 
 
+@pytest.mark.slow
 def test_training_needs_nothing_that_only_unix_has(tmp_path):
     words = [*TINY, "metagrad=maml_batched", "steps=1", "wandb=disabled", "run_dir=r"]
     code = HIDDEN.format(modules=sorted(UNIX - {"select"}), words=words)
