@@ -117,6 +117,14 @@ def iterations() -> Iterator[tuple[str, str]]:
     yield "stability", f"reach {ends[0]:.1f} % with 5 and {ends[1]:.1f} % with 10 iterations"
 
 
+def rates() -> Iterator[tuple[str, str]]:
+    apart = re.findall(r"by at most ([\d.]+) %", findings("rates"))
+    yield (
+        "bilevel",
+        f"by at most {apart[0]} % on all data, and by at most {apart[1]} % on minibatches",
+    )
+
+
 def distillation() -> Iterator[tuple[str, str]]:
     names = {
         "ten random real images": "ten random real images",
@@ -185,7 +193,17 @@ def others() -> Iterator[tuple[str, str]]:
         yield "benchmarks", f"| {name} | {mean:.2f} ± {half:.2f} | {run['steps']:,} |"
 
 
-QUOTES = (speed, recomputed, estimate, stability, iterations, distillation, differences, others)
+QUOTES = (
+    speed,
+    recomputed,
+    estimate,
+    stability,
+    iterations,
+    rates,
+    distillation,
+    differences,
+    others,
+)
 
 
 @pytest.mark.parametrize("quotes", QUOTES, ids=lambda quotes: quotes.__name__)
