@@ -125,6 +125,12 @@ def rates() -> Iterator[tuple[str, str]]:
     )
 
 
+def influence() -> Iterator[tuple[str, str]]:
+    found = dict(re.findall(r"loss, ([a-z ]+), Hessian: ([\d.]+ ± [\d.]+)", findings("influence")))
+    shown = f"is {found['logistic regression']} for logistic regression and {found['network']} for"
+    yield "influence", shown
+
+
 def distillation() -> Iterator[tuple[str, str]]:
     names = {
         "ten random real images": "ten random real images",
