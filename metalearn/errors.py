@@ -52,6 +52,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 image", "2 images", "2 classes"."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{ending}"
+
+
 def check_known(name: str, given: Iterable[str], known: Iterable[str]) -> None:
     """Raise UsageError if the list option `name` has a value that is not one of `known`."""
     for value in given:

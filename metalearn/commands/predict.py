@@ -11,7 +11,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from metalearn import config
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, counted
 
 
 def run(words: list[str]) -> int:
@@ -77,8 +77,7 @@ def run(words: list[str]) -> int:
     except OSError as error:
         raise unwritable(out, error) from error
     left = f", left out {len(paths) - done}" if done < len(paths) else ""
-    counted = "1 image" if done == 1 else f"{done} images"
-    print(f"metalearn: wrote {out}: {counted}{left}", file=sys.stderr)
+    print(f"metalearn: wrote {out}: {counted(done, 'image')}{left}", file=sys.stderr)
     return 0
 
 

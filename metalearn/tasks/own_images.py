@@ -17,7 +17,7 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import track
 
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, counted
 from metalearn.system.files import replace_text, with_home
 from metalearn.tasks import drawn_splits, image_folders, labelled_files
 from metalearn.tasks.cache import Splits, cache_folder, cached
@@ -169,7 +169,7 @@ def _check(splits: dict[str, Files], split_by: str, root: Path, drawn: bool) -> 
     every = set().union(*classes.values())
     if len(every) < 2:
         raise UsageError(
-            f"source={root} has {_count(len(every), 'class', 'es')}: expected at least 2 to tell "
+            f"source={root} has {counted(len(every), 'class')}: expected at least 2 to tell "
             "apart. Add a class"
         )
     if not drawn and (absent := [mode for mode in MODES if not classes[mode]]):
@@ -236,16 +236,12 @@ def _read(splits: dict[str, Files], size: int, channels: int) -> Splits:
 def _report(splits: Splits, small: dict[str, int], root: Path) -> None:
     """Print what was read, and what was left out."""
     parts = [
-        f"{mode} {_count(len(data.images), 'image')} of {_count(len(data.classes), 'class', 'es')}"
+        f"{mode} {counted(len(data.images), 'image')} of {counted(len(data.classes), 'class')}"
         for mode, data in splits.items()
     ]
     unpacked = root.is_relative_to(cache_folder())  # an archive, perhaps beside its later place
     where = "" if unpacked else f" in {root}"
     print(f"metalearn: read the images{where}: {', '.join(parts)}.", file=sys.stderr)
     if small:
-        named = ", ".join(f"{name} ({_count(n, 'image')})" for name, n in sorted(small.items()))
+        named = ", ".join(f"{name} ({counted(n, 'image')})" for name, n in sorted(small.items()))
         print(f"metalearn: left out the classes {named}: too small.", file=sys.stderr)
-
-
-def _count(number: int, what: str, plural: str = "s") -> str:
-    return f"{number} {what}{'' if number == 1 else plural}"

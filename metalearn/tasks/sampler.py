@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, counted
 from metalearn.tasks.batch import TaskBatch
 from metalearn.tasks.draws import make_draw
 from metalearn.tasks.images import LabelledImages
@@ -66,8 +66,8 @@ class ImageTaskSampler:
                 f"task_pool={task_pool}; expected at least 1 task, or null for no limit"
             )
         if ways > len(data.classes):
-            counted = "1 class" if len(data.classes) == 1 else f"{len(data.classes)} classes"
-            raise UsageError(f"ways={ways}, but this split has {counted}; ask for fewer ways")
+            number = counted(len(data.classes), "class")
+            raise UsageError(f"ways={ways}, but this split has {number}; ask for fewer ways")
         counts = torch.bincount(data.labels, minlength=len(data.classes))
         fewest = int(counts.min())
         if shots + queries > fewest:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from metalearn.errors import UsageError, check_known
+from metalearn.errors import UsageError, check_known, counted
 from metalearn.tasks.batch import TaskBatch
 from metalearn.tasks.images import LabelledImages
 from metalearn.tasks.sampler import ImageTaskSampler
@@ -83,10 +83,10 @@ class ImageTasks:
         data, train = self.split(split), split == "train"
         if train and self.rotations:
             data = data.with_rotations()
-        if self.ways > (number := len(data.classes)):
+        if self.ways > len(data.classes):
+            number = counted(len(data.classes), "class")
             raise UsageError(
-                f"ways={self.ways}, but the {split} split has {number} "
-                f"{'class' if number == 1 else 'classes'}; ask for fewer ways"
+                f"ways={self.ways}, but the {split} split has {number}; ask for fewer ways"
             )
         if not train:
             return ImageTaskSampler(data, self.ways, self.shots, self.test_queries, seed, device)
