@@ -57,7 +57,8 @@ def descent_of(
     """
     torch.manual_seed(seed)
     learned = variant.learned if values is None else ()
-    kind = PenalisedTraining if "soba" in variant.title.lower() else ScheduledTraining
+    method = variant.make(window)
+    kind = ScheduledTraining if method.sees_optimiser else PenalisedTraining
     model = setting.model(data.classes).to(data.test.x.device)
     problem = kind(model, {**start_of(setting), **(values or {})})
     meta = problem.begin(learned or GROUPS)
@@ -67,7 +68,7 @@ def descent_of(
     ]
     return Descent(
         problem,
-        variant.make(window),
+        method,
         meta,
         inner,
         outer,

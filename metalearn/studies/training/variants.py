@@ -11,8 +11,6 @@ from metalearn.bilevel import SOBA, Method, TruncatedUnrolling
 from metalearn.problems.scheduled_training import GROUPS
 from metalearn.studies.cleaning import models
 
-FIXED = "nothing"
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -66,7 +64,7 @@ def _soba(window: int) -> Method:
 
 
 VARIANTS: dict[str, Variant] = {
-    "fixed": Variant(FIXED, (), _unrolled),
+    "fixed": Variant("nothing", (), _unrolled),
     "rates": Variant("rates", ("rates",), _unrolled),
     "decays": Variant("decays", ("decays",), _unrolled),
     "strengths": Variant("augmentation", ("strengths",), _unrolled),
