@@ -1,6 +1,6 @@
 """The two tasks: penalties of logistic regression, and weights of mislabelled examples.
 
-They are those of benchmark_bilevel (Dagréou et al. 2022), on made data and on those of scikit-learn.
+They are those of benchmark_bilevel (Dagréou et al. 2022), on made data and on digits.
 """
 
 from __future__ import annotations
