@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Make README.md's table of Omniglot accuracies from results/ and the published figures.
+"""Make the tables of Omniglot accuracies from results/ and the published figures.
+
+docs/benchmarks.md has every training, README.md those of symmetric and convex heads.
 
 Run it after `metalearn bench fewshot`: .venv/bin/python scripts/front_table.py
 """
@@ -130,7 +132,8 @@ def trained(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
     """Yield the cells of `scripts/train_experiments`, in the form of `_studies`.
 
     Their networks have a symmetric head and are judged on 4,000 tasks. Inductive accuracies stand
-    in brackets; a convex head has these alone.
+    in brackets; a convex head has these alone. The time of a training that starts from another's
+    weights includes that of the other.
     """
     for path in sorted(results.glob("omniglot_*/*-way.json")):
         experiment, ways = path.name.removesuffix("-way.json").rsplit("-", 1)
@@ -163,13 +166,15 @@ def trained(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
             shown_as = f"{accuracy} ({_percent(by_mode['inductive'])[0]:.2f})"
         source = ROOT / "configs" / "experiment" / f"{training.split('-seed')[0]}.yaml"
         options = OmegaConf.load(source)
-        if isinstance(options, DictConfig) and options.get("init_from"):
-            method += f", from the weights of {options.init_from}"
+        seconds = run["train_s"]
+        if isinstance(options, DictConfig) and (first := options.get("init_from")):
+            method += ", from a body of the ridge head"
+            seconds += json.loads((path.parent / f"{first}.json").read_text())["train_s"]
         if "-ensemble" in experiment:
             method += f", ensemble of {by_mode['inductive']['ensemble']} checkpoints"
         seed = f", seed {run['seed']}" if run["seed"] else ""
         where = _where("cpu", run["threads"])
-        yield method + seed, path.parent.name, where, run["train_s"], setting, shown_as
+        yield method + seed, path.parent.name, where, seconds, setting, shown_as
 
 
 def _percent(row: dict[str, float]) -> tuple[float, float]:
@@ -192,22 +197,41 @@ def _where(device: str, threads: int) -> str:
     return "one thread" if threads == 1 else f"{threads} threads"
 
 
-def table(results: Path) -> str:
+def headline(every: dict[Line, dict[str, str]]) -> dict[Line, dict[str, str]]:
+    """Return the lines of symmetric and convex heads, and of the papers of the same methods."""
+    papers = {PUBLISHED[key] for key in ("maml", "imaml", "imaml_hf")}
+    chosen = {}
+    for (method, trained), cells in every.items():
+        paper = method in papers and not trained.startswith("here")
+        head = ": symmetric head" in method and "ensemble" not in method
+        if paper or head or _base(method).startswith("implicit"):
+            chosen[method.replace(": symmetric head", ""), trained] = cells
+    return chosen
+
+
+def table(rows: dict[Line, dict[str, str]]) -> str:
     """Return the table in Markdown."""
     titles = [f"{ways}-way {shots}-shot" for ways, shots in SETTINGS]
     text = [f"| | trained | {' | '.join(titles)} |", "|" + "---|" * (2 + len(titles))]
     last = ""
-    for (method, trained), cells in lines(results).items():
+    for (method, trained), cells in rows.items():
         each = " | ".join(cells.get(setting, "") for setting in SETTINGS.values())
         text.append(f"| {method if method != last else ''} | {trained} | {each} |")
         last = method
     return "\n".join(text) + "\n"
 
 
+def pages(results: Path) -> dict[str, str]:
+    """Return the table of each page."""
+    every = lines(results)
+    return {"README.md": table(headline(every)), "docs/benchmarks.md": table(every)}
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
-    readme = ROOT / "README.md"
-    replace_text(readme, BLOCK.sub(lambda _: table(ROOT / "results"), readme.read_text(), count=1))
+    for name, text in pages(ROOT / "results").items():
+        page = ROOT / name
+        replace_text(page, BLOCK.sub(lambda _, text=text: text, page.read_text(), count=1))
 
 
 if __name__ == "__main__":
