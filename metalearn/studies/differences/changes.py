@@ -1,4 +1,4 @@
-"""The changes that may decide iMAML's accuracy: one at a time, from two starting points."""
+"""The changes that may decide iMAML's accuracy: one at a time, from three starting points."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 BASES = {
     "authors": "omniglot_5w1s_imaml_authors_code",
     "paper": "omniglot_5w1s_imaml",
+    "stable": "omniglot_5w1s_imaml_quick",
 }
-"""The experiments that the changes start from: the authors' code, and their paper's algorithm."""
+"""The experiments that the changes start from: the authors' code, their paper's algorithm, and
+iMAML with a symmetric head and an inner loop that cannot diverge."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ CHANGES: tuple[Change, ...] = (
         for n, steps in ((16, "metagrad.inner.steps=16"), (32, "metagrad.inner.steps=32"))
     ),
     Change("paper", "inner solver", "rate found by each task", ("metagrad=imaml_stable",)),
-    *_changes("paper", "lambda", "prox", 0.1, 0.5, 10.0),
+    *_changes("paper", "lambda", "problem.prox", 0.1, 0.5, 10.0),
     *_changes("paper", "CG steps", "metagrad.linear_solver.max_iters", 1, 2, 10, 20),
     *_changes("paper", "damping", "metagrad.damping", 2.0, 10.0),
     Change("paper", "curvature", "Gauss-Newton", ("metagrad.curvature=gauss_newton",)),
@@ -106,6 +108,24 @@ CHANGES: tuple[Change, ...] = (
     *_changes("paper", "outer eps", "optimiser.eps", 1e-3),
     *_changes("paper", "outer rate", "optimiser.lr", 3e-4, 3e-3),
     Change("paper", "outer optimiser", "SGD", ("optimiser=sgd", "optimiser.lr=0.03")),
+    Change("stable", "", ""),
+    Change("stable", "head", "its start learned for each class", ("model.head=free",)),
+    Change("stable", "head", "no batch norm before it", ("model.feature_norm=false",)),
+    Change("stable", "inner solver", "one fixed rate", ("metagrad=imaml",)),
+    *_changes("stable", "inner rate", "metagrad.inner.lr", 0.1, 1.0),
+    *_changes("stable", "inner steps", "metagrad.inner.steps", 1, 16),
+    *_changes("stable", "lambda", "problem.prox", 0.1, 2.0),
+    Change("stable", "curvature", "Hessian", ("metagrad.curvature=hessian",)),
+    Change("stable", "adapted", "the head alone", ("problem.adapt=head",)),
+    *_changes("stable", "outer rate", "optimiser.lr", 2e-3, 2e-2),
+    Change("stable", "outer rate", "constant", ("schedule=constant",)),
+    *(
+        Change("stable", "queries a class", f"{n}", (f"tasks.queries={n}", "tasks.test_queries=1"))
+        for n in (1, 15)
+    ),
+    *_changes("stable", "distinct tasks", "tasks.task_pool", 1000),
+    Change("stable", "rotations", "none", ("tasks.rotations=false",)),
+    Change("stable", "batch statistics in training", "inductive", ("problem.transductive=false",)),
 )
 """The changes, each base before its own. Batch statistics and inner steps at test are not among
 them: every run is measured with each of these, without further training."""

@@ -26,7 +26,11 @@ from metalearn.studies.frame.validation_curve import best_and_last, falls, span,
 from metalearn.system.provenance import short
 from metalearn.training.estimate import Estimate
 
-STARTS = {"authors": "the authors' code", "paper": "the paper's algorithm"}
+STARTS = {
+    "authors": "the authors' code",
+    "paper": "the paper's algorithm",
+    "stable": "the stable inner loop",
+}
 
 
 def groups(rows: pd.DataFrame, base: str, mode: str = "transductive") -> dict[str, pd.DataFrame]:
