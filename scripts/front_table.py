@@ -231,7 +231,8 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     for name, text in pages(ROOT / "results").items():
         page = ROOT / name
-        replace_text(page, BLOCK.sub(lambda _, text=text: text, page.read_text(), count=1))
+        before = BLOCK.split(page.read_text(), maxsplit=1)
+        replace_text(page, text.join(before))
 
 
 if __name__ == "__main__":

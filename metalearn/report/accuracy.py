@@ -115,7 +115,8 @@ def _cost(run: Run) -> list[Any]:
 def conclusion(runs: Sequence[Run]) -> list[str]:
     """Return what to take away, as a headline and a text; empty without published figures.
 
-    It is of the setting with most of our runs.
+    It is of the setting with most of our runs. A run that starts from another's weights is not
+    among the short ones, since its time is not all that it took.
     """
     if (setting := _main_setting(runs)) is None:
         return []
@@ -124,7 +125,7 @@ def conclusion(runs: Sequence[Run]) -> list[str]:
     papers = papers[papers.mark == "P"]
     best = ours[0]
     text = f"The best of our runs is {_trained(best)}."
-    quick = [r for r in ours if (seconds := _seconds(r)) is not None and seconds < SHORT]
+    quick = [r for r in ours if not r.init_from and (_seconds(r) or math.inf) < SHORT]
     if quick and quick[0] is not best:
         text += (
             f" The best of those of less than {SHORT / 60:.0f} minutes is {_trained(quick[0])}, "

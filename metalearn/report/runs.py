@@ -45,6 +45,7 @@ class Run:
         curve: pairs (meta-step, validation accuracy in percent); empty without `metrics.jsonl`.
         evaluated: the accuracy is from an evaluation of the run's checkpoint.
         superseded: an evaluation in the same setting takes the place of the summary's accuracy.
+        init_from: the training whose weights the run starts from; "" for none.
     """
 
     where: str
@@ -56,6 +57,7 @@ class Run:
     curve: Sequence[tuple[float, float]] = ()
     evaluated: bool = False
     superseded: bool = False
+    init_from: str = ""
 
     @property
     def budget(self) -> str:
@@ -130,7 +132,9 @@ def read_run(path: Path, where: str, summary: Mapping[str, Any]) -> Run:
         own, note = compose_words(f"experiment={summary['name']}"), ", by its name alone"
     dataset, ways, shots = read_data(own)
     method = name_method(path, summary, own, f"{dataset}_{ways}w{shots}s_") + note
-    return Run(where, method, dataset, ways, shots, summary, _read_curve(path.parent))
+    first = str(own.get("init_from") or "") if own is not None else ""
+    curve = _read_curve(path.parent)
+    return Run(where, method, dataset, ways, shots, summary, curve, init_from=first)
 
 
 def read_evaluations(run: Run, path: Path, where: str, content: Mapping[str, Any]) -> list[Run]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from made_up import SUMMARY
 
@@ -135,3 +137,5 @@ def test_the_conclusion_names_the_best_run_and_the_best_short_one():
     assert "MAML, symmetric head, 500 meta-steps of 32 tasks in 120 min of one thread" in text
     assert "less than 20 minutes is MAML, symmetric head, quick" in text and "90.00 ± 1.73" in text
     assert "less than" not in accuracy.conclusion(runs[1:])[1]  # the best is a short one
+    later = replace(run(0.95, "imaml_table", train_s=60.0), init_from="ridge")
+    assert accuracy.conclusion([*runs, later]) == accuracy.conclusion(runs)
