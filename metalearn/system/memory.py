@@ -6,14 +6,20 @@ import ctypes
 import gc
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch._C._profiler import _EventType
-from torch.profiler import ProfilerActivity, profile
+from torch._C._profiler import RecordScope, _EventType
+from torch.autograd.profiler import profile
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.profiler import ProfilerActivity
 
 T = TypeVar("T")
+_autograd: Any = torch._C._autograd  # its stubs lack arguments
+STEPS_OF_A_WINDOW = 50
+"""The steps of torch optimisers after which the measurement on a CPU reads the records."""
 
 
 def peak_bytes(function: Callable[[], T], device: torch.device) -> tuple[T, int]:
@@ -25,8 +31,10 @@ def peak_bytes(function: Callable[[], T], device: torch.device) -> tuple[T, int]
     - memory of the caller's own Python threads, of NumPy and of a library's private workspace;
     - releases of memory that was allocated before the call.
 
-    The call runs under `torch.profiler`, which adds some 40 us to an allocation. Do not time the
-    call, and do not call it under another profiler.
+    The call runs under PyTorch's profiler, which adds some 40 us to an allocation. Do not time the
+    call, and do not call it under another profiler. The profiler's records take some 2 kB an
+    allocation. They are read after every 50 steps of torch optimisers, and do not grow beyond.
+    In a loop without a torch optimiser they grow with its steps.
 
     CUDA: the measurement reads the peak counter of the device's caching allocator, which rounds
     blocks up to 512 bytes. The device's peak counter is reset.
@@ -126,29 +134,62 @@ def _cpu_peak(function: Callable[[], T]) -> tuple[T, int]:
     # Kineto, the profiler's back end, logs its start and stop to stderr. Level 6 is above its
     # highest level. Kineto reads the variable when the first profiler starts.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    windows = _Windows()
+    hook = register_optimizer_step_post_hook(windows.after_step)
+    windows.begin()
+    try:
         result = function()
-    held = peak = 0
-    live: dict[int, int] = {}
-    for address, size in _events(profiler):
-        # Releases are matched by address. PyTorch reports the release of a block from before the
-        # call only if an earlier profile saw its address, and then with that profile's size.
-        change = size if size > 0 else -live.pop(address, 0)
-        if size > 0:
-            live[address] = size
-        held += change
-        peak = max(peak, held)
-    return result, peak
+    finally:
+        hook.remove()
+        last = _autograd._disable_profiler()
+    windows.read(last)
+    return result, windows.peak
 
 
-def _events(profiler: profile) -> Iterator[tuple[int, int]]:
+class _Windows:
+    """The peak of the allocations, from the profiler's records of some optimiser steps at a time.
+
+    The profiler records allocations alone, no operators. Hence it may stop inside one.
+    """
+
+    def __init__(self) -> None:
+        self.held = self.peak = self.steps = 0
+        self.live: dict[int, int] = {}
+        self.thread = threading.get_ident()
+
+    def begin(self) -> None:
+        config, cpu = profile(profile_memory=True).config(), {ProfilerActivity.CPU}
+        _autograd._prepare_profiler(config, cpu)
+        _autograd._enable_profiler(config, cpu, {RecordScope.STATIC_RUNTIME_MODEL})
+
+    def after_step(self, *_: Any) -> None:
+        """Begin a new window after every `STEPS_OF_A_WINDOW` steps of a torch optimiser."""
+        # Another thread has its own profiler; a backward pass keeps the one it began with.
+        if threading.get_ident() == self.thread and torch._C._current_graph_task_id() == -1:
+            self.steps += 1
+            if self.steps % STEPS_OF_A_WINDOW == 0:
+                record = _autograd._disable_profiler()
+                self.begin()  # before the reading, in which Python's collector may free tensors
+                self.read(record)
+
+    def read(self, record: Any) -> None:
+        for address, size in _events(record):
+            # Releases are matched by address. PyTorch reports the release of a block from before
+            # the call only if an earlier profile saw its address, and then with its size there.
+            change = size if size > 0 else -self.live.pop(address, 0)
+            if size > 0:
+                self.live[address] = size
+            self.held += change
+            self.peak = max(self.peak, self.held)
+
+
+def _events(record: Any) -> Iterator[tuple[int, int]]:
     """Yield (address, bytes) of every allocation and release (bytes < 0), in order of time.
 
     The tree of events holds them with addresses. The exported trace does too, but it is a file,
     for which a temporary folder may have no room.
     """
-    record: Any = profiler.profiler
-    stack, found = list(reversed(record.kineto_results.experimental_event_tree())), []
+    stack, found = list(reversed(record.experimental_event_tree())), []
     while stack:
         event = stack.pop()
         stack += reversed(event.children)

@@ -15,11 +15,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from metalearn.bilevel import Descent, TruncatedUnrolling
 from metalearn.errors import UsageError
 from metalearn.problems.scheduled_training import GROUPS, ScheduledTraining, augment
-from metalearn.studies.cleaning.data import noisy
+from metalearn.studies.cleaning import models
+from metalearn.studies.cleaning.data import Noisy, noisy
 from metalearn.studies.frame.findings import render_findings
 from metalearn.studies.training.measure import descent_of, train
 from metalearn.studies.training.study import TrainingStudy
 from metalearn.studies.training.variants import SETTINGS, VARIANTS
+from metalearn.tasks.image_splits import Labelled
 
 CPU = torch.device("cpu")
 START = {"rates": 0.1, "decays": -2.0, "strengths": -2.5}
@@ -107,6 +109,37 @@ def test_a_decay_that_is_too_large_is_learned_to_be_smaller(variant):
     end = train(descent, data, 200, 1)[-1]
     decays = [value for name, value in end.items() if name.startswith("decay ")]
     assert len(decays) == 2 and max(decays) < 0.25
+
+
+def test_the_resnet18_has_the_shapes_and_the_parameters_of_the_published_one():
+    model = models.resnet18(1000, in_channels=3)
+    # 11.69 M: table 1 of He et al. 2016 with batch norm, biases in the last layer alone.
+    blocks = [64, 64, 128, 128, 256, 256, 512, 512]
+    inputs = [64, *blocks[:-1]]
+    expected = 3 * 64 * 49 + 2 * 64 + 512 * 1000 + 1000
+    for a, b in zip(inputs, blocks, strict=True):
+        expected += 9 * a * b + 9 * b * b + 4 * b + (a * b + 2 * b if a != b else 0)
+    assert sum(p.numel() for p in model.parameters()) == expected == 11_689_512
+    small = models.resnet18(7, width=4)
+    x = torch.randn(3, 1, 28, 28)
+    assert [small[:n](x).shape[1:] for n in (4, 6, 8, 10, 12)] == [
+        *((4, 7, 7), (4, 7, 7), (8, 4, 4), (16, 2, 2), (32, 1, 1))
+    ]
+    assert small(x).shape == (3, 7)
+
+
+@pytest.mark.parametrize("variant", ["all", "soba"])
+def test_two_outer_steps_of_a_resnet18_move_the_hyper_parameters(variant):
+    torch.manual_seed(0)
+    parts = [Labelled(torch.randn(8, 1, 28, 28), torch.arange(8) % 3) for _ in range(3)]
+    data = Noisy(parts[0], torch.ones(8, dtype=torch.bool), *parts[1:], 3)
+    setting = replace(SETTINGS["glyphs_resnet18"], model=partial(models.resnet18, width=2))
+    descent = descent_of(setting, data, VARIANTS[variant], 4, 2, 4, 0.02, 0)
+    before = {name: value.clone() for name, value in descent.meta.items()}
+    (row,) = train(descent, data, 2 * getattr(descent.method, "steps", 1), 1)
+    assert descent.count == 2 and not row["diverged"]
+    for name in before:
+        assert (descent.meta[name] != before[name]).all()
 
 
 def test_the_study_reports_what_each_variant_learned():

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim import SGD, Adam
+from torch.profiler import ProfilerActivity, profile
 
 from metalearn.system import memory
 from metalearn.system.memory import format_bytes, peak_bytes
@@ -104,6 +106,69 @@ def test_many_events() -> None:
         del x
 
     assert peak(many) == 80  # the old one is let go after the new one is made
+
+
+def descent(optimiser: type[torch.optim.Optimizer], graph: bool) -> Callable[[], object]:
+    """Return 20 steps that keep a tensor of each, or their graphs too."""
+
+    def take() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        w, kept = torch.zeros(300, requires_grad=True), []
+        step = optimiser([w], lr=0.1)
+        for i in range(20):
+            loss = ((w - 1).exp() + w.sin() * torch.randn(300)).square().sum()
+            (w.grad,) = torch.autograd.grad(loss, w, create_graph=graph)
+            kept.append(w.grad if graph else torch.empty(10 * i))
+            step.step()
+        return kept[::2]
+
+    return take
+
+
+class StepInBackward(torch.autograd.Function):
+    """A backward pass with steps of an optimiser inside it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            descent(Adam, graph=False)()
+        return grad * 2
+
+
+def step_in_backward() -> None:
+    x = torch.ones(500, requires_grad=True)
+    for _ in range(3):
+        StepInBackward.apply(x.exp()).sum().backward()
+        descent(SGD, graph=False)()
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        backward,
+        *(descent(kind, graph) for kind in (SGD, Adam) for graph in (False, True)),
+        step_in_backward,
+    ],
+)
+def test_windows_have_the_peak_of_one_record(program, monkeypatch):
+    def one_record() -> int:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+            program()
+        windows = memory._Windows()
+        windows.read(record.profiler.kineto_results)
+        return windows.peak
+
+    program()  # makes what PyTorch keeps
+    expected = one_record()
+    found = []
+    for steps in (1, 3, 1000):
+        monkeypatch.setattr(memory, "STEPS_OF_A_WINDOW", steps)
+        found.append(peak(program))
+    assert found == [expected] * 3 and expected > 1000
 
 
 def test_memory_from_before_the_call_is_not_counted() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -63,46 +65,37 @@ def descent_of(
 def learn_weights(
     setting: Setting, data: Noisy, name: str, steps: int, batch: int, points: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Learn the weights in one training of at least `steps` inner steps.
+    """Learn the weights in one training.
 
     Returns:
-        a row for each of `points` points at equal distances. A training that diverges ends in a
-        row without an area and an accuracy.
+        rows as in `measured_training`.
     """
     kind = METHODS[name]
     method = kind.make(setting, kind.steps)
     descent = descent_of(setting, data, method, batch, seed, fixed=name == "SABA")
-    rows: list[dict[str, Any]] = []
-    seconds = 0.0
-    for inner_steps in ends(steps, points):
-        began = time.perf_counter()
-        try:
-            while kind.moves * descent.count < inner_steps:
-                step = descent.step()
-        except NonFiniteGradient:
-            return [*rows, {"inner_steps": kind.moves * descent.count, "diverged": True}]
-        seconds += time.perf_counter() - began
+
+    def figures(loss: float) -> dict[str, Any]:
         logits = descent.meta["logits"].detach().cpu()
         weights = torch.sigmoid(logits)
-        rows.append(
-            {
-                "inner_steps": kind.moves * descent.count,
-                "diverged": False,
-                "seconds": seconds,
-                "validation_loss": step.outer_loss,
-                "auc": float(roc_auc_score(data.clean.numpy(), logits.numpy())),
-                "clean_weight": float(weights[data.clean].mean()),
-                "wrong_weight": float(weights[~data.clean].mean()),
-                "accuracy": accuracy(descent, data.test),
-            }
-        )
-    return rows
+        return {
+            "validation_loss": loss,
+            "auc": float(roc_auc_score(data.clean.numpy(), logits.numpy())),
+            "clean_weight": float(weights[data.clean].mean()),
+            "wrong_weight": float(weights[~data.clean].mean()),
+            "accuracy": accuracy(descent, data.test),
+        }
+
+    return measured_training(descent, steps, points, figures, kind.moves)
 
 
 def train_reference(
     setting: Setting, data: Noisy, name: str, steps: int, batch: int, points: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Train with weights of 1, on the clean training examples alone or on all; rows as above."""
+    """Train with weights of 1, on the clean training examples alone or on all.
+
+    Returns:
+        rows as in `measured_training`.
+    """
     chosen = data.clean if name == CLEAN else torch.ones_like(data.clean)
     chosen = chosen.to(data.train.y.device)
     own = Noisy(
@@ -111,14 +104,46 @@ def train_reference(
     )
     meta = {"logits": torch.full((len(own.train),), FULL_WEIGHT, device=data.test.x.device)}
     descent = descent_of(setting, own, SOBA(), batch, seed, meta, learn=False)
-    rows, taken, seconds = [], 0, 0.0
-    for inner_steps in ends(steps, points):
+    return measured_training(
+        descent, steps, points, lambda _: {"accuracy": accuracy(descent, data.test)}
+    )
+
+
+def measured_training(
+    descent: Descent,
+    steps: int,
+    points: int,
+    figures: Callable[[float], dict[str, Any]],
+    moves: int = 1,
+) -> list[dict[str, Any]]:
+    """Train for at least `steps` inner steps, in outer steps if meta is learned.
+
+    Args:
+        figures: returns the columns of a point from the outer loss of the last step; NaN without.
+        moves: the inner steps of an outer step.
+
+    Returns:
+        a row for each of `points` points at equal distances. A training that diverges ends in a
+        row without figures.
+    """
+    rows: list[dict[str, Any]] = []
+    seconds, taken, loss = 0.0, 0, math.nan
+    for until in ends(steps, points):
         began = time.perf_counter()
-        descent.descend_inner(inner_steps - taken)
+        try:
+            if descent.outer is None:
+                descent.descend_inner(until - taken)
+                taken = until
+            while taken < until:
+                loss = descent.step().outer_loss
+                taken += moves
+        except NonFiniteGradient:
+            return [*rows, {"inner_steps": taken, "diverged": True}]
         seconds += time.perf_counter() - began
-        taken = inner_steps
+        if not descent.inner.finite():
+            return [*rows, {"inner_steps": taken, "diverged": True}]
         at = {"inner_steps": taken, "diverged": False, "seconds": seconds}
-        rows.append({**at, "accuracy": accuracy(descent, data.test)})
+        rows.append({**at, **figures(loss)})
     return rows
 
 

@@ -10,45 +10,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from metalearn.inner import LBFGS
 from metalearn.linear_solve import CG
 from metalearn.metagrad import FirstOrder, Implicit
-from metalearn.problem import FullBatch, Meta, Params
+from metalearn.problem import FullBatch, Meta
 from metalearn.problems.cleaning import Cleaning
 from metalearn.problems.stochastic import StochasticProblem
 from metalearn.studies.cleaning.data import noisy
+from metalearn.studies.rates.problems import TYPE, FeaturePenalties
 
-TYPE = torch.float64
 FEATURES, RELEVANT = 40, 10
 DECAY = 0.05
 """The decay of data cleaning; it makes the inner problem strongly convex."""
 SOLVER = LBFGS(500, memory=50, tol=1e-8, halvings=40)
 BOUNDS = (-12.0, 5.0)
 """The ends of meta's coordinates in the search for the least outer value."""
-
-
-class FeaturePenalties:
-    """Logistic regression with a learned L2 penalty of each feature; a `StochasticProblem`.
-
-    inner: mean logistic loss + sum_d exp(l_d) w_d^2 / 2;   outer: mean logistic loss
-
-    params are {"w": (d,)}, meta is {"l": (d,)}. A batch is (x, y) with y of 0 and 1.
-    """
-
-    def init(self, meta: Meta) -> Params:
-        return {"w": torch.zeros_like(meta["l"])}
-
-    def inner_loss(self, params: Params, meta: Meta, batch: Any) -> Tensor:
-        penalty = (meta["l"].exp() * params["w"].square()).sum() / 2
-        return self.outer_loss(params, meta, batch) + penalty
-
-    def outer_loss(self, params: Params, meta: Meta, batch: Any) -> Tensor:
-        x, y = batch
-        return F.binary_cross_entropy_with_logits(x @ params["w"], y)
 
 
 @dataclass(frozen=True)

@@ -65,14 +65,13 @@ class Quadratic:
 
     def inner_loss(self, params: Params, meta: Meta, batch: Any) -> Tensor:
         a, c, t = batch
-        residual = _products(a, params["w"]) - _products(c, meta["m"]) - t
-        return residual.square().sum(1).mean() / 2
+        fit, goal = torch.linalg.vecdot(a, params["w"]), torch.linalg.vecdot(c, meta["m"]) + t
+        return (fit - goal).square().sum(1).mean() / 2
 
     def outer_loss(self, params: Params, meta: Meta, batch: Any) -> Tensor:
         a, t = batch
-        return (_products(a, params["w"]) - t).square().sum(1).mean() / 2 + meta[
-            "m"
-        ].square().sum() / 20
+        residual = torch.linalg.vecdot(a, params["w"]) - t
+        return residual.square().sum(1).mean() / 2 + meta["m"].square().sum() / 20
 
     def exact(self, meta: Meta) -> Meta:
         """Return the exact hypergradient by the normal equations."""
@@ -87,10 +86,30 @@ class Quadratic:
         return _one_replica(self)
 
 
-class Logistic:
-    """Logistic regression with a learned L2 penalty of each feature.
+class FeaturePenalties:
+    """Logistic regression with a learned L2 penalty of each feature; a `StochasticProblem`.
 
     inner: mean logistic loss + sum_d exp(l_d) w_d^2 / 2;   outer: mean logistic loss
+
+    params are {"w": (d,)}, meta is {"l": (d,)}. A batch is (x, y), of (n, d) and (n,), with y of 0
+    and 1. With S replicas they are (S, d), (n, S, d) and (n, S), and the losses are sums over them.
+    """
+
+    def init(self, meta: Meta) -> Params:
+        return {"w": torch.zeros_like(meta["l"])}
+
+    def inner_loss(self, params: Params, meta: Meta, batch: Any) -> Tensor:
+        penalty = (meta["l"].exp() * params["w"].square()).sum() / 2
+        return self.outer_loss(params, meta, batch) + penalty
+
+    def outer_loss(self, params: Params, meta: Meta, batch: Any) -> Tensor:
+        x, y = batch
+        logits = torch.linalg.vecdot(x, params["w"])
+        return F.binary_cross_entropy_with_logits(logits, y, reduction="none").mean(0).sum()
+
+
+class Logistic(FeaturePenalties):
+    """Logistic regression of replicas on made data of five features.
 
     Args:
         replicas: S; params are {"w": (S, 5)}, meta is {"l": (S, 5)}.
@@ -123,16 +142,6 @@ class Logistic:
     def begin(self) -> Meta:
         """Return the meta at which the rates are measured."""
         return {"l": torch.full((self.replicas, 5), self.log_penalty, dtype=TYPE)}
-
-    def init(self, meta: Meta) -> Params:
-        return {"w": torch.zeros(self.replicas, 5, dtype=TYPE)}
-
-    def inner_loss(self, params: Params, meta: Meta, batch: Any) -> Tensor:
-        w = params["w"]
-        return _logistic(w, batch) + (meta["l"].exp() * w.square()).sum() / 2
-
-    def outer_loss(self, params: Params, meta: Meta, batch: Any) -> Tensor:
-        return _logistic(params["w"], batch)
 
     def exact(self, meta: Meta) -> Meta:
         """Return the exact hypergradient by implicit differentiation in float64.
@@ -175,17 +184,6 @@ def shuffled(data: Data, replicas: int, seed: int) -> Data:
     count = len(data[0])
     orders = torch.stack([torch.randperm(count, generator=generator) for _ in range(replicas)], 1)
     return tuple(x[orders] for x in data)
-
-
-def _products(rows: Tensor, vectors: Tensor) -> Tensor:
-    """Return the products of (n, S, d) rows with each replica's vector, (n, S)."""
-    return torch.einsum("nsd,sd->ns", rows, vectors)
-
-
-def _logistic(w: Tensor, batch: Any) -> Tensor:
-    x, y = batch
-    logits = _products(x, w)
-    return F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(1).mean()
 
 
 def _normal(seed: int) -> Any:

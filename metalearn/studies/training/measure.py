@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from metalearn.bilevel import Descent
-from metalearn.metagrad import NonFiniteGradient
 from metalearn.problems.scheduled_training import (
     GROUPS,
     MOVES,
@@ -21,7 +19,7 @@ from metalearn.problems.scheduled_training import (
     ScheduledTraining,
 )
 from metalearn.studies.cleaning.data import Noisy
-from metalearn.studies.cleaning.training import accuracy, ends
+from metalearn.studies.cleaning.training import accuracy, measured_training
 from metalearn.studies.frame.batch_loader import batches
 from metalearn.studies.training.variants import Setting, Variant
 
@@ -82,32 +80,21 @@ def train(descent: Descent, data: Noisy, steps: int, points: int) -> list[dict[s
     """Train for `steps` inner steps.
 
     Returns:
-        a row for each of `points` points at equal distances. A training that diverges ends in a
-        row without an accuracy.
+        rows as in `measured_training`.
     """
-    rows: list[dict[str, Any]] = []
-    seconds, taken = 0.0, 0
-    each = getattr(descent.method, "steps", 1)
-    for until in ends(steps, points):
-        began = time.perf_counter()
-        loss = math.nan
-        try:
-            if descent.outer is None:
-                descent.descend_inner(until - taken)
-                taken = until
-            while taken < until:
-                loss = descent.step().outer_loss
-                taken += each
-        except NonFiniteGradient:
-            return [*rows, {"inner_steps": taken, "diverged": True}]
-        seconds += time.perf_counter() - began
-        if not descent.inner.finite():
-            return [*rows, {"inner_steps": taken, "diverged": True}]
-        row = {"inner_steps": taken, "diverged": False, "seconds": seconds, "loss": loss}
-        for name, part in (("train", data.train), ("validation", data.validation)):
-            row[f"{name}_accuracy"] = accuracy(descent, part)
-        rows.append({**row, "accuracy": accuracy(descent, data.test), **values_of(descent)})
-    return rows
+
+    def figures(loss: float) -> dict[str, Any]:
+        parts = {
+            "train_accuracy": data.train,
+            "validation_accuracy": data.validation,
+            "accuracy": data.test,
+        }
+        found = {name: accuracy(descent, part) for name, part in parts.items()}
+        return {"loss": loss, **found, **values_of(descent)}
+
+    return measured_training(
+        descent, steps, points, figures, moves=getattr(descent.method, "steps", 1)
+    )
 
 
 def values_of(descent: Descent) -> dict[str, float]:

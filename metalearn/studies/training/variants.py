@@ -37,6 +37,8 @@ SETTINGS: dict[str, Setting] = {
     "digits": Setting("digits, one hidden layer", "digits", models.mlp, lr=0.1),
     "glyphs": Setting("glyphs, three residual blocks", "glyphs", models.resnet),
     "omniglot": Setting("Omniglot, 964 classes, three residual blocks", "omniglot", models.resnet),
+    "glyphs_resnet18": Setting("glyphs, ResNet-18", "glyphs", models.resnet18),
+    "omniglot_resnet18": Setting("Omniglot, 964 classes, ResNet-18", "omniglot", models.resnet18),
 }
 
 
