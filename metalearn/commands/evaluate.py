@@ -1,4 +1,4 @@
-"""`metalearn evaluate`: the accuracy of checkpoints on held-out classes."""
+"""`metalearn evaluate`: the accuracy of checkpoints on held-out classes; alone or by torchrun."""
 
 from __future__ import annotations
 
@@ -6,21 +6,91 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from metalearn import config
 from metalearn.errors import UsageError
 from metalearn.training.estimate import Estimate
 
+if TYPE_CHECKING:  # slow imports
+    from metalearn.parallel.ranks import Ranks
+    from metalearn.training.protocol import EvaluationProtocol
+
 
 def run(words: list[str]) -> int:
     """Evaluate the checkpoints that the words name; return the exit status.
 
+    Under torchrun the processes share the tasks, and process 0 alone prints and writes.
+
     Raises:
         UsageError: a word is no option, or a checkpoint cannot be used.
+        OutOfMemory: memory does not hold one task.
+    """
+    from metalearn.parallel.batches import OutOfMemory
+    from metalearn.parallel.ranks import process_group
+
+    with process_group() as ranks:
+        try:
+            _evaluate(words, ranks)
+        except (UsageError, OutOfMemory) as error:  # every rank has the same one
+            if ranks.rank == 0:
+                raise
+            return 1 if isinstance(error, OutOfMemory) else 2
+    return 0
+
+
+def _evaluate(words: list[str], ranks: Ranks) -> None:
+    """Evaluate together with the other ranks; each error is every rank's."""
+    from metalearn.system.machine import find_device
+    from metalearn.system.provenance import provenance
+    from metalearn.training.agreement import check_same, on_every_rank
+    from metalearn.training.evaluation_file import write
+    from metalearn.training.protocol import label
+
+    cfg, given, protocol = on_every_rank(ranks, lambda: _asked(words))
+    if ranks.size > 1:
+        options: Any = OmegaConf.to_container(cfg)
+        check_same(ranks, options | {"threads": None, "device": cfg.device.partition(":")[0]})
+    paths, out = ranks.on_rank_zero(lambda: _find_files(cfg, given))
+
+    def show(text: str) -> None:
+        if ranks.rank == 0:
+            print(text)
+
+    def show_row(row: Mapping[str, Any]) -> None:
+        show(f"  {describe(row)}")
+
+    rows: list[dict[str, Any]] = []
+    for group in [paths] if cfg.ensemble else [[path] for path in paths]:
+        show(f"{', '.join(map(str, group))}: {protocol.described()}")
+        if cfg.ensemble:
+            found = protocol.ensemble_rows(group, cfg.device, cfg.threads, show_row, ranks)
+        else:
+            found = protocol.rows(group[0], cfg.device, cfg.threads, show_row, ranks)
+            found = [{"checkpoint": label(group[0]), **row} for row in found]
+        rows += found
+        if note := protocol.note(found[0]):
+            show(f"  {note}")
+    spread = [] if cfg.ensemble else over_seeds(rows)
+    if spread:
+        show(f"{len(paths)} checkpoints: mean, its 95 % interval and the standard deviation")
+    for row in spread:
+        show(f"  {describe(row)}, {100 * row['deviation']:.2f}")
+    device = find_device(cfg.device)
+    ranks.on_rank_zero(
+        lambda: write(out, {**provenance(device), "rows": rows, "over_checkpoints": spread})
+    )
+    show(f"wrote {out}")
+
+
+def _asked(words: list[str]) -> tuple[DictConfig, list[str], EvaluationProtocol]:
+    """Return the options, the words for the checkpoints, and the protocol.
+
+    Raises:
+        UsageError: a word is no option, or a value is out of its range.
     """
     # `tasks` is a number here, and its two parts have options of their own.
     words = [re.sub(r"^tasks\.(ways|shots)=", r"\1=", word) for word in words]
@@ -35,12 +105,8 @@ def run(words: list[str]) -> int:
         )
 
     # Slow, and a mistake in the words is said at once.
-    from metalearn.system.machine import find_device
-    from metalearn.system.provenance import provenance
-    from metalearn.training import checkpoint
-    from metalearn.training.evaluation_file import check_out, default_out, write
     from metalearn.training.opened import MODES
-    from metalearn.training.protocol import EvaluationProtocol, label
+    from metalearn.training.protocol import EvaluationProtocol
 
     modes = [m for m, own in MODES.items() if cfg.transductive in (None, own)]
     protocol = EvaluationProtocol(
@@ -49,37 +115,27 @@ def run(words: list[str]) -> int:
         ways=cfg.ways,
         shots=cfg.shots,
     )
+    return cfg, given, protocol
+
+
+def _find_files(cfg: DictConfig, given: Sequence[str]) -> tuple[list[Path], Path]:
+    """Return the checkpoints and the file for the rows.
+
+    Raises:
+        UsageError: there is no such checkpoint, or the file cannot be written.
+    """
+    from metalearn.training import checkpoint
+    from metalearn.training.evaluation_file import check_out, default_out
+
     paths = [checkpoint.find(word) for word in given]
     out = Path(cfg.out) if cfg.out else default_out(given[0], paths[0])
     if out.suffix != ".json" and not out.is_dir():
         raise UsageError(
             f"out={out}: expected a .json file, which holds the rows. Give such as evaluation.json."
         )
-    if cfg.out or os.path.isfile(paths[0]):  # else that there is no checkpoint is said below
+    if cfg.out or os.path.isfile(paths[0]):  # else that there is no checkpoint is said later
         check_out(out, make_folder=not cfg.out)
-    rows: list[dict[str, Any]] = []
-
-    def show(row: Mapping[str, Any]) -> None:
-        print(f"  {describe(row)}")
-
-    for group in [paths] if cfg.ensemble else [[path] for path in paths]:
-        print(f"{', '.join(map(str, group))}: {protocol.described()}")
-        if cfg.ensemble:
-            found = protocol.ensemble_rows(group, cfg.device, cfg.threads, show)
-        else:
-            found = protocol.rows(group[0], cfg.device, cfg.threads, show)
-            found = [{"checkpoint": label(group[0]), **row} for row in found]
-        rows += found
-        if note := protocol.note(found[0]):
-            print(f"  {note}")
-    spread = [] if cfg.ensemble else over_seeds(rows)
-    if spread:
-        print(f"{len(paths)} checkpoints: mean, its 95 % interval and the standard deviation")
-    for row in spread:
-        print(f"  {describe(row)}, {100 * row['deviation']:.2f}")
-    write(out, {**provenance(find_device(cfg.device)), "rows": rows, "over_checkpoints": spread})
-    print(f"wrote {out}")
-    return 0
+    return paths, out
 
 
 def describe(row: Mapping[str, Any]) -> str:

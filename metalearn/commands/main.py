@@ -95,7 +95,7 @@ def _run(words: list[str]) -> int:
     verb, *rest = words
     if verb not in VERBS:
         raise UsageError(f"{verb!r} is no command{nearest(verb, VERBS)}")
-    if verb != "train":
+    if verb not in ("train", "evaluate"):
         _refuse_ranks(verb)
     if verb in PAGES and ("-h" in rest or "--help" in rest):
         from metalearn.config import help

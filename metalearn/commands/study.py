@@ -19,7 +19,9 @@ def run(verb: str, words: list[str]) -> int:
     asks = [w for w in words if w in ("-h", "--help")]
     if not words or words == asks:
         print(f"metalearn {verb} NAME [preset=quick] [key=value ...]\n")
-        print("".join(f"  {name:12}{help.purpose(f'{verb}/{name}')}\n" for name in known), end="")
+        width = max(map(len, known)) + 2
+        for name in known:
+            print(f"  {name:{width}}{help.purpose(f'{verb}/{name}')}")
         print(f"\nmetalearn {verb} NAME --help explains each.")
         return 0
     name = words[0]

@@ -16,7 +16,7 @@ from metalearn.studies.frame.table import Table
 RUNS = "runs"
 """The place of the training runs in `ORDER`."""
 ORDER = (
-    *("memory", "gradient", "stability", RUNS, "speed", "cg", "properties", "iterations"),
+    *("memory", "gradient", "stability", RUNS, "speed", "time", "cg", "properties", "iterations"),
     *("differences", "hpo", "influence", "distill", "nas", "deq"),
 )
 """The first word of a result's folder: what the gradients are, what they train, other uses."""

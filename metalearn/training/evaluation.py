@@ -92,13 +92,15 @@ def evaluate_ensemble(
     sampler: Sampler,
     tasks: int,
     batch: int = 32,
+    ranks: Ranks = ALONE,
     say: Callable[[str], Any] = print,
 ) -> dict[str, dict[str, Estimate]]:
     """Return the loss and accuracy of the mean of the members' class probabilities on the queries.
 
     Each member adapts to the same tasks, `batch` at a time; of the others only a batch's
     predictions are in memory. The loss is the cross-entropy of the mean probabilities. The result
-    has an entry for each name of `problems`, which is the same for all members.
+    has an entry for each name of `problems`, which is the same for all members. Ranks take the
+    batches in turn, as in `evaluate`.
 
     Raises:
         OutOfMemory: memory does not hold one task.
@@ -119,7 +121,7 @@ def evaluate_ensemble(
         shift = math.log(len(members))
         return [{name: _class_figures(x - shift, task.query_y) for name, x in total.items()}]
 
-    return _over_batches(judged, sampler, tasks, batch, lambda done: None, ALONE, say)
+    return _over_batches(judged, sampler, tasks, batch, lambda done: None, ranks, say)
 
 
 @torch.no_grad()
@@ -152,7 +154,7 @@ def _over_batches(
 ) -> dict[str, dict[str, Estimate]]:
     """Return the estimates of the figures that `judged` returns for each batch; see `evaluate`."""
     own: list[_Parts] = []
-    failure: OutOfMemory | None = None
+    failure: OutOfMemory | UsageError | None = None
     done = batches = 0
     micro_batches = 1
     while done < tasks:
@@ -161,7 +163,7 @@ def _over_batches(
             try:
                 values, micro_batches = in_micro_batches(judged, _chained, task, micro_batches, say)
                 own.append(values)
-            except OutOfMemory as error:
+            except (OutOfMemory, UsageError) as error:
                 failure = error
         done, batches = done + len(task), batches + 1
         if batches % ranks.size == 0 or done == tasks:

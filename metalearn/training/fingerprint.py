@@ -16,10 +16,11 @@ from metalearn.training.given import GivenSamplers, task_tensors
 from metalearn.tree import leaves_of
 
 
-def describe_start(experiment: Setup) -> dict[str, Any]:
-    """Return the digests of the initial weights and of the data."""
+def describe_start(
+    experiment: Setup, splits: Iterable[str] = ("train", "validation", "test")
+) -> dict[str, Any]:
+    """Return the digests of the initial weights and of the data of some splits."""
     tasks = experiment.tasks
-    splits: Iterable[str] = ("train", "validation", "test")
     if isinstance(tasks, GivenSamplers):
         splits = tasks.samplers
     return {

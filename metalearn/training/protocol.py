@@ -13,11 +13,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from metalearn.errors import UsageError
+from metalearn.parallel.ranks import ALONE, Ranks
 from metalearn.tasks import Sampler
 from metalearn.tasks.omniglot_official import RUNS, WAYS, FixedTasks, official_runs
+from metalearn.training.agreement import check_same, on_every_rank
 from metalearn.training.estimate import Estimate
 from metalearn.training.evaluation import evaluate_each, evaluate_ensemble
 from metalearn.training.experiment import Experiment
+from metalearn.training.fingerprint import describe_start
 from metalearn.training.opened import MODES, OpenedCheckpoint, open_checkpoint
 
 BENCHMARKS = ("held_out", "omniglot_official")
@@ -79,21 +82,25 @@ class EvaluationProtocol:
         device: str = "cpu",
         threads: int | None = None,
         say: Callable[[dict[str, Any]], Any] = lambda row: None,
+        ranks: Ranks = ALONE,
     ) -> list[dict[str, Any]]:
         """Return a row for each mode and number of inner steps.
 
-        It holds the figures with their 95 % intervals over tasks, and describes the tasks.
+        It holds the figures with their 95 % intervals over tasks, and describes the tasks. Ranks
+        take the batches of tasks in turn, and each gets all rows.
 
         Raises:
-            UsageError: the checkpoint cannot be used, or not for this benchmark.
+            UsageError: the checkpoint cannot be used, or not for this benchmark; on every rank.
+            OutOfMemory: memory does not hold one task; on every rank.
         """
-        one = self._open(path, device, threads)
-        make_sampler, tasks, about = self._tasks([one])
+        (one,), (make_sampler, tasks, about) = self._prepare([path], device, threads, ranks)
         rows = []
         for steps in self.inner_steps or (one.inner_steps,):
             member = one.member(steps)
             found = evaluate_each(
-                member.problems, member.metagrad, member.meta, make_sampler(), tasks
+                *(member.problems, member.metagrad, member.meta, make_sampler(), tasks),
+                ranks=ranks,
+                say=print if ranks.rank == 0 else _ignore,
             )
             for mode, scores in found.items():
                 rows.append(
@@ -111,6 +118,7 @@ class EvaluationProtocol:
         device: str = "cpu",
         threads: int | None = None,
         say: Callable[[dict[str, Any]], Any] = lambda row: None,
+        ranks: Ranks = ALONE,
     ) -> list[dict[str, Any]]:
         """Return `rows` of the ensemble of checkpoints, the mean of their class probabilities.
 
@@ -120,14 +128,17 @@ class EvaluationProtocol:
             UsageError: as `rows` does, and where the checkpoints' tasks differ, or their problems
                 predict no classes.
         """
-        members = [self._open(path, device, threads) for path in paths]
-        make_sampler, tasks, about = self._tasks(members)
+        members, (make_sampler, tasks, about) = self._prepare(paths, device, threads, ranks)
         about |= {"ensemble": len(members)}
         about |= {"members": [{"checkpoint": label(one.path), **one.origin} for one in members]}
         trained = _common([one.inner_steps for one in members])
         rows = []
         for steps in self.inner_steps or (None,):
-            found = evaluate_ensemble([m.member(steps) for m in members], make_sampler(), tasks)
+            found = evaluate_ensemble(
+                *([m.member(steps) for m in members], make_sampler(), tasks),
+                ranks=ranks,
+                say=print if ranks.rank == 0 else _ignore,
+            )
             taken = trained if steps is None else steps
             for mode, scores in found.items():
                 rows.append(
@@ -138,16 +149,30 @@ class EvaluationProtocol:
                 say(rows[-1])
         return rows
 
+    def _prepare(
+        self, paths: Sequence[Path], device: str, threads: int | None, ranks: Ranks
+    ) -> tuple[list[OpenedCheckpoint], _JudgedTasks]:
+        """Open the checkpoints and make their tasks, the same on every rank."""
+
+        def prepare() -> tuple[list[OpenedCheckpoint], _JudgedTasks]:
+            opened = [self._open(path, device, threads) for path in paths]
+            return opened, self._tasks(opened)
+
+        opened, judged = on_every_rank(ranks, prepare)
+        if ranks.size > 1:
+            splits = [self.split] if self.benchmark == "held_out" else []
+            starts = [describe_start(one.experiment, splits) for one in opened]
+            own = {str(one.path): start for one, start in zip(opened, starts, strict=True)}
+            check_same(ranks, own | judged[2])
+        return opened, judged
+
     def _open(self, path: Path, device: str, threads: int | None) -> OpenedCheckpoint:
         moved = self.source if self.benchmark == "held_out" else None
         return open_checkpoint(
             path, self.modes, device, threads, self.queries, self.ways, self.shots, moved
         )
 
-    def _tasks(
-        self, opened: Sequence[OpenedCheckpoint]
-    ) -> tuple[Callable[[], Sampler], int, dict[str, Any]]:
-        """Return the maker of a sampler, the number of tasks, and a row's entries about them."""
+    def _tasks(self, opened: Sequence[OpenedCheckpoint]) -> _JudgedTasks:
         first, *others = opened
         for other in others:
             first.check_same_tasks(other)
@@ -173,9 +198,7 @@ class EvaluationProtocol:
             "tasks=omniglot_background trains on none of them"
         )
 
-    def _held_out(
-        self, path: Path, run: DictConfig, experiment: Experiment
-    ) -> tuple[Callable[[], Sampler], int, dict[str, Any]]:
+    def _held_out(self, path: Path, run: DictConfig, experiment: Experiment) -> _JudgedTasks:
         tasks, split = experiment.tasks, self.split
         classes = tasks.classes(split)
         shared = OmegaConf.select(run, "tasks.dataset.split_by") == "images"  # as was asked for
@@ -196,9 +219,7 @@ class EvaluationProtocol:
             },
         )
 
-    def _official(
-        self, path: Path, run: DictConfig, experiment: Experiment
-    ) -> tuple[Callable[[], Sampler], int, dict[str, Any]]:
+    def _official(self, path: Path, run: DictConfig, experiment: Experiment) -> _JudgedTasks:
         ways, channels = run.tasks.get("ways"), run.tasks.get("channels")
         if ways != WAYS or channels != 1:
             raise UsageError(
@@ -215,6 +236,14 @@ class EvaluationProtocol:
         about: dict[str, Any] = {"benchmark": self.benchmark, "tasks": RUNS, "queries": 1}
         about |= {"characters": len(shown), "characters_trained_on": seen}
         return lambda: fixed, RUNS, about
+
+
+_JudgedTasks = tuple[Callable[[], Sampler], int, dict[str, Any]]
+"""The maker of a sampler, the number of tasks, and a row's entries about them."""
+
+
+def _ignore(sentence: str) -> None:
+    """Say nothing, since rank 0 does."""
 
 
 def _common(values: Sequence[int]) -> int | None:

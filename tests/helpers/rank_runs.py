@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,14 @@ def process_group(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def train(words: list[str], keep_out_of: str = "") -> tuple[int, str]:
-    """The command line's status, and what it says on stderr. A rank but the first dies where it
-    opens a file of that folder to write."""
+    """`command` without what it says on stdout."""
+    status, _, said = command(["train", *words], keep_out_of)
+    return status, said
+
+
+def command(words: list[str], keep_out_of: str = "") -> tuple[int, str, str]:
+    """The command line's status, and what it says on stdout and stderr. A rank but the first dies
+    where it opens a file of that folder to write."""
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
         if event == "open" and str(args[0]).startswith(keep_out_of) and args[2] & _WRITES:
@@ -59,8 +65,8 @@ def train(words: list[str], keep_out_of: str = "") -> tuple[int, str]:
 
     if keep_out_of and os.environ["RANK"] != "0":
         sys.addaudithook(watch)
-    with redirect_stderr(io.StringIO()) as said:
-        return main(["train", *words]), said.getvalue()
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as said:
+        return main(words), out.getvalue(), said.getvalue()
 
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT

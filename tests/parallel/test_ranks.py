@@ -463,7 +463,7 @@ def test_a_nameless_job_goes_on_with_its_run_once_started_again(tmp_path, monkey
     assert main(["train", *given, "steps=2"]) == 0
 
 
-@pytest.mark.parametrize("words", [["evaluate"], ["bench", "cg"], ["train", "-m", "seed=0,1"]])
+@pytest.mark.parametrize("words", [["adapt"], ["bench", "cg"], ["train", "-m", "seed=0,1"]])
 def test_what_is_no_work_for_several_processes_is_refused(monkeypatch, capsys, words):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "a"}.items():
         monkeypatch.setenv(name, value)

@@ -36,21 +36,29 @@ def workloads(rows: pd.DataFrame) -> list[str]:
     return list(rows[rows.part == "workload"].workload.drop_duplicates())
 
 
-def competitors(rows: pd.DataFrame, workload: str) -> pd.DataFrame:
+def competitors(rows: pd.DataFrame, workload: str, imported: bool = False) -> pd.DataFrame:
     """Return the rows of the competitors that ran, with two more columns.
+
+    Of a study with `keep_memory=both` they are those that kept their memory, or with `imported` the
+    peers that did not. Of any other study they are all, or with `imported` none.
 
     over_floor: the time over that of the arithmetic, at the best rate of all workloads.
     task_bytes: the peak memory of one task in flight.
     """
     part = rows[(rows.part == "workload") & (rows.workload == workload)]
-    part = part[~part.absent.astype(bool)]
+    part = part[~part.absent.astype(bool) & ((part.keep_memory != first_kind(rows)) == imported)]
     return part.assign(
         library=part.library.fillna(""),
-        differs=part.differs.fillna(""),
+        differs=part.differs.astype(object).fillna(""),  # a blank column is read as numbers
         error_task=part.error_task.astype(float),
         over_floor=part.seconds * best_rate(rows) / part.floor_operations,
         task_bytes=part.peak_bytes / part.in_flight,
     )
+
+
+def first_kind(rows: pd.DataFrame) -> str:
+    """Return which processes kept their memory in the main comparison."""
+    return str(rows.keep_memory.iloc[0])
 
 
 def best_rate(rows: pd.DataFrame) -> float:
@@ -61,7 +69,7 @@ def best_rate(rows: pd.DataFrame) -> float:
 def equal(part: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of the competitors that computed the same gradient."""
     records: Any = part.to_dict("records")
-    return part[[same(row) for row in records]]
+    return part.loc[[same(row) for row in records]]
 
 
 def fastest(part: pd.DataFrame, libraries_only: bool = False) -> Any:
@@ -93,8 +101,10 @@ def curves(rows: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
 def tables(rows: pd.DataFrame) -> dict[str, Table]:
     found = {"Targets, and what was reached": _targets(rows)}
     for name in workloads(rows):
+        peers = competitors(rows, name, imported=True)
+        peers = peers.assign(competitor=peers.competitor + ", as imported")
         found[f"{name}: one meta-gradient, quartiles in brackets"] = _competitors(
-            competitors(rows, name)
+            pd.concat([competitors(rows, name), peers]) if len(peers) else competitors(rows, name)
         )
     for method, axis, part in curves(rows):
         caption = f"{METHODS[method]}: seconds against {AXES[axis]}, quartiles in brackets"
@@ -151,6 +161,12 @@ def _targets(rows: pd.DataFrame) -> Table:
             row["peer target met"] = bool(peer.times_ours >= TARGETS[name])
         if library is not None:
             row |= {"fastest library": library.competitor, "library / ours": library.times_ours}
+        for kind, alone in (("peer", False), ("library", True)):
+            other = fastest(competitors(rows, name, imported=True), libraries_only=alone)
+            if other is not None:
+                columns |= {f"{kind} as imported": None, f"{kind} as imported / ours": ".2f"}
+                row |= {f"{kind} as imported": other.competitor}
+                row |= {f"{kind} as imported / ours": other.times_ours}
         shown.append(row)
     return make_table(columns, shown)
 
@@ -216,13 +232,16 @@ def facts(rows: pd.DataFrame) -> dict[str, Any]:
     absent = rows[(rows.part == "workload") & rows.absent.fillna(False).astype(bool)]
     around: Any = rows[rows.part == "overhead"].itertuples()
     return {
-        "keep_memory": rows.keep_memory.iloc[0],
+        "keep_memory": "both" if rows.keep_memory.nunique() > 1 else first_kind(rows),
         "on_gpu": bool((rows.device == "cuda").any()),
         "product_rate": best_rate(rows),
         "same": SAME,
         "floor_target": FLOOR_TARGET,
         "overhead_target": OVERHEAD_TARGET,
-        "workloads": [_workload_facts(competitors(rows, n), n) for n in workloads(rows)],
+        "workloads": [
+            _workload_facts(competitors(rows, n), competitors(rows, n, imported=True), n)
+            for n in workloads(rows)
+        ],
         "absent": [
             {"library": library, "reason": reason, "competitors": list(dict.fromkeys(names))}
             for (library, reason), names in absent.groupby(
@@ -234,7 +253,7 @@ def facts(rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _workload_facts(part: pd.DataFrame, name: str) -> dict[str, Any]:
+def _workload_facts(part: pd.DataFrame, imported: pd.DataFrame, name: str) -> dict[str, Any]:
     agreeing = equal(part)
     peers = agreeing[agreeing.library != ""]
     return {
@@ -243,6 +262,7 @@ def _workload_facts(part: pd.DataFrame, name: str) -> dict[str, Any]:
         "ours": lead(part),
         "peer": fastest(part),
         "library": fastest(part, libraries_only=True),
+        "imported": fastest(imported),
         "leanest": None if peers.empty else peers.sort_values("task_bytes").iloc[0],
         "agreeing": agreeing.to_dict("records"),
         "error_smooth": agreeing.error_smooth.max(),

@@ -45,12 +45,14 @@ AXES = {
 """The axes of the scaling curves, and the field of `Workload` that each one varies."""
 CURVES = {"imaml": WORKLOADS["imaml-5w1s"], "maml": replace(WORKLOADS["maml-5w1s-q15"], queries=1)}
 """The workload of each method that the curves vary: 16 tasks of 5 ways and 1 shot."""
-KEEPERS = ("all", "ours", "none")
+KEEPERS = ("all", "ours", "none", "both")
 SINGLES = 4
 """The most tasks that a point takes one by one. Its time is scaled to all tasks."""
 
 
 Rounds = Annotated[int, Ge(2)]
+Timing = tuple[str, bool]
+"""A competitor's name, and whether its process keeps the memory that it frees."""
 
 
 def _check_overhead(steps: int) -> int:
@@ -76,7 +78,9 @@ class SpeedStudy:
         overhead_steps: the meta-steps of the training whose time outside the gradient is measured.
             0 leaves it out.
         keep_memory: the processes that keep the memory they free, as `metalearn train` does:
-            "all", "ours" or "none". The one process of the curves keeps it unless "none".
+            "all", "ours" or "none". "both": a peer has two processes, one that keeps it ("all")
+            and one that does not ("ours"), which are timed in the same rounds. The one process of
+            the curves keeps it unless "none".
         copies: the most copies of a task in the batch whose gradient is compared with float64.
     """
 
@@ -110,8 +114,8 @@ class SpeedStudy:
         return found
 
     def measure(self, cell: Cell, device: torch.device) -> list[Row]:
-        about = {"device": device.type, "keep_memory": self.keep_memory}
-        return [{**row, **about} for row in self._measure(cell, device)]
+        about = {"device": device.type, "keep_memory": self.keep_memory.replace("both", "all")}
+        return [{**about, **row} for row in self._measure(cell, device)]
 
     def _measure(self, at: Any, device: torch.device) -> list[Row]:
         full_precision()
@@ -132,61 +136,71 @@ class SpeedStudy:
             for name, c in every.items()
             if name not in absent and (self.differing or not c.differs)
         }
-        workers: dict[str, Worker] = {}
-        facts: dict[str, Facts] = {}
+        workers: dict[Timing, Worker] = {}
+        facts: dict[Timing, Facts] = {}
         with ExitStack() as stack:
-            for name, c in chosen.items():  # one by one, as some calibrate
-                keep = self.keep_memory == "all" or (self.keep_memory == "ours" and not c.library)
-                try:
+            for timing in [(name, keep) for name in chosen for keep in self._keep(chosen[name])]:
+                name, keep = timing
+                if name in absent:  # its other process has failed
+                    continue
+                try:  # one by one, as some calibrate
                     worker = Worker(torch.get_num_threads(), name, w, device, keep)
-                    workers[name] = stack.enter_context(closing(worker))
-                    facts[name] = worker.facts(0 if c.differs else self.copies)
+                    workers[timing] = stack.enter_context(closing(worker))
+                    facts[timing] = worker.facts(0 if chosen[name].differs else self.copies)
                 except Failed as failure:
                     _leave_out(failure, workers, absent)
             times, rate = self._timed(workers, absent, device)
         reference = Reference.of(w, device)
-        rows: list[dict[str, Any]] = [
-            {
+        rows: dict[Timing, dict[str, Any]] = {}
+        for timing, taken in times.items():
+            name, keep = timing
+            found, imported = facts[timing], self.keep_memory == "both" and not keep
+            rows[timing] = {
                 "competitor": name,
                 **_described(chosen[name], w),
+                **({"keep_memory": "ours"} if imported else {}),
                 **taken.row(),
-                **reference.errors(
-                    facts[name].gradient, facts[name].smooth_gradient, facts[name].task_gradients
-                ),
-                "peak_bytes": facts[name].peak_bytes,
-                "operations": facts[name].operations,
+                **reference.errors(found.gradient, found.smooth_gradient, found.task_gradients),
+                "peak_bytes": found.peak_bytes,
+                "operations": found.operations,
                 "floor_operations": operations(w),
                 "product_rate": rate,
             }
-            for name, taken in times.items()
-        ]
-        own = [row for row in rows if not row["library"] and same(row)]
-        lead = min(own, key=lambda row: row["seconds"])["competitor"] if own else None
-        for row in rows:
-            row["lead"] = row["competitor"] == lead
+        own = [timing for timing, row in rows.items() if not row["library"] and same(row)]
+        lead = min(own, key=lambda timing: rows[timing]["seconds"], default=None)
+        for timing, row in rows.items():
+            row["lead"] = timing == lead
             if lead:
-                row |= spread("times_ours", times[row["competitor"]].wall / times[lead].wall)
+                row |= spread("times_ours", times[timing].wall / times[lead].wall)
         left_out = [
             {"competitor": name, **_described(every[name], w), "absent": True, "reason": reason}
             for name, reason in absent.items()
         ]
-        return [*rows, *left_out]
+        return [*rows.values(), *left_out]
+
+    def _keep(self, competitor: Competitor) -> list[bool]:
+        """Return whether each process of a competitor keeps the memory that it frees."""
+        if self.keep_memory == "both" and competitor.library:
+            return [True, False]
+        keepers = {"all": True, "both": True, "ours": not competitor.library, "none": False}
+        return [keepers[self.keep_memory]]
 
     def _timed(
-        self, workers: dict[str, Worker], absent: dict[str, str], device: torch.device
-    ) -> tuple[dict[str, Times], float]:
+        self, workers: dict[Timing, Worker], absent: dict[str, str], device: torch.device
+    ) -> tuple[dict[Timing, Times], float]:
         """Return the times, and the best rate of a matrix product.
 
         If a competitor fails, the timing begins again without it.
         """
         product, per_product = matrix_product(device)
         while True:
-            runs = {name: worker.seconds for name, worker in workers.items()}
+            runs = {timing: worker.seconds for timing, worker in workers.items()}
+            beside = ("product", False)
             try:
                 times = rounds(
-                    {**runs, "product": clocked(product, device)}, self.rounds, self.timing_s
+                    {**runs, beside: clocked(product, device)}, self.rounds, self.timing_s
                 )
-                return times, per_product / float(times.pop("product").wall.min())
+                return times, per_product / float(times.pop(beside).wall.min())
             except Failed as failure:
                 _leave_out(failure, workers, absent)
 
@@ -236,12 +250,12 @@ def _described(competitor: Competitor, w: Workload) -> dict[str, Any]:
     }
 
 
-def _leave_out(failure: Failed, workers: dict[str, Worker], absent: dict[str, str]) -> None:
+def _leave_out(failure: Failed, workers: dict[Timing, Worker], absent: dict[str, str]) -> None:
     """Leave a peer out. A failure of ours fails the study."""
     if failure.name.startswith("ours"):
         raise failure
-    if failure.name in workers:
-        workers.pop(failure.name).close()
+    for timing in [timing for timing in workers if timing[0] == failure.name]:
+        workers.pop(timing).close()
     absent[failure.name] = failure.reason
 
 

@@ -1,0 +1,1 @@
+"""Training time until a validation accuracy is reached."""
