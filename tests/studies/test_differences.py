@@ -178,4 +178,4 @@ def test_cells_end_with_the_further_seeds_of_the_bases(study):
     more = dataclasses.replace(study, base_seeds=[1, 2, 3])
     added = more.cells()[len(study.cells()) :]
     assert more.cells()[: len(study.cells())] == study.cells()
-    assert added == [{"change": base, "seed": seed} for seed in (2, 3) for base in BASES]
+    assert added == [{"change": base, "seed": seed} for seed in (2, 3) for base in study.bases]
