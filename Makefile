@@ -13,9 +13,10 @@ demo: bootstrap  ## a first look: a minute or two, no data needed
 	@.venv/bin/metalearn demo
 
 # One thread a worker: the tests' tensors are small, and threads of several workers would fight for the cores.
-# Three workers are for two cores: one of them often waits for a process that its test has started.
-# A file's tests go to one worker, which makes the fixtures that they share once.
-pytest := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 3 --dist loadfile --durations=60 --durations-min=1
+# One worker more than cores: one of them often waits for a process that its test has started.
+# A file's tests go to one worker, which makes the fixtures that they share once; tests/conftest.py has their order.
+workers = $$(n=$$(($$(getconf _NPROCESSORS_ONLN) + 1)); echo $$((n < 4 ? n : 4)))
+pytest = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(workers) --dist loadfile --no-loadscope-reorder --durations=60 --durations-min=1
 
 test: bootstrap  ## the tests, without the slow ones
 	@$(pytest) -m "not slow"

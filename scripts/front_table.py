@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
 
 from metalearn.report.runs import read_run
 from metalearn.studies.frame.accuracy import PUBLISHED, accuracy_cell, method_title, own_rows
@@ -143,8 +142,9 @@ def trained(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
         training += ensemble  # the seed's ending
         summary = path.parent / f"{training}.json"
         run: Any = json.loads(summary.read_text())
-        if "changed" in (followed := read_run(summary, summary.name, run).method):
-            raise SystemExit(f"{summary}: {followed}. Leave it out of results/.")
+        followed = read_run(summary, summary.name, run)
+        if "changed" in followed.method:
+            raise SystemExit(f"{summary}: {followed.method}. Leave it out of results/.")
         found: Any = json.loads(path.read_text())
         by_mode = {row["mode"]: row for row in found["rows"]}
         setting = f"{ways}w{by_mode['inductive']['shots']}s"
@@ -164,12 +164,13 @@ def trained(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
         if name[2] != "ridge":
             accuracy = "{:.2f} ± {:.2f}".format(*_percent(by_mode["transductive"]))
             shown_as = f"{accuracy} ({_percent(by_mode['inductive'])[0]:.2f})"
-        source = ROOT / "configs" / "experiment" / f"{training.split('-seed')[0]}.yaml"
-        options = OmegaConf.load(source)
         seconds = run["train_s"]
-        if isinstance(options, DictConfig) and (first := options.get("init_from")):
-            method += ", from a body of the ridge head"
-            seconds += json.loads((path.parent / f"{first}.json").read_text())["train_s"]
+        if first := followed.init_from:
+            earlier = path.parent / f"{first}.json"
+            if not earlier.is_file():
+                raise SystemExit(f"{summary} starts from {first}: expected {earlier}. Train it.")
+            method += f", from the weights of {first}"
+            seconds += json.loads(earlier.read_text())["train_s"]
         if "-ensemble" in experiment:
             method += f", ensemble of {by_mode['inductive']['ensemble']} checkpoints"
         seed = f", seed {run['seed']}" if run["seed"] else ""
@@ -203,8 +204,8 @@ def headline(every: dict[Line, dict[str, str]]) -> dict[Line, dict[str, str]]:
     chosen = {}
     for (method, trained), cells in every.items():
         paper = method in papers and not trained.startswith("here")
-        head = ": symmetric head" in method and "ensemble" not in method
-        if paper or head or _base(method).startswith("implicit"):
+        head = ": symmetric head" in method or _base(method).startswith("implicit")
+        if paper or (head and "ensemble" not in method):
             chosen[method.replace(": symmetric head", ""), trained] = cells
     return chosen
 

@@ -5,7 +5,8 @@ The problem is logistic regression with a learned L2 penalty for each of 20 feat
 Each option trains the inner params from zero by gradient descent at rate 0.1. Betty's example of
 this problem has this rate and 100 steps. After 2,000 steps the inner problem is solved.
 
-Install BOAT and Betty beside metalearn: pip install --no-deps boat-torch==1.1.1 betty-ml==0.1.1
+Install BOAT and Betty beside metalearn:
+  .venv/bin/pip install --no-deps boat-torch==1.1.1 betty-ml==0.1.1
 Then run: .venv/bin/python scripts/hypergradients_beside_libraries.py
 """
 
@@ -186,7 +187,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     there = [name for name in OPTIONS if importlib.util.find_spec(name)]
     for name in sorted(set(OPTIONS) - set(there)):
-        print(f"{name} is not installed: run pip install --no-deps {NAMES[name]}.\n")
+        print(f"{name} is not installed: run .venv/bin/pip install --no-deps {NAMES[name]}.\n")
     heads = [f"{what}, {steps:,} steps" for steps in STEPS for what in ("error", "cosine")]
     print(f"| library | option | {' | '.join(heads)} |\n|---|---|{'---|' * len(heads)}")
     for name in there:

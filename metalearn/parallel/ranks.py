@@ -254,8 +254,8 @@ def _in_touch() -> Iterator[None]:
     except RuntimeError as error:
         raise TrainingStopped(
             f"stopped: rank {os.environ.get('RANK', 0)} lost the others "
-            f"({' '.join(str(error).split())[:200]}); start the command again, a training by "
-            "resume= and the run's folder"
+            f"({' '.join(str(error).split())[:200]}); start the command again; for a "
+            "training give resume=FOLDER"
         ) from error
 
 

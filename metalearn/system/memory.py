@@ -135,8 +135,8 @@ def _cpu_peak(function: Callable[[], T]) -> tuple[T, int]:
     # highest level. Kineto reads the variable when the first profiler starts.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     windows = _Windows()
-    hook = register_optimizer_step_post_hook(windows.after_step)
     windows.begin()
+    hook = register_optimizer_step_post_hook(windows.after_step)
     try:
         result = function()
     finally:

@@ -100,7 +100,7 @@ class EvaluationProtocol:
             found = evaluate_each(
                 *(member.problems, member.metagrad, member.meta, make_sampler(), tasks),
                 ranks=ranks,
-                say=print if ranks.rank == 0 else _ignore,
+                say=_say_of(ranks),
             )
             for mode, scores in found.items():
                 rows.append(
@@ -137,7 +137,7 @@ class EvaluationProtocol:
             found = evaluate_ensemble(
                 *([m.member(steps) for m in members], make_sampler(), tasks),
                 ranks=ranks,
-                say=print if ranks.rank == 0 else _ignore,
+                say=_say_of(ranks),
             )
             taken = trained if steps is None else steps
             for mode, scores in found.items():
@@ -242,8 +242,9 @@ _JudgedTasks = tuple[Callable[[], Sampler], int, dict[str, Any]]
 """The maker of a sampler, the number of tasks, and a row's entries about them."""
 
 
-def _ignore(sentence: str) -> None:
-    """Say nothing, since rank 0 does."""
+def _say_of(ranks: Ranks) -> Callable[[str], None]:
+    """Return a function that prints a message of this rank; its number is in front if not 0."""
+    return print if ranks.rank == 0 else lambda said: print(f"rank {ranks.rank}: {said}")
 
 
 def _common(values: Sequence[int]) -> int | None:

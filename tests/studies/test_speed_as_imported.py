@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -58,14 +57,13 @@ class Timed:
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def a_tiny_workload(monkeypatch: pytest.MonkeyPatch) -> None:
     some = {name: COMPETITORS["maml"][name] for name in ("ours", "vmap")}
     monkeypatch.setitem(COMPETITORS, "maml", some)
     tiny = Workload("maml", 2, 3, 1, 2, 3, channels=4, activation="silu")
     monkeypatch.setitem(speed.WORKLOADS, NAME, tiny)
     monkeypatch.setitem(speed_floor.SIDE, "cpu", 64)
     monkeypatch.setattr(speed, "Worker", Timed)
-    yield
 
 
 def measured(keep_memory: str) -> pd.DataFrame:

@@ -120,7 +120,7 @@ CHANGES: tuple[Change, ...] = (
     *_changes("stable", "outer rate", "optimiser.lr", 2e-3, 2e-2),
     Change("stable", "outer rate", "constant", ("schedule=constant",)),
     *(
-        Change("stable", "queries a class", f"{n}", (f"tasks.queries={n}", "tasks.test_queries=1"))
+        Change("stable", "queries a class", f"{n}", (f"tasks.queries={n}", "tasks.test_queries=5"))
         for n in (1, 15)
     ),
     *_changes("stable", "distinct tasks", "tasks.task_pool", 1000),

@@ -1,4 +1,4 @@
-"""The study of differences: one change at a time from the authors' code and their paper."""
+"""The study of differences: one change at a time from the authors' code and other bases."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def trained(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the "end" rows of the trainings that were validated, a row for each seed.
 
     `wall_s` and `cpu_s` are infinite where the accuracy was not reached, and `spent_s` is the wall
-    time of training anyhow.
+    time of training in any case.
     """
     ends = rows[(rows.part == "end") & rows.accuracy.notna()]
     reached = ends.reached.astype(bool)
@@ -46,8 +46,8 @@ def competitors(ends: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 def fastest(ends: pd.DataFrame) -> float:
     """Return the least median time of our experiments in seconds; infinite without any."""
-    own = ends[ends.library == ""].groupby("competitor").wall_s.median()
-    return float(own.min()) if len(own) else math.inf
+    own = ends[ends.library == ""].groupby("competitor").wall_s
+    return min((_quantiles(times)[1] for _, times in own), default=math.inf)
 
 
 def tables(rows: pd.DataFrame) -> dict[str, Table]:
@@ -79,14 +79,14 @@ def _times(ends: pd.DataFrame) -> Table:
     }
     shown, own = [], fastest(ends)
     for name, part in competitors(ends):
-        limit = float(part.spent_s.max())
+        limit = float(part.spent_s[~part.reached].min())
         shown.append(
             {
                 "training": name,
                 "reached": f"{part.reached.sum()} of {len(part)}",
                 "s": _spread(part.wall_s, limit),
                 "CPU s": _spread(part.cpu_s),
-                "times our fastest": _ratio(float(part.wall_s.median()), limit, own),
+                "times our fastest": _ratio(_quantiles(part.wall_s)[1], limit, own),
                 "meta-steps": part.step.median(),
                 "validation at the end, %": 100 * part.accuracy.mean(),
                 "test at the end, %": 100 * part.test_accuracy.mean(),
@@ -95,13 +95,22 @@ def _times(ends: pd.DataFrame) -> Table:
     return make_table(columns, shown)
 
 
+def _quantiles(values: pd.Series) -> tuple[float, float, float]:
+    """Return the least, the median and the largest; the median of an even number is an upper one.
+
+    A mean of two would be infinite where one of the two did not reach the accuracy.
+    """
+    low, middle, high = np.quantile(values, (0.0, 0.5, 1.0), method="higher")
+    return float(low), float(middle), float(high)
+
+
 def _spread(values: pd.Series, limit: float = math.nan) -> Cell | None:
     """Return the median with the least and the largest value.
 
     Args:
-        limit: the time at which a training ended that did not reach the accuracy.
+        limit: the least time of a training that did not reach the accuracy.
     """
-    low, middle, high = np.quantile(values, (0.0, 0.5, 1.0), method="higher")
+    low, middle, high = _quantiles(values)
     if not math.isfinite(middle):
         return None if math.isnan(limit) else Cell(f"more than {limit:.0f}", limit)
     ends = f" [{low:.3g}, {high:.3g}]".replace("inf", "not reached") if len(values) > 1 else ""
@@ -153,7 +162,7 @@ def facts(rows: pd.DataFrame) -> dict[str, Any]:
         "competitors": [
             {
                 **{"name": name, "seeds": len(part), "reached": int(part.reached.sum())},
-                **{"wall_s": part.wall_s.median(), "cpu_s": part.cpu_s.median()},
+                **{"wall_s": _quantiles(part.wall_s)[1], "cpu_s": _quantiles(part.cpu_s)[1]},
                 "test": 100 * part.test_accuracy.mean(),
             }
             for name, part in competitors(ends)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import multiprocessing
+import os
+import threading
+import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import pandas as pd
@@ -26,6 +31,7 @@ from metalearn.studies.frame.table import Table
 from metalearn.studies.time_to_accuracy import report as time_report
 from metalearn.studies.time_to_accuracy.examples import EXAMPLES
 from metalearn.studies.time_to_accuracy.learners import Learner, Ours, train_until
+from metalearn.system.machine import now
 from metalearn.system.memory import keep_freed_memory
 from metalearn.system.random_state import seed_all
 from metalearn.tasks import ImageTasks
@@ -105,7 +111,7 @@ class TimeToAccuracyStudy:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         try:
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
+            with ProcessPoolExecutor(1, context, initializer=_end_with_parent) as pool:
                 return pool.submit(self.train, cell, device).result()
         except BrokenProcessPool as error:
             raise TrainingStopped(
@@ -126,14 +132,15 @@ class TimeToAccuracyStudy:
             return learner.accuracy(tasks.sampler(split, HELD_OUT[split], device), number)
 
         curve: list[dict[str, Any]] = []
-        why = ""
+        why, refused = "", False
         try:
             curve += train_until(
                 *(learner, self.accuracy, self.limit_s, self.resolution),
                 lambda: judge("validation", self.validation_tasks),
+                (partial(now, device), time.process_time),
             )
         except REFUSALS as error:
-            why = str(error)
+            why, refused = str(error), True
         if not curve:
             return [_left_out(library, why)]
         last = curve[-1]
@@ -142,7 +149,8 @@ class TimeToAccuracyStudy:
             its_own = last["step"] == learner.steps
             limit = f"its {learner.steps} meta-steps" if its_own else f"{self.limit_s:g} s"
             why = f"not reached in {limit}"
-        test = judge("test", self.test_tasks)
+        # After a refusal the learner is no longer the one of the last validation.
+        test = judge("test", self.test_tasks) if not refused else Estimate(math.nan, math.nan)
         end: dict[str, Any] = {
             **{"part": "end", "library": library, "reached": reached, "why": why, **last},
             **{"test_accuracy": test.mean, "test_accuracy_interval": test.interval},
@@ -181,6 +189,18 @@ class TimeToAccuracyStudy:
 
     def facts(self, rows: pd.DataFrame) -> dict[str, Any]:
         return time_report.facts(rows)
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the study's own does, which a signal may end."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _left_out(library: str, why: str) -> Row:
