@@ -26,6 +26,20 @@ def run(folder: Path, *words: str) -> int:
     return main(["train", *TINY, f"run_dir={folder}", *words])
 
 
+def conv_run(folder: Path, *words: str) -> Path:
+    """The best checkpoint of a tiny run of MAML with a network that has batch norm."""
+    own = [
+        "model=conv4",
+        "model.head=free",
+        "model.channels=4",
+        "metagrad=maml_batched",
+        "wandb=disabled",
+    ]
+    tiny = [word for word in TINY if not word.startswith("model")]
+    assert main(["train", *tiny, *own, f"run_dir={folder}", *words]) == 0
+    return folder / "best.pt"
+
+
 def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 

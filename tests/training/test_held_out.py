@@ -1,19 +1,14 @@
-"""How checkpoints are judged, and the official one-shot test of the Omniglot release."""
+"""How checkpoints are judged on held-out classes."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import tracemalloc
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from tiny_run import TINY, run
+from tiny_run import conv_run, run
 
 from metalearn.commands.evaluate import over_seeds
 from metalearn.commands.main import main
@@ -22,57 +17,11 @@ from metalearn.inner import GradientDescent
 from metalearn.metagrad import FirstOrder
 from metalearn.nn import Conv4
 from metalearn.problem import FewShot
-from metalearn.problems.learned import LearnedProx, LearnedRates
 from metalearn.tasks import ImageTaskSampler, LabelledImages
-from metalearn.tasks.omniglot_official import official_runs
 from metalearn.training import checkpoint
 from metalearn.training.estimate import Estimate
-from metalearn.training.evaluation import Member, evaluate, evaluate_each, evaluate_ensemble
+from metalearn.training.evaluation import evaluate, evaluate_each
 from metalearn.training.protocol import EvaluationProtocol, digest
-
-
-def drawing(character: int, shift: int) -> bytes:
-    """White paper with a character's own pattern of 5x5 squares, moved by some pixels."""
-    cells = np.random.default_rng(character).integers(0, 2, (5, 5)).astype(bool)
-    ink = np.zeros((105, 105), bool)
-    ink[15 + shift : 75 + shift, 15:75] = np.kron(cells, np.ones((12, 12), bool))
-    buffer = io.BytesIO()
-    Image.fromarray(~ink).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def archive(path: Path, runs: int = 20, items: int = 20, top: str = "") -> Path:
-    """all_runs.zip in its format; query i of run r is of class (7 i + r) mod 20 there."""
-    with zipfile.ZipFile(path, "w") as file:
-        for r in range(1, runs + 1):
-            where, labels = f"run{r:02}", []
-            for i in range(items):
-                of = (7 * i + r) % 20
-                names = f"{where}/test/item{i + 1:02}.png", f"{where}/training/class{of + 1:02}.png"
-                labels.append(" ".join(names))
-                file.writestr(f"{top}{where}/training/class{i + 1:02}.png", drawing(i + 50 * r, 0))
-                file.writestr(f"{top}{where}/test/item{i + 1:02}.png", drawing(of + 50 * r, 3))
-            file.writestr(f"{top}{where}/class_labels.txt", "\n".join(labels) + "\n")
-    return path
-
-
-@pytest.fixture(scope="module")
-def all_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return archive(tmp_path_factory.mktemp("official") / "all_runs.zip")
-
-
-def conv_run(folder: Path, *words: str) -> Path:
-    """The best checkpoint of a tiny run of MAML with a network that has batch norm."""
-    own = [
-        "model=conv4",
-        "model.head=free",
-        "model.channels=4",
-        "metagrad=maml_batched",
-        "wandb=disabled",
-    ]
-    tiny = [word for word in TINY if not word.startswith("model")]
-    assert main(["train", *tiny, *own, f"run_dir={folder}", *words]) == 0
-    return folder / "best.pt"
 
 
 @pytest.fixture(scope="module")
@@ -85,50 +34,6 @@ def symmetric(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return conv_run(tmp_path_factory.mktemp("runs") / "s", "model.head=zero")
 
 
-def test_the_runs_are_read_in_the_archives_own_order_of_answers(all_runs):
-    task = official_runs(all_runs)
-    assert task.support_x.shape == task.query_x.shape == (20, 20, 1, 28, 28)
-    assert task.support_x.max() > 0.9 and task.support_x.mean() < 0.5  # ink high
-    expected = [[(7 * i + r) % 20 for i in range(20)] for r in range(1, 21)]
-    assert task.query_y.tolist() == expected
-    # Each query is its class's drawing moved by 3 of 105 pixels: nearest neighbours know it.
-    support, query = task.support_x.flatten(2), task.query_x.flatten(2)
-    nearest = torch.cdist(query, support).argmin(-1)
-    assert (nearest == task.query_y).float().mean() > 0.9
-
-
-def test_a_folder_around_the_runs_does_not_matter(all_runs, tmp_path):
-    within = official_runs(archive(tmp_path / "a.zip", top="all_runs/"))
-    assert torch.equal(within.query_x, official_runs(all_runs).query_x)
-
-
-def damaged(path: Path, kind: str) -> Path:
-    if kind == "absent":
-        return path
-    if kind == "text":
-        path.write_text("no archive")
-        return path
-    archive(path, runs=3 if kind == "3 runs" else 20, items=19 if kind == "19 items" else 20)
-    if kind == "cut":
-        path.write_bytes(path.read_bytes()[:20000])
-    return path
-
-
-@pytest.mark.parametrize(
-    ("kind", "sentence"),
-    [
-        ("absent", "is no file"),
-        ("text", "not a zip archive"),
-        ("cut", "not a zip archive"),
-        ("3 runs", "3 runs instead of 20"),
-        ("19 items", "instead of 20 each"),
-    ],
-)
-def test_a_damaged_archive_is_one_sentence(tmp_path, kind, sentence):
-    with pytest.raises(UsageError, match=sentence):
-        official_runs(damaged(tmp_path / "all_runs.zip", kind))
-
-
 @pytest.mark.parametrize("out", [".", "absent/e.json", "e.json/e.json"])
 def test_where_it_is_to_be_written_is_looked_at_first(trained, tmp_path, monkeypatch, capsys, out):
     monkeypatch.chdir(tmp_path)
@@ -138,57 +43,6 @@ def test_where_it_is_to_be_written_is_looked_at_first(trained, tmp_path, monkeyp
     said = capsys.readouterr().err
     assert f"out={out} " in said and said.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["e.json"]
-
-
-def test_a_list_of_labels_that_would_fill_the_memory_is_not_unpacked(tmp_path):
-    """It takes a thousandth of its size in the archive."""
-    path = tmp_path / "all_runs.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for r in range(1, 21):
-            file.writestr(f"run{r:02}/class_labels.txt", bytes((64 << 20) if r == 1 else 0))
-    tracemalloc.start()
-    try:
-        with pytest.raises(UsageError, match=r"run01/class_labels\.txt in .* is too large"):
-            official_runs(path)
-        assert tracemalloc.get_traced_memory()[1] < 4 << 20
-    finally:
-        tracemalloc.stop()
-
-
-def test_the_official_test_by_the_command(all_runs, tmp_path, capsys):
-    path = conv_run(tmp_path / "r", "tasks.ways=20", "steps=1")
-    words = ["evaluate", "benchmark=omniglot_official", f"source={all_runs}", f"checkpoint={path}"]
-    assert main(words) == 0
-    said = capsys.readouterr().out
-    assert "inductive, 3 inner steps" in said and "trained on" not in said
-    found = json.loads((path.parent / "evaluation.json").read_text())
-    rows = found["rows"]
-    assert [row["mode"] for row in rows] == ["transductive", "inductive"]
-    assert {row["tasks"] for row in rows} == {20}
-    assert {row["characters_trained_on"] for row in rows} == {0}
-    assert str(tmp_path) not in json.dumps(found)
-    # An accuracy over 20 runs of 20 queries is a number of four hundredths.
-    assert all(
-        (400 * row["accuracy"]) == pytest.approx(round(400 * row["accuracy"])) for row in rows
-    )
-
-
-def test_characters_that_a_run_trained_on_are_counted(all_runs, tmp_path, monkeypatch, capsys):
-    path = conv_run(tmp_path / "r", "tasks.ways=20", "steps=1")
-    runs = official_runs(all_runs)
-    shown = (runs.support_x[0, :7] * 255).round().to(torch.uint8)
-    train = LabelledImages(shown, torch.arange(7), tuple("abcdefg"))
-    monkeypatch.setattr("metalearn.tasks.ImageTasks.split", lambda self, name: train)
-    (row, *_) = EvaluationProtocol("omniglot_official", str(all_runs)).rows(path)
-    assert row["characters_trained_on"] == 7 and row["characters"] == 400
-    assert "7 of the 400 characters" in EvaluationProtocol.note(row)
-
-
-def test_a_five_way_run_cannot_take_the_official_test(all_runs, trained, capsys):
-    words = [f"checkpoint={trained}", "benchmark=omniglot_official", f"source={all_runs}"]
-    assert main(["evaluate", *words]) == 2
-    said = capsys.readouterr().err
-    assert "have 5 ways" in said and said.count("\n") == 1
 
 
 def test_both_modes_and_each_number_of_steps_are_rows_with_their_origin(trained, tmp_path, capsys):
@@ -266,141 +120,6 @@ def test_each_problem_is_judged_as_alone():
         assert both[mode] == evaluate(problem, metagrad, meta, sampler(), 5, batch=2)
     assert both["t"] != both["i"]
     assert isinstance(both["t"]["accuracy"], Estimate)
-
-
-def three_way() -> ImageTaskSampler:
-    """A stream of 3-way tasks on six classes of noise."""
-    images = torch.randint(256, (60, 1, 28, 28), generator=torch.Generator().manual_seed(0))
-    data = LabelledImages(images.byte(), torch.arange(6).repeat_interleave(10), tuple("abcdef"))
-    return ImageTaskSampler(data, 3, 1, 2, seed=4)
-
-
-def three_way_member(seed: int, steps: int) -> tuple[Conv4, Member]:
-    """A small network whose inner loop takes so many steps; normalised by the queries or not."""
-    torch.manual_seed(seed)
-    model = Conv4(3, channels=4)
-    problems = {mode: FewShot(model, transductive=mode == "t") for mode in ("t", "i")}
-    return model, Member(
-        problems, FirstOrder(GradientDescent(steps, 0.1)), dict(model.named_parameters())
-    )
-
-
-def test_an_ensemble_is_the_mean_of_its_members_probabilities():
-    """Against each task's own pass through the network, its softmax and their mean."""
-    pairs = [three_way_member(0, 2), three_way_member(1, 4), three_way_member(2, 0)]
-    found = evaluate_ensemble([member for _, member in pairs], three_way(), 5, batch=2)
-    task = three_way().sample(5)
-    losses, correct = [], []
-    for t in range(5):
-        probabilities = torch.zeros(6, 3)
-        for model, member in pairs:
-            phi = member.metagrad.adapt(member.problems["t"], member.meta, task).params
-            own = {name: p[t] for name, p in phi.items()}
-            logits = torch.func.functional_call(model, own, task.query_x[t])
-            probabilities += logits.detach().softmax(-1) / len(pairs)
-        losses.append(-probabilities[range(6), task.query_y[t]].log().mean())
-        correct.append((probabilities.argmax(-1) == task.query_y[t]).float().mean())
-    for name, values in (("loss", losses), ("accuracy", correct)):
-        expected = Estimate.of(torch.stack(values))
-        assert found["t"][name].mean == pytest.approx(expected.mean, rel=1e-5)
-        assert found["t"][name].interval == pytest.approx(expected.interval, rel=1e-4)
-    assert found["i"].keys() == {"loss", "accuracy"} and found["i"] != found["t"]
-
-
-@pytest.mark.parametrize("size", [1, 3])
-def test_an_ensemble_of_one_checkpoint_is_that_checkpoint(trained, size):
-    alone = EvaluationProtocol(tasks=8).rows(trained)
-    same = EvaluationProtocol(tasks=8).ensemble_rows([trained] * size)
-    for row, single in zip(same, alone, strict=True):
-        assert row["ensemble"] == size and len(row["members"]) == size
-        for name in ("loss", "loss_interval", "accuracy", "accuracy_interval"):
-            assert row[name] == pytest.approx(single[name], rel=1e-5)
-        kept = single.keys() - {"name", "seed", "chosen_step"}
-        assert row.keys() == kept | {"ensemble", "members"}
-        different = {name for name in kept if row[name] != single[name]}
-        assert all(name.startswith(("loss", "accuracy")) for name in different)
-
-
-def wrapped(kind: str, model: Conv4) -> tuple[LearnedRates | LearnedProx, dict]:
-    theta = dict(model.named_parameters())
-    if kind == "rates":
-        return LearnedRates(FewShot(model)), {
-            "theta": theta,
-            "log_rates": {name: torch.full_like(p, 0.3) for name, p in theta.items()},
-        }
-    return LearnedProx(FewShot(model)), {"theta": theta, "log_prox": torch.tensor(0.2)}
-
-
-@pytest.mark.parametrize("kind", ["rates", "prox"])
-def test_a_wrapped_problem_predicts_what_it_is_judged_by(kind):
-    problem, meta = wrapped(kind, three_way_member(0, 2)[0])
-    metagrad = FirstOrder(GradientDescent(2, 0.1))
-    single = evaluate(problem, metagrad, meta, three_way(), 5)
-    found = evaluate_ensemble([Member({"": problem}, metagrad, meta)], three_way(), 5)[""]
-    for name in ("loss", "accuracy"):
-        assert found[name].mean == pytest.approx(single[name].mean, rel=1e-5)
-
-
-class Silent(FewShot):
-    """A problem of before predictions could be asked for."""
-
-    query_predictions = None
-
-    def outer_objective(self, params, meta, task):
-        return self.inner_objective(params, meta, task), {}
-
-
-@pytest.mark.parametrize("wrap", [lambda p: p, LearnedProx, LearnedRates])
-def test_a_problem_that_predicts_nothing_is_refused(wrap):
-    _, member = three_way_member(0, 1)
-    problem, meta = wrap(Silent(Conv4(3, channels=4))), member.meta
-    if wrap is LearnedProx:
-        meta = {"theta": meta, "log_prox": torch.tensor(0.0)}
-    elif wrap is LearnedRates:
-        rates = {name: torch.zeros_like(p) for name, p in meta.items()}
-        meta = {"theta": meta, "log_rates": rates}
-    with pytest.raises(UsageError, match="Silent has no query_predictions: expected a problem"):
-        evaluate_ensemble([Member({"": problem}, member.metagrad, meta)], three_way(), 4)
-
-
-def test_members_adapt_each_in_its_own_way_and_the_row_says_whose_they_are(trained, tmp_path):
-    second = conv_run(tmp_path / "s1", "seed=1", "metagrad.inner.steps=2", "model.channels=6")
-    out = tmp_path / "out.json"
-    both = [f"checkpoint=[{trained},{second}]", "ensemble=true", "tasks=8", f"out={out}"]
-    assert main(["evaluate", *both, "transductive=false"]) == 0
-    found = json.loads(out.read_text())
-    (row,) = found["rows"]
-    assert row["mode"] == "inductive" and row["ensemble"] == 2 and row["tasks"] == 8
-    assert row["inner_steps"] is None and row["trained_inner_steps"] is None
-    assert [member["seed"] for member in row["members"]] == [0, 1]
-    assert row["members"][1]["checkpoint"] == "s1/best.pt"
-    assert found["over_checkpoints"] == []
-    assert main(["evaluate", *both, "inner_steps=[1,3]"]) == 0
-    rows = json.loads(out.read_text())["rows"]
-    assert [row["inner_steps"] for row in rows] == [1, 1, 3, 3]
-
-
-def test_members_of_other_tasks_are_refused(trained, tmp_path, capsys):
-    other = conv_run(tmp_path / "s1", "tasks.shots=2", "steps=1")
-    words = ["evaluate", f"checkpoint=[{trained},{other}]", "ensemble=true", "tasks=8"]
-    capsys.readouterr()
-    assert main(words) == 2
-    said = capsys.readouterr().err
-    assert f"{other} has tasks.shots=2 and {trained} 1: expected" in said
-    assert said.count("\n") == 1
-    assert main([*words, "shots=1"]) == 0
-
-
-def test_a_regression_has_no_ensemble(tmp_path, capsys):
-    words = ["tasks=sinusoid", "model=mlp_sinusoid", "steps=1", "meta_batch=2", "wandb=disabled"]
-    words += ["metagrad=maml_batched", "validation.tasks=2", "test.tasks=2"]
-    assert main(["train", *words, f"run_dir={tmp_path}"]) == 0
-    path = tmp_path / "best.pt"
-    capsys.readouterr()
-    for word, sentence in (("ensemble=true", "expected tasks of classes"), ("ways=3", "ways=3: ")):
-        assert main(["evaluate", f"checkpoint={path}", "tasks=4", word]) == 2
-        said = capsys.readouterr().err
-        assert sentence in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("prefix", ["", "tasks."])
