@@ -103,10 +103,12 @@ def _references(rows: pd.DataFrame) -> Table:
 
 
 def _errors(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Select a row for each run; a column that no run has is empty."""
+    """Return the "error" rows of a reference; an error of one compared task alone is left out."""
     columns = ["reference", "error", "angle", "task_error", "compared", "inner_grad_norm"]
     part = rows[rows.part == "error"].reindex(columns=["seed", "iterations", *columns, *LEFT_OUT])
-    return part[part.reference == reference].astype({"error": float, "angle": float})
+    part = part[part.reference == reference].astype({"error": float, "angle": float})
+    several = part.compared.astype(float) > 1
+    return part.assign(error=part.error.where(several), angle=part.angle.where(several))
 
 
 def _tasks(errors: pd.DataFrame) -> int:
