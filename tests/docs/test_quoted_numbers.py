@@ -111,10 +111,13 @@ def iterations() -> Iterator[tuple[str, str]]:
     found = {
         (row["curvature"], row["CG iterations"]): first(row["test accuracy, %"]) for row in table
     }
-    ends = [found["Hessian", n] for n in ("5", "10")]
-    yield "stability", f"end at {ends[0]:.0f} and {ends[1]:.0f} %"
-    ends = [found["Gauss-Newton", n] for n in ("5", "10")]
-    yield "stability", f"reach {ends[0]:.1f} % with 5 and {ends[1]:.1f} % with 10 iterations"
+    none = found["none (first-order)", "0"]
+    few = [none, *(found[c, n] for c in ("Hessian", "Gauss-Newton") for n in ("1", "2"))]
+    yield "stability", f"have means of {min(few):.1f} to {max(few):.1f} %"
+    ends = [f"{found['Hessian', n]:.0f}" for n in ("5", "10", "20")]
+    yield "stability", f"end at {ends[0]}, {ends[1]} and {ends[2]} % on average"
+    ends = [f"{found['Gauss-Newton', n]:.1f}" for n in ("5", "10", "20")]
+    yield "stability", f"reach {ends[0]}, {ends[1]} and {ends[2]} % on average"
 
 
 def rates() -> Iterator[tuple[str, str]]:
