@@ -56,5 +56,5 @@ def test_a_library_that_is_not_installed_is_skipped_with_its_name(monkeypatch, c
     monkeypatch.setattr(script, "OPTIONS", {"betty": {}})
     script.main()
     first, *rest = capsys.readouterr().out.splitlines()
-    assert first == "betty is not installed: run pip install --no-deps betty-ml==0.1.1."
+    assert first == "betty is not installed: run .venv/bin/pip install --no-deps betty-ml==0.1.1."
     assert rest[-1].startswith("|---")
