@@ -1,4 +1,4 @@
-"""How checkpoints are judged on held-out classes."""
+"""The evaluation of checkpoints on held-out classes."""
 
 from __future__ import annotations
 

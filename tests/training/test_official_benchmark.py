@@ -101,7 +101,7 @@ def test_a_damaged_archive_is_one_sentence(tmp_path, kind, sentence):
 
 
 def test_a_list_of_labels_that_would_fill_the_memory_is_not_unpacked(tmp_path):
-    """It takes a thousandth of its size in the archive."""
+    """The list takes a thousandth of its size in the archive."""
     path = tmp_path / "all_runs.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for r in range(1, 21):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from metalearn.studies.frame.own_process import own_process
 from metalearn.studies.frame.timing import clocked
 from metalearn.studies.speed.competitors import COMPETITORS
 from metalearn.studies.speed.floor import count_operations
@@ -105,12 +104,8 @@ class Worker:
     """
 
     def __init__(self, threads: int, *contender: Any) -> None:
-        # A server forks the process. It has imported torch, which saves seconds, and has started
-        # no thread, which a fork would lose.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
         self.name: str = contender[0]
-        self._pool = ProcessPoolExecutor(1, mp_context=context)
+        self._pool = own_process(__name__)
         try:
             self._result(_begin, threads, contender)
         except Failed:

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from metalearn.config.options import STRICT, Count, NonNegative, Some, one_of, one_sentence
 from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.own_process import keeps_memory
 from metalearn.studies.frame.table import Table
 from metalearn.studies.frame.timing import Times, clocked, rounds, spread
 from metalearn.studies.speed import figures as speed_figures
@@ -182,8 +183,7 @@ class SpeedStudy:
         """Return whether each process of a competitor keeps the memory that it frees."""
         if self.keep_memory == "both" and competitor.library:
             return [True, False]
-        keepers = {"all": True, "both": True, "ours": not competitor.library, "none": False}
-        return [keepers[self.keep_memory]]
+        return [keeps_memory(self.keep_memory.replace("both", "all"), competitor.library)]
 
     def _timed(
         self, workers: dict[Timing, Worker], absent: dict[str, str], device: torch.device

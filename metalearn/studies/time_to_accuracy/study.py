@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import multiprocessing
-import os
-import threading
 import time
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Annotated, Any, ClassVar
@@ -27,6 +23,7 @@ from metalearn.config.build import build
 from metalearn.config.options import STRICT, Count, Distinct, Positive, Seed, one_of, one_sentence
 from metalearn.errors import TrainingStopped, UsageError
 from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.own_process import keeps_memory, own_process
 from metalearn.studies.frame.table import Table
 from metalearn.studies.time_to_accuracy import report as time_report
 from metalearn.studies.time_to_accuracy.examples import EXAMPLES
@@ -107,16 +104,13 @@ class TimeToAccuracyStudy:
         library = self._library(cell)
         if library and importlib.util.find_spec(library) is None:
             return [_left_out(library, f"{library} is not installed")]
-        # A process of its own, so that no other training's allocator or threads act on it.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
         try:
-            with ProcessPoolExecutor(1, context, initializer=_end_with_parent) as pool:
+            with own_process(__name__) as pool:
                 return pool.submit(self.train, cell, device).result()
         except BrokenProcessPool as error:
             raise TrainingStopped(
                 f"stopped: the process of {cell['competitor']} ended, as happens where memory runs "
-                "out; the same command goes on with the other trainings"
+                "out; the same command resumes with the other trainings"
             ) from error
 
     def train(self, cell: Cell, device: torch.device) -> list[Row]:
@@ -124,7 +118,7 @@ class TimeToAccuracyStudy:
         warnings.simplefilter("ignore")  # deprecations of torch that other libraries use
         torch.set_num_threads(self.threads)
         library = self._library(cell)
-        keep_freed_memory(self.keep_memory == "all" or (self.keep_memory == "ours" and not library))
+        keep_freed_memory(keeps_memory(self.keep_memory, library))
         tasks = self._tasks()
         learner = self._learner(cell, tasks, device)
 
@@ -189,18 +183,6 @@ class TimeToAccuracyStudy:
 
     def facts(self, rows: pd.DataFrame) -> dict[str, Any]:
         return time_report.facts(rows)
-
-
-def _end_with_parent() -> None:
-    """Let this process end when the study's own does, which a signal may end."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _left_out(library: str, why: str) -> Row:
