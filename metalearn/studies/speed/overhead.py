@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
 from metalearn import config
 from metalearn.inner import InnerSolver
@@ -80,6 +81,7 @@ def overhead(steps: int, device: torch.device) -> list[Row]:
                 *("validation.tasks=2", "test.tasks=2", f"threads={torch.get_num_threads()}"),
             ],
         )
+        OmegaConf.resolve(options)  # the problem's options name those of the wrapped metagrad
         options.metagrad = {
             "_target_": f"{__name__}.Stopwatch",
             "metagrad": options.metagrad,
