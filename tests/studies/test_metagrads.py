@@ -68,6 +68,11 @@ NAS = """
     seeds=[0] methods=[first_order] nodes=1 channels=2 warmup=1 weight_steps=2 solver_iters=2
     steps=2 random=2 retrain_steps=2 retrain_starts=1 train=20
 """
+HPO = """
+    problems=[ridge_features,overfit] methods=[cg] splits=[100] seeds=[0] hypergradients=2
+    network_hypergradients=2 unrolled_steps=20 grid=2 few=20 validation=20 hidden=4 inner_steps=5
+    directions=1 iterations=200 tols=[1e-9,1e-9]
+"""
 
 
 @pytest.fixture
@@ -146,6 +151,30 @@ def test_a_new_meta_gradient_stands_in_the_study_of_cg(new):
     labels = [a.get_text() for a in study.figures(everything)["cost"].axes[0].texts]
     assert "halved" in labels
     assert render_findings(study, everything)
+
+
+def test_a_new_meta_gradient_stands_in_the_search_for_hyper_parameters(new):
+    words = [f"import={new}", "metagrads=[halved,maml_batched]", *HPO.split()]
+    study, _, _ = options.study("solve", "hpo", words)
+    rows = pd.DataFrame([{**c, **row} for c in study.cells() for row in study.measure(c, CPU)])
+    start = rows[(rows.hypergradient == 1) & (rows.problem == "ridge_features")]
+    errors = start.set_index("method").error
+    # Each is compared with the gradient of the converged problem, of which Halved returns a share.
+    assert errors["halved"] == pytest.approx(0.75, abs=0.01)
+    assert errors["cg"] < 0.01 < errors["maml_batched"]
+    assert set(rows[rows.problem == "overfit"].method) == {"cg", "halved", "maml_batched"}
+    texts = [str(cell) for t in study.tables(rows).values() for cell in t.texts().to_numpy().flat]
+    assert {"halved", "maml_batched"} <= set(texts)
+    assert study.figures(rows) and render_findings(study, rows)
+
+
+def test_a_new_meta_gradient_trains_in_the_few_shot_study(new):
+    words = ["settings=[omniglot_5w1s]", "methods=[maml]", "overrides=['metagrad=halved']"]
+    study, _, _ = options.study("bench", "fewshot", [f"import={new}", *words])
+    (cell,) = study.cells()
+    run = config.compose("train", study.run_words(cell))
+    assert run.metagrad._target_ == "new_halved.Halved"
+    assert run.metagrad.share == 0.25 and run.problem.prox == 2.0
 
 
 @pytest.mark.parametrize(

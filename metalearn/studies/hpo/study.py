@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import pandas as pd
@@ -29,6 +30,7 @@ from metalearn.metagrad import Implicit, MetaGradient, Unrolled
 from metalearn.problem import Meta
 from metalearn.problems.hyper_parameters import FeaturePenalties
 from metalearn.studies.frame import Cell, Row
+from metalearn.studies.frame.metagrads import check_metagrads, named_metagrad
 from metalearn.studies.frame.table import Table
 from metalearn.studies.hpo import report as hpo_report
 from metalearn.studies.hpo.exact import (
@@ -88,10 +90,12 @@ class HPOStudy:
         few: training images, and validation images, of "overfit".
         network_hypergradients, lr: hyper-gradients and rate of the searches in `NETWORKS`.
         inner_steps, damping: options of a network's implicit gradients.
+        metagrads: further meta-gradients (`named_metagrad`), with the study's inner solver: descent
+            for one that estimates the unrolled gradient, else L-BFGS.
     """
 
     title: ClassVar[str] = "Hyper-parameters by implicit gradients, unrolling and grid search"
-    growing: ClassVar = ("problems", "methods", "seeds", "splits")
+    growing: ClassVar = ("problems", "methods", "seeds", "splits", "metagrads")
 
     problems: Some[Annotated[str, one_of((*PENALTIES, *NETWORKS))]]
     methods: Some[Annotated[str, one_of(METHODS)]]
@@ -114,8 +118,10 @@ class HPOStudy:
     inner_steps: Count
     damping: NonNegative
     lr: Positive
+    metagrads: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        check_metagrads(self.metagrads, METHODS, exact=True)
         for name, (low, high) in (("bounds", self.bounds), ("tols", reversed(self.tols))):
             if low > high:
                 order = "the lower" if name == "bounds" else "the larger"
@@ -131,7 +137,7 @@ class HPOStudy:
             seeds = self.splits if problem in PENALTIES else self.seeds
             for seed in seeds:
                 extra = ["exact"] * (seed == seeds[0]) + ["grid"] if problem in PENALTIES else []
-                methods = [*extra, *self.methods]
+                methods = [*extra, *self.methods, *self.metagrads]
                 found += [{"problem": problem, "seed": seed, "method": m} for m in methods]
         return found
 
@@ -191,17 +197,24 @@ class HPOStudy:
         ]
 
     def _method(self, name: str, case: Case, hypergradients: int) -> Method:
-        def method(step: int, meta: Meta) -> MetaGradient:
-            if name == "unrolled":
-                rate = 1 / case.curvature(meta)
-                inner = GradientDescent(self.unrolled_steps, rate, momentum=0.9)
-                return Unrolled(inner, backend="batched")
+        def descent(meta: Meta) -> GradientDescent:
+            return GradientDescent(self.unrolled_steps, 1 / case.curvature(meta), momentum=0.9)
+
+        def to_tolerance(step: int) -> LBFGS:
             first, last = self.tols
             share = 1.0 if name == "cg_tight" else step / max(hypergradients - 1, 1)
             most = 5000 if case.convex else self.inner_steps
+            return LBFGS(most, memory=20, tol=first * (last / first) ** share)
+
+        def method(step: int, meta: Meta) -> MetaGradient:
+            if name == "unrolled":
+                return Unrolled(descent(meta), backend="batched")
+            if name not in METHODS:
+                made = named_metagrad(name, to_tolerance(step))
+                return replace(made, inner=descent(meta)) if made.estimates == "unrolled" else made
             solver = Neumann if name == "neumann" else CG
             return Implicit(
-                LBFGS(most, memory=20, tol=first * (last / first) ** share),
+                to_tolerance(step),
                 solver(self.iterations, rtol=1e-6),
                 damping=0.0 if case.convex else self.damping,
             )
