@@ -10,8 +10,6 @@ from torch import Tensor
 
 from metalearn.tasks.image_splits import Labelled, Splits, image_splits
 
-THIRDS = ("diabetes", "breast_cancer", "digits")
-
 
 def thirds(name: str, seed: int) -> Splits:
     """Return a third each to train, to validate and to test; float64, x (n, features).

@@ -66,6 +66,11 @@ METHODS: dict[str, Method] = {
         same_as="unrolled, batched",
         everywhere=True,
     ),
+    "mixed mode": Method(
+        lambda steps: Unrolled(_descent(steps), "batched", mode="mixed"),
+        same_as="unrolled, batched",
+        everywhere=True,
+    ),
     "truncated to 4": Method(lambda steps: Unrolled(_descent(steps), "batched", truncate=4)),
     "first-order": Method(lambda steps: FirstOrder(_descent(steps))),
     "implicit, 1 CG": Method(_implicit(1)),
@@ -81,10 +86,6 @@ METHODS: dict[str, Method] = {
         _implicit(5, curvature="gauss_newton", linearisation="recomputed"),
         same_as="Gauss-Newton, 5 CG",
     ),
-    "mixed mode": Method(
-        lambda steps: Unrolled(_descent(steps), "batched", mode="mixed"),
-        same_as="unrolled, batched",
-    ),
 }
 
 
@@ -93,10 +94,6 @@ def find_method(name: str) -> Method:
     if name in METHODS:
         return METHODS[name]
     return Method(lambda steps: named_metagrad(name, _descent(steps)))
-
-
-DEFAULT_METHODS = tuple(name for name in METHODS if name != "mixed mode")
-"""The methods that the study measures unless told otherwise."""
 
 
 @dataclass(frozen=True)

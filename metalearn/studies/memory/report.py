@@ -22,6 +22,7 @@ IN_MEMORY_FIGURE = (
     "unrolled, higher",
     "unrolled, batched",
     "checkpointed",
+    "mixed mode",
     "truncated to 4",
     "first-order",
     "implicit, 5 CG",
@@ -31,11 +32,16 @@ IN_TIME_FIGURE = (
     "unrolled, higher",
     "unrolled, batched",
     "checkpointed",
+    "mixed mode",
     "implicit, 1 CG",
     "implicit, 5 CG",
     "implicit, 10 CG",
     "implicit, 5 CG, recomputed",
 )
+
+
+SAVING = {"checkpointed": "checkpointing", "mixed mode": "mixed mode"}
+"""The methods that find the unrolled gradient in less memory, with their names in a sentence."""
 
 
 class Line(NamedTuple):
@@ -210,10 +216,8 @@ def _facts(part: pd.DataFrame, base: float) -> dict[str, Any]:
     higher, kept, lean = (
         by[name] for name in ("unrolled, higher", "implicit, 5 CG", "implicit, 5 CG, recomputed")
     )
-    saved, whole = by["checkpointed"], by["unrolled, batched"]
     implicit = [p for m, p in by.items() if m.startswith(("implicit", "Gauss")) and len(p)]
     vector = part[part.method == ONE_GRADIENT].parameter_bytes.iloc[0]
-    both = saved.merge(whole, on="steps", suffixes=("", "_whole")).iloc[-1]
     predicted = part[part.predicted.astype(bool)]
     return {
         "fewest": kept.steps.min(),
@@ -226,12 +230,11 @@ def _facts(part: pd.DataFrame, base: float) -> dict[str, Any]:
         "vector": vector,
         "vector_share": vector / base,
         "unrolled": None if len(higher) < 3 else _unrolled(higher, kept, base),
-        "checkpointed": {
-            "steps": both.steps,
-            "memory": both.peak_bytes / both.peak_bytes_whole,
-            "time": both.time_ratio,
-            "difference": saved.gradient_difference.max(),
-        },
+        "saving": [
+            _saving(by[method], by["unrolled, batched"], name)
+            for method, name in SAVING.items()
+            if len(by[method])
+        ],
         "predicted": predicted.to_dict("records"),
     }
 
@@ -244,6 +247,17 @@ def _unrolled(higher: pd.DataFrame, kept: pd.DataFrame, base: float) -> dict[str
         "r_squared": fit.r_squared,
         "steps": higher.steps.iloc[-1],
         "times_implicit": higher.peak_bytes.iloc[-1] / kept.peak_bytes.max(),
+    }
+
+
+def _saving(saved: pd.DataFrame, whole: pd.DataFrame, name: str) -> dict[str, Any]:
+    both = saved.merge(whole, on="steps", suffixes=("", "_whole")).iloc[-1]
+    return {
+        "name": name,
+        "steps": both.steps,
+        "memory": both.peak_bytes / both.peak_bytes_whole,
+        "time": both.time_ratio,
+        "difference": saved.gradient_difference.max(),
     }
 
 

@@ -28,7 +28,6 @@ from metalearn.studies.frame.metagrads import check_metagrads
 from metalearn.studies.frame.table import Table
 from metalearn.studies.memory import report as memory_report
 from metalearn.studies.memory.methods import (
-    DEFAULT_METHODS,
     METHODS,
     NETWORKS,
     ONE_GRADIENT,
@@ -88,7 +87,7 @@ class MemoryStudy:
     repeats: Count
     timing_s: NonNegative
     limit_gb: Positive
-    methods: Distinct[Annotated[str, one_of(METHODS)]] = DEFAULT_METHODS
+    methods: Distinct[Annotated[str, one_of(METHODS)]] = tuple(METHODS)
     metagrads: Sequence[str] = ()
 
     def __post_init__(self) -> None:
