@@ -8,6 +8,7 @@ this problem has this rate and 100 steps. After 2,000 steps the inner problem is
 Install BOAT and Betty beside metalearn:
   .venv/bin/pip install --no-deps boat-torch==1.1.1 betty-ml==0.1.1
 Then run: .venv/bin/python scripts/hypergradients_beside_libraries.py
+Where both are installed, it writes results/libraries/hypergradients.json.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import json
 import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +32,8 @@ from metalearn.linear_solve import CG, Neumann
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
 from metalearn.problem import FullBatch
 from metalearn.studies.rates.problems import TYPE, FeaturePenalties
+from metalearn.system.files import replace_text
+from metalearn.system.provenance import provenance
 from metalearn.tree import relative_error
 
 EXAMPLES, FEATURES, LOG_PENALTY = 200, 20, -2.0
@@ -169,17 +174,24 @@ OPTIONS: dict[str, dict[str, Callable[[int], Tensor]]] = {
 }
 
 
-def rows(library: str) -> list[str]:
-    """Return the rows of a library in Markdown."""
+def rows(library: str) -> list[dict[str, Any]]:
+    """Return a row for each option of a library: an error and a cosine for each of `STEPS`."""
     reference, found = exact(), []
     for option, hypergradient in OPTIONS[library].items():
-        cells = [NAMES.get(library, library).split("==")[0], option]
+        row: dict[str, Any] = {"library": NAMES.get(library, library), "option": option}
         for steps in STEPS:
             grad = hypergradient(steps)
-            cosine = torch.cosine_similarity(grad, reference, dim=0)
-            cells += [f"{relative_error([grad], [reference]):.1e}", f"{cosine:.4f}"]
-        found.append(f"| {' | '.join(cells)} |")
+            row[f"error, {steps:,} steps"] = relative_error([grad], [reference])
+            row[f"cosine, {steps:,} steps"] = torch.cosine_similarity(grad, reference, 0).item()
+        found.append(row)
     return found
+
+
+def line(row: dict[str, Any]) -> str:
+    """Return a row in Markdown."""
+    library, option, *figures = row.values()
+    cells = [f"{x:.4f}" if i % 2 else f"{x:.1e}" for i, x in enumerate(figures)]
+    return f"| {' | '.join([library.split('==')[0], option, *cells])} |"
 
 
 def main() -> None:
@@ -190,8 +202,14 @@ def main() -> None:
         print(f"{name} is not installed: run .venv/bin/pip install --no-deps {NAMES[name]}.\n")
     heads = [f"{what}, {steps:,} steps" for steps in STEPS for what in ("error", "cosine")]
     print(f"| library | option | {' | '.join(heads)} |\n|---|---|{'---|' * len(heads)}")
+    found = []
     for name in there:
-        print(*rows(name), sep="\n", flush=True)
+        found += (own := rows(name))
+        print(*map(line, own), sep="\n", flush=True)
+    if there == list(OPTIONS):
+        out = Path(__file__).parents[1] / "results/libraries/hypergradients.json"
+        out.parent.mkdir(exist_ok=True)
+        replace_text(out, json.dumps({"rows": found, **provenance(torch.device("cpu"))}, indent=1))
 
 
 if __name__ == "__main__":
