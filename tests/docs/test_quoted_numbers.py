@@ -180,6 +180,38 @@ def differences() -> Iterator[tuple[str, str]]:
             yield "benchmarks", f"λ = {row['to']} ({first(row['difference']):+.1f}"
 
 
+def heads() -> Iterator[tuple[str, str]]:
+    tables = [
+        {(row["change"], row["to"]): row for row in rows("differences_heads", f"One change {of}")}
+        for of in ("at a time from the authors' code", "at a time from the paper's algorithm")
+    ]
+    both = ("head", "starts at zero, batch norm before it")
+    names = {
+        ("head", "starts at zero"): "head starts at zero",
+        ("head", "batch norm before it"): "batch norm before the head",
+        both: "both",
+        ("inner solver", "rate found by each task"): "inner rate found by each task",
+        ("inner rate", "0.05, 32 steps"): "inner rate 0.05, 32 steps",
+        ("inner rate", "0.05, 16 steps"): "inner rate 0.05, 16 steps",
+    }
+    for change, name in names.items():
+        found = [t.get(change) for t in tables]
+        cells = [f" {first(row['difference']):+.1f}" if row else "" for row in found]
+        yield "benchmarks", f"| {name} |{cells[0]} |{cells[1]} |"
+    zero = tables[1]["head", "starts at zero"]
+    ends = f"{first(zero['best validation']):.0f} % to {first(zero['last']):.0f} %"
+    yield "benchmarks", f"validation falls from {ends}"
+    reached = first(tables[1][both]["test accuracy, %"])
+    yield "benchmarks", f"batch norm before it, test accuracy is {reached:.1f} %"
+    widths = [
+        float(row["difference"].split("± ")[1])
+        for t in tables
+        for row in t.values()
+        if row["difference"]
+    ]
+    yield "benchmarks", f"at most {max(widths):.1f} points"
+
+
 def others() -> Iterator[tuple[str, str]]:
     deq = findings("deq")
     by = dict(re.findall(r"([\d.]+) % with (Picard|Anderson|Broyden)", deq))
@@ -217,8 +249,10 @@ QUOTES = (
     stability,
     iterations,
     rates,
+    influence,
     distillation,
     differences,
+    heads,
     others,
     half_hour,
 )
