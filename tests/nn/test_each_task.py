@@ -11,7 +11,6 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations, prune
@@ -361,6 +360,7 @@ def test_embedding_options_without_a_gradient_are_refused(
 
 
 def test_resnet18_with_running_averages_is_refused_by_the_layers_name() -> None:
+    import torchvision  # takes seconds: not at the top
     make = partial(torchvision.models.resnet18, num_classes=2)
     torch.set_default_dtype(torch.float32)
     with pytest.raises(UsageError, match=r"bn1=BatchNorm2d.*track_running_stats=False.*eval\(\)"):

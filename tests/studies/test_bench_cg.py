@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from metalearn import config
 from metalearn.commands.main import main
@@ -139,6 +138,9 @@ def test_a_multirun_s_jobs_have_the_accuracies_of_the_study(accuracies, tmp_path
 
 
 def test_the_sweep_file_is_the_study_s_trainings():
+    # It takes seconds to import: not at the top, for the other tests' sake.
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
     study, _, _ = options.study("bench", "cg", [])
     assert isinstance(study, CGStudy)
     sweep = yaml.safe_load((config.config_folder() / "sweep" / "cg.yaml").read_text())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy import stats
+from scipy.special import stdtrit
 
 from metalearn.studies.frame.accuracy import (
     accuracy_cell,
@@ -81,7 +81,7 @@ def _prediction_interval(start: pd.DataFrame, more: int) -> float:
     """Return half the 95 % prediction interval of the mean of `more` further seeds."""
     n = len(start)
     spread = float(start.accuracy.astype(float).std())
-    return float(stats.t.ppf(0.975, n - 1)) * spread * math.sqrt(1 / more + 1 / n)
+    return float(stdtrit(n - 1, 0.975)) * spread * math.sqrt(1 / more + 1 / n)
 
 
 def tables(rows: pd.DataFrame) -> dict[str, Table]:

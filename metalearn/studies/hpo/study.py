@@ -210,7 +210,7 @@ class HPOStudy:
             if name == "unrolled":
                 return Unrolled(descent(meta), backend="batched")
             if name not in METHODS:
-                made = named_metagrad(name, to_tolerance(step))
+                made: Any = named_metagrad(name, to_tolerance(step))
                 return replace(made, inner=descent(meta)) if made.estimates == "unrolled" else made
             solver = Neumann if name == "neumann" else CG
             return Implicit(
