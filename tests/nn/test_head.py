@@ -164,7 +164,7 @@ def test_implicit_gradient_with_prox_head_equals_the_exact_one() -> None:
     model, task = model_with("zero"), tasks()
     meta = meta_of(model)
     problem = FewShot(model, prox=1.0, prox_head=0.3)
-    long = GradientDescent(3000, 0.2)
+    long = GradientDescent(1500, 0.2)
     implicit = Implicit(long, CG(200, rtol=1e-12))(problem, meta, task)
     unrolled = Unrolled(long, backend="batched", checkpoint="sqrt")(problem, meta, task)
     for name, grad in unrolled.grads.items():
