@@ -361,6 +361,7 @@ def test_embedding_options_without_a_gradient_are_refused(
 
 def test_resnet18_with_running_averages_is_refused_by_the_layers_name() -> None:
     import torchvision  # takes seconds: not at the top
+
     make = partial(torchvision.models.resnet18, num_classes=2)
     torch.set_default_dtype(torch.float32)
     with pytest.raises(UsageError, match=r"bn1=BatchNorm2d.*track_running_stats=False.*eval\(\)"):

@@ -12,7 +12,7 @@ import torch
 
 from metalearn.errors import UsageError
 from metalearn.studies.frame.findings import render_findings
-from metalearn.studies.minibatches.descend import METHODS, Rates, run, spread
+from metalearn.studies.minibatches.descend import METHODS, Rates, ranked, run, spread
 from metalearn.studies.minibatches.report import REFERENCE, curves, suboptimality
 from metalearn.studies.minibatches.study import MinibatchesStudy
 from metalearn.studies.minibatches.tasks import penalties
@@ -92,6 +92,29 @@ def test_the_search_is_on_a_seed_of_its_own():
     assert len(tried) == 2 and set(runs.seed) == {0, 1}
     best = tried.loc[tried.value.idxmin()]
     assert (runs.outer == best.outer).all() and (runs.inner == best.inner).all()
+
+
+def test_rates_at_which_a_longer_run_diverges_are_replaced_by_the_next_best(monkeypatch):
+    def shown(task, name, rates, calls, batch, points, seed):
+        """The larger rates are better in the search, and diverge in the runs of seed 1."""
+        lost = rates.outer == 1.0 and seed == 1
+        end = math.inf if lost else 1 / rates.outer
+        return [{"calls": n, "seconds": 0.1, "value": v} for n, v in ((0, 20.0), (calls, end))]
+
+    for module in ("descend", "study"):
+        monkeypatch.setattr(f"metalearn.studies.minibatches.{module}.run", shown)
+    cell = {"task": "penalties", "method": "SOBA"}
+    rows = pd.DataFrame([{**cell, **row} for row in TINY.measure(cell, torch.device("cpu"))])
+    assert list(rows[rows.part == "replaced"].outer) == [1.0]
+    assert set(rows[rows.part == "run"].outer) == {0.1}
+    assert "took their place: SOBA, 1 time." in " ".join(render_findings(TINY, rows))
+
+
+@pytest.mark.parametrize("values", [[math.inf, math.inf], [2.0, math.inf]])
+def test_a_search_leaves_out_rates_that_diverged_unless_all_did(values):
+    grid = [RATES, Rates(0.1, 2.0, 0.0)]
+    assert ranked(grid, values) == [RATES]
+    assert ranked(grid, [2.0, 1.0]) == grid[::-1]
 
 
 def test_the_report_has_medians_of_the_suboptimality():

@@ -155,3 +155,9 @@ def search(
 ) -> list[dict[str, Any]]:
     """Return the last row of a run for each rates of the grid."""
     return [{**run(task, name, rates, calls, batch, 1, seed)[-1], **vars(rates)} for rates in grid]
+
+
+def ranked(grid: Sequence[Rates], values: Sequence[float]) -> list[Rates]:
+    """Return the rates of a search, best first, without those that diverged unless all did."""
+    order = sorted(range(len(grid)), key=lambda i: values[i])
+    return [grid[i] for i in order if math.isfinite(values[i])] or list(grid[:1])

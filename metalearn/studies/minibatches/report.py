@@ -78,6 +78,7 @@ def ends(rows: pd.DataFrame) -> list[dict[str, Any]]:
                 "diverged": int(np.isinf(tried.value).sum()),
                 "tried": len(tried),
                 "lost": int(np.isinf(runs.value).sum()),
+                "replaced": int((here.part == "replaced").sum()),
                 "seeds": runs.seed.nunique(),
                 "calls": int(own.calls.max()),
             }
@@ -150,6 +151,7 @@ def facts(rows: pd.DataFrame) -> dict[str, Any]:
                     "fastest": min(fast, key=lambda e: e["reached_s"], default=None),
                     "missing": [e["method"] for e in own if e not in fast],
                     "lost": sum(e["lost"] for e in own),
+                    "replaced": [e for e in own if e["replaced"]],
                 }
             )
     return {"tasks": tasks, "share": REACHED}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from typing import Annotated, Any, ClassVar
 
@@ -24,7 +25,7 @@ from metalearn.errors import UsageError
 from metalearn.studies.frame import Cell, Row
 from metalearn.studies.frame.table import Table
 from metalearn.studies.minibatches import report as minibatches_report
-from metalearn.studies.minibatches.descend import METHODS, Rates, run, search
+from metalearn.studies.minibatches.descend import METHODS, Rates, ranked, run, search
 from metalearn.studies.minibatches.report import REFERENCE
 from metalearn.studies.minibatches.tasks import TASKS
 
@@ -91,11 +92,19 @@ class MinibatchesStudy:
         grid = [Rates(inner, outer, power) for inner, outer, power in options]
         found = search(task, name, grid, self.search_calls, self.batch, self.search_seed)
         rows: list[Row] = [{"part": "search", **row} for row in found]
-        best = grid[min(range(len(grid)), key=lambda i: found[i]["value"])]
-        for seed in self.seeds:
-            path = run(task, name, best, self.calls, self.batch, self.points, seed)
+        sizes, paths_at = (self.calls, self.batch, self.points), {}
+        # The best rates of the search at which no longer run diverges; the best if there are none.
+        for rates in ranked(grid, [row["value"] for row in found]):
+            paths_at[rates] = [run(task, name, rates, *sizes, seed) for seed in self.seeds]
+            if all(math.isfinite(row["value"]) for path in paths_at[rates] for row in path):
+                break
+            rows.append({"part": "replaced", "value": math.inf, **vars(rates)})
+        else:
+            rates = next(iter(paths_at))
+        paths = paths_at[rates]
+        for seed, path in zip(self.seeds, paths, strict=True):
             rows += [
-                {"part": "run", "seed": seed, "point": i, **row, **vars(best)}
+                {"part": "run", "seed": seed, "point": i, **row, **vars(rates)}
                 for i, row in enumerate(path)
             ]
         return rows
