@@ -8,7 +8,7 @@ this problem has this rate and 100 steps. After 2,000 steps the inner problem is
 Install BOAT and Betty beside metalearn:
   .venv/bin/pip install --no-deps boat-torch==1.1.1 betty-ml==0.1.1
 Then run: .venv/bin/python scripts/hypergradients_beside_libraries.py
-Where both are installed, it writes results/libraries/hypergradients.json.
+Where both are installed in these versions, it writes results/libraries/hypergradients.json.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 import os
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -174,11 +175,19 @@ OPTIONS: dict[str, dict[str, Callable[[int], Tensor]]] = {
 }
 
 
+def label(library: str) -> str:
+    """Return the name on the package index and the installed version, as in NAME==1.0."""
+    if library not in NAMES:
+        return library
+    name = NAMES[library].split("==")[0]
+    return f"{name}=={version(name)}"
+
+
 def rows(library: str) -> list[dict[str, Any]]:
     """Return a row for each option of a library: an error and a cosine for each of `STEPS`."""
     reference, found = exact(), []
     for option, hypergradient in OPTIONS[library].items():
-        row: dict[str, Any] = {"library": NAMES.get(library, library), "option": option}
+        row: dict[str, Any] = {"library": label(library), "option": option}
         for steps in STEPS:
             grad = hypergradient(steps)
             row[f"error, {steps:,} steps"] = relative_error([grad], [reference])
@@ -195,7 +204,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Print the table of the libraries that are installed."""
+    """Print the table of the libraries that are installed, and write it if it is whole."""
     argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     there = [name for name in OPTIONS if importlib.util.find_spec(name)]
     for name in sorted(set(OPTIONS) - set(there)):
@@ -206,7 +215,7 @@ def main() -> None:
     for name in there:
         found += (own := rows(name))
         print(*map(line, own), sep="\n", flush=True)
-    if there == list(OPTIONS):
+    if {row["library"] for row in found} >= set(NAMES.values()):
         out = Path(__file__).parents[1] / "results/libraries/hypergradients.json"
         out.parent.mkdir(exist_ok=True)
         replace_text(out, json.dumps({"rows": found, **provenance(torch.device("cpu"))}, indent=1))

@@ -21,8 +21,6 @@ from metalearn.nonlinear_solve.result import Found, SolveStatus
 
 HALVINGS = 30
 """The number of shorter steps that Gauss-Newton tries before it gives up."""
-HIDDEN = 100
-"""A change of |r|^2 by fewer roundings of it than this may be rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -84,18 +82,16 @@ class LevenbergMarquardt:
             promised = dot(*[(jacobian @ d[:, :, None])[:, :, 0]] * 2) / 2 + mu * dot(
                 scaled, scaled
             )
-            fall = (dot(r, r) - dot(r_trial, r_trial)) / 2
+            # The product loses no digits where |r| is far larger than its change.
+            fall = dot(r - r_trial, r + r_trial) / 2
             usable = finite_rows(trial, r_trial, j_trial)
             ratio = torch.where(promised > 0, fall / promised, 0.0)
-            # Where rounding hides the fall of |r|^2, |J'r| tells whether the step is a good one.
-            hidden = fall.abs().maximum(promised) <= HIDDEN * eps * dot(r, r)
-            g_trial = _product(j_trial.mT, r_trial)
-            good = (ratio > 1e-4) | (hidden & (norms(g_trial) < norms(g)))
-            taken = progress.running & usable & good
+            level = fall.abs().maximum(promised) <= 4 * eps * dot(r, r)
+            taken = progress.running & usable & ((ratio > 1e-4) | level)
             x = torch.where(taken[:, None], trial, x)
             r = torch.where(taken[:, None], r_trial, r)
             jacobian = torch.where(taken[:, None, None], j_trial, jacobian)
-            g = torch.where(taken[:, None], g_trial, g)
+            g = _product(jacobian.mT, r)
             shrunk = mu * (1 - (2 * ratio.clamp(0.0, 1.0) - 1) ** 3).clamp_min(1 / 3)
             mu = torch.where(taken, shrunk.clamp_min(eps), mu * growth)
             growth = torch.where(taken, 2.0, 2 * growth)

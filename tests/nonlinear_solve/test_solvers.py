@@ -45,6 +45,19 @@ def test_levenberg_marquardt_reaches_the_published_minimum_and_scipys(name):
     assert squares <= 2 * scipys.cost * (1 + 1e-6) + 1e-10
 
 
+@pytest.mark.parametrize(("dtype", "constant"), [(torch.float32, 300.0), (torch.float64, 1e7)])
+@pytest.mark.parametrize("start", [2.0, 5.0])
+def test_levenberg_marquardt_sees_a_fall_far_below_the_residual(dtype, constant, start):
+    """Beside the constant the fall is rounding of |r|^2. |J'r| falls towards infinity too."""
+
+    def residuals(x):
+        return torch.cat([torch.full_like(x, constant), x.atan()], dim=1)
+
+    found = LevenbergMarquardt()(residuals, torch.tensor([[start]], dtype=dtype), 100)
+    # Float32 has 6e-8 of rounding, and the tolerance is 2e-5 of the first gradient.
+    assert found.x.abs().item() < 1e-6
+
+
 SQUARE = [
     "rosenbrock",
     "powell_badly_scaled",

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
+from metalearn.errors import UsageError
 from metalearn.studies.frame.findings import render_findings
 from metalearn.studies.frame.published import memory as published
 from metalearn.studies.memory import report as memory_report
-from metalearn.studies.memory.methods import METHODS, ONE_GRADIENT
+from metalearn.studies.memory.methods import METHODS, ONE_GRADIENT, REPORTED
 from metalearn.studies.memory.study import MemoryStudy
 from metalearn.system.memory import format_bytes
 
@@ -130,6 +131,22 @@ def test_the_report_is_made_from_rows_alone(rows):
     told = TINY.facts(marked)["settings"][0]["predicted"]
     assert [(p["method"], p["steps"]) for p in told] == [("unrolled, higher", 6)]
     assert any("not run" in finding for finding in render_findings(TINY, marked))
+
+
+@pytest.mark.parametrize("left_out", [name for name in SOME if name in METHODS])
+def test_the_findings_need_only_the_methods_that_they_compare_with(rows, left_out):
+    methods = [name for name in METHODS if name != left_out]
+    if left_out in REPORTED:
+        with pytest.raises(UsageError, match=f"no '{left_out}'"):
+            replace(TINY, methods=methods)
+    else:
+        assert render_findings(TINY, rows[rows.method != left_out])
+
+
+def test_findings_do_without_a_whole_graph_that_was_only_predicted(rows):
+    predicted = rows.assign(predicted=rows.predicted | (rows.method == "unrolled, batched"))
+    text = " ".join(render_findings(TINY, predicted))
+    assert "not run" in text and "checkpointing at" not in text
 
 
 def test_published_figures_stand_beside_ours_with_their_source_and_status(rows):

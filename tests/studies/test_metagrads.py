@@ -168,7 +168,21 @@ def test_a_new_meta_gradient_stands_in_the_search_for_hyper_parameters(new):
     assert study.figures(rows) and render_findings(study, rows)
 
 
-def test_a_new_meta_gradient_trains_in_the_few_shot_study(new):
+@pytest.mark.parametrize("name", ["maml_truncated", "maml_checkpointed", "imaml_gmres"])
+def test_the_search_for_hyper_parameters_takes_any_counted_meta_gradient(name):
+    words = [f"metagrads=[{name}]", *HPO.split(), "problems=[ridge_features]"]
+    study, _, _ = options.study("solve", "hpo", words)
+    cell = {"problem": "ridge_features", "seed": 100, "method": name}
+    assert all(row["products"] > 0 for row in study.measure(cell, CPU))
+
+
+@pytest.mark.parametrize("name", ["imaml_gn", "maml_mixed"])
+def test_the_search_for_hyper_parameters_refuses_products_that_are_not_counted(name):
+    with pytest.raises(UsageError, match=f"metagrads={name}: expected the Hessian"):
+        options.study("solve", "hpo", [f"metagrads=[{name}]"])
+
+
+def test_the_few_shot_study_takes_a_new_meta_gradient_by_its_overrides(new):
     words = ["settings=[omniglot_5w1s]", "methods=[maml]", "overrides=['metagrad=halved']"]
     study, _, _ = options.study("bench", "fewshot", [f"import={new}", *words])
     (cell,) = study.cells()

@@ -94,20 +94,40 @@ def test_the_search_is_on_a_seed_of_its_own():
     assert (runs.outer == best.outer).all() and (runs.inner == best.inner).all()
 
 
-def test_rates_at_which_a_longer_run_diverges_are_replaced_by_the_next_best(monkeypatch):
+def told_by_runs(monkeypatch, lost):
+    """The rows and findings of runs that diverge where `lost(outer rate, seed)` says so.
+
+    The larger outer rate of the two is better in the search, which no seed of the runs has.
+    """
+
     def shown(task, name, rates, calls, batch, points, seed):
-        """The larger rates are better in the search, and diverge in the runs of seed 1."""
-        lost = rates.outer == 1.0 and seed == 1
-        end = math.inf if lost else 1 / rates.outer
+        end = math.inf if lost(rates.outer, seed) else 1 / rates.outer
         return [{"calls": n, "seconds": 0.1, "value": v} for n, v in ((0, 20.0), (calls, end))]
 
     for module in ("descend", "study"):
         monkeypatch.setattr(f"metalearn.studies.minibatches.{module}.run", shown)
-    cell = {"task": "penalties", "method": "SOBA"}
-    rows = pd.DataFrame([{**cell, **row} for row in TINY.measure(cell, torch.device("cpu"))])
-    assert list(rows[rows.part == "replaced"].outer) == [1.0]
+    cells = [{"task": "penalties", "method": name} for name in ("SOBA", "AmIGO")]
+    cpu = torch.device("cpu")
+    rows = pd.DataFrame([{**cell, **row} for cell in cells for row in TINY.measure(cell, cpu)])
+    return rows, " ".join(render_findings(TINY, rows))
+
+
+def test_rates_at_which_a_longer_run_diverges_are_replaced_by_the_next_best(monkeypatch):
+    rows, text = told_by_runs(monkeypatch, lambda outer, seed: outer == 1.0 and seed == 1)
+    assert set(rows[rows.part == "replaced"].outer) == {1.0}
     assert set(rows[rows.part == "run"].outer) == {0.1}
-    assert "took their place: SOBA, 1 time." in " ".join(render_findings(TINY, rows))
+    assert "took their place: SOBA 1 time; AmIGO 1 time." in text
+    (table,) = TINY.tables(rows).values()
+    assert list(table.texts()["rates replaced"]) == ["1", "1"]
+
+
+@pytest.mark.parametrize("of_the_search", [False, True])
+def test_without_sound_rates_the_best_of_the_search_stay(monkeypatch, of_the_search):
+    seeds = (1, TINY.search_seed) if of_the_search else (1,)
+    rows, text = told_by_runs(monkeypatch, lambda outer, seed: seed in seeds)
+    assert "replaced" not in set(rows.part) and "took their place" not in text
+    assert set(rows[rows.part == "run"].outer) == {0.1 if of_the_search else 1.0}
+    assert "2 runs diverged" in text
 
 
 @pytest.mark.parametrize("values", [[math.inf, math.inf], [2.0, math.inf]])

@@ -122,6 +122,8 @@ class HPOStudy:
 
     def __post_init__(self) -> None:
         check_metagrads(self.metagrads, METHODS, exact=True)
+        for name in self.metagrads:
+            _refuse_uncounted(name)
         for name, (low, high) in (("bounds", self.bounds), ("tols", reversed(self.tols))):
             if low > high:
                 order = "the lower" if name == "bounds" else "the larger"
@@ -206,12 +208,15 @@ class HPOStudy:
             most = 5000 if case.convex else self.inner_steps
             return LBFGS(most, memory=20, tol=first * (last / first) ** share)
 
+        # Its own inner solver, which `method` replaces, suits every meta-gradient.
+        made: Any = None if name in METHODS else named_metagrad(name, GradientDescent(1, 0.1))
+
         def method(step: int, meta: Meta) -> MetaGradient:
             if name == "unrolled":
                 return Unrolled(descent(meta), backend="batched")
-            if name not in METHODS:
-                made: Any = named_metagrad(name, to_tolerance(step))
-                return replace(made, inner=descent(meta)) if made.estimates == "unrolled" else made
+            if made is not None:
+                unrolled = made.estimates == "unrolled"
+                return replace(made, inner=descent(meta) if unrolled else to_tolerance(step))
             solver = Neumann if name == "neumann" else CG
             return Implicit(
                 to_tolerance(step),
@@ -229,3 +234,13 @@ class HPOStudy:
 
     def facts(self, rows: pd.DataFrame) -> dict[str, Any]:
         return hpo_report.facts(rows)
+
+
+def _refuse_uncounted(name: str) -> None:
+    """Refuse a further meta-gradient whose products with second derivatives are not counted."""
+    made: Any = named_metagrad(name, GradientDescent(1, 0.1))
+    if getattr(made, "curvature", "hessian") != "hessian" or getattr(made, "mode", "") == "mixed":
+        raise UsageError(
+            f"metagrads={name}: expected the Hessian and reverse mode, whose products this study "
+            "counts. Name another."
+        )

@@ -89,6 +89,10 @@ METHODS: dict[str, Method] = {
 }
 
 
+REPORTED = ("unrolled, batched", "implicit, 5 CG", "implicit, 5 CG, recomputed")
+"""The methods that the report compares the others with."""
+
+
 def find_method(name: str) -> Method:
     """Return the method of `METHODS`, or a further meta-gradient by its name (`named_metagrad`)."""
     if name in METHODS:

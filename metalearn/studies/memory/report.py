@@ -231,9 +231,9 @@ def _facts(part: pd.DataFrame, base: float) -> dict[str, Any]:
         "vector_share": vector / base,
         "unrolled": None if len(higher) < 3 else _unrolled(higher, kept, base),
         "saving": [
-            _saving(by[method], by["unrolled, batched"], name)
+            _saving(both, name)
             for method, name in SAVING.items()
-            if len(by[method])
+            if len(both := _beside(by[method], by["unrolled, batched"]))
         ],
         "predicted": predicted.to_dict("records"),
     }
@@ -250,14 +250,18 @@ def _unrolled(higher: pd.DataFrame, kept: pd.DataFrame, base: float) -> dict[str
     }
 
 
-def _saving(saved: pd.DataFrame, whole: pd.DataFrame, name: str) -> dict[str, Any]:
-    both = saved.merge(whole, on="steps", suffixes=("", "_whole")).iloc[-1]
+def _beside(saved: pd.DataFrame, whole: pd.DataFrame) -> pd.DataFrame:
+    return saved.merge(whole, on="steps", suffixes=("", "_whole"))
+
+
+def _saving(both: pd.DataFrame, name: str) -> dict[str, Any]:
+    last = both.iloc[-1]
     return {
         "name": name,
-        "steps": both.steps,
-        "memory": both.peak_bytes / both.peak_bytes_whole,
-        "time": both.time_ratio,
-        "difference": saved.gradient_difference.max(),
+        "steps": last.steps,
+        "memory": last.peak_bytes / last.peak_bytes_whole,
+        "time": last.time_ratio,
+        "difference": both.gradient_difference.max(),
     }
 
 

@@ -31,6 +31,7 @@ from metalearn.studies.memory.methods import (
     METHODS,
     NETWORKS,
     ONE_GRADIENT,
+    REPORTED,
     expected_peak,
     find_method,
     parameter_bytes,
@@ -92,6 +93,10 @@ class MemoryStudy:
 
     def __post_init__(self) -> None:
         check_metagrads(self.metagrads, METHODS)
+        if missing := sorted(set(REPORTED).difference(self.methods)):
+            raise UsageError(
+                f"methods has no {missing[0]!r}, with which the report compares the others. Add it."
+            )
         if "steps" not in self.parts:
             raise UsageError(
                 f"parts={list(self.parts)}: expected steps, and any of {', '.join(PARTS[1:])}. "

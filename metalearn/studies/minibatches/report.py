@@ -25,7 +25,7 @@ COLUMNS: dict[str, Format | None] = {
     **{"method": None, "inner rate": None, "outer rate": None, "power of the rates' fall": None},
     **{"suboptimality [quartiles]": None, "of the first": ".1e", "seconds": ".1f"},
     **{f"calls to {REACHED:g} of the first": ".0f", f"s to {REACHED:g} of the first": ".2f"},
-    "diverged in the search": None,
+    **{"diverged in the search": None, "rates replaced": None},
 }
 
 
@@ -45,7 +45,7 @@ def curves(rows: pd.DataFrame) -> pd.DataFrame:
     A point that not all seeds have reached, since one diverged, is left out.
     """
     runs = suboptimality(rows)
-    groups = runs.groupby(["task", "method", "point"], sort=False)
+    groups = runs[np.isfinite(runs.gap)].groupby(["task", "method", "point"], sort=False)
     found = groups.agg(
         calls=("calls", "median"),
         seconds=("seconds", "median"),
@@ -55,7 +55,7 @@ def curves(rows: pd.DataFrame) -> pd.DataFrame:
         seeds=("seed", "nunique"),
     ).reset_index()
     whole = found.groupby(["task", "method"]).seeds.transform("max")
-    return found[(found.seeds == whole) & np.isfinite(found.gap)]
+    return found[found.seeds == whole]
 
 
 def ends(rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -94,7 +94,7 @@ def tables(rows: pd.DataFrame) -> dict[str, Table]:
             [
                 *(e["method"], e["inner"], e["outer"], e["power"], quartiles(e, "gap", ".1e")),
                 *(e["gap"] / e["first"], e["seconds"], e["reached_calls"], e["reached_s"]),
-                Cell(f"{e['diverged']} of {e['tried']}", e["diverged"]),
+                *(Cell(f"{e['diverged']} of {e['tried']}", e["diverged"]), e["replaced"]),
             ]
             for e in own
         ]

@@ -27,7 +27,7 @@ from metalearn.studies.frame.table import Table
 from metalearn.studies.minibatches import report as minibatches_report
 from metalearn.studies.minibatches.descend import METHODS, Rates, ranked, run, search
 from metalearn.studies.minibatches.report import REFERENCE
-from metalearn.studies.minibatches.tasks import TASKS
+from metalearn.studies.minibatches.tasks import TASKS, Task
 
 
 @one_sentence
@@ -92,22 +92,32 @@ class MinibatchesStudy:
         grid = [Rates(inner, outer, power) for inner, outer, power in options]
         found = search(task, name, grid, self.search_calls, self.batch, self.search_seed)
         rows: list[Row] = [{"part": "search", **row} for row in found]
-        sizes, paths_at = (self.calls, self.batch, self.points), {}
-        # The best rates of the search at which no longer run diverges; the best if there are none.
-        for rates in ranked(grid, [row["value"] for row in found]):
-            paths_at[rates] = [run(task, name, rates, *sizes, seed) for seed in self.seeds]
-            if all(math.isfinite(row["value"]) for path in paths_at[rates] for row in path):
-                break
-            rows.append({"part": "replaced", "value": math.inf, **vars(rates)})
-        else:
-            rates = next(iter(paths_at))
-        paths = paths_at[rates]
+        candidates = ranked(grid, [row["value"] for row in found])
+        rates, paths = candidates[0], self._paths(task, name, candidates[0])
+        replaced = 0
+        if not _sound(paths):  # the next rates at which none of the runs diverges
+            for i, other in enumerate(candidates[1:], 1):
+                if _sound(tried := self._paths(task, name, other, until_lost=True)):
+                    rates, paths, replaced = other, tried, i
+                    break
+        rows += [{"part": "replaced", "value": math.inf, **vars(r)} for r in candidates[:replaced]]
         for seed, path in zip(self.seeds, paths, strict=True):
             rows += [
                 {"part": "run", "seed": seed, "point": i, **row, **vars(rates)}
                 for i, row in enumerate(path)
             ]
         return rows
+
+    def _paths(
+        self, task: Task, name: str, rates: Rates, until_lost: bool = False
+    ) -> list[list[dict[str, Any]]]:
+        """Return the rows of each seed's run; `until_lost`: up to the first that diverges."""
+        paths = []
+        for seed in self.seeds:
+            paths.append(run(task, name, rates, self.calls, self.batch, self.points, seed))
+            if until_lost and not _sound(paths):
+                break
+        return paths
 
     def tables(self, rows: pd.DataFrame) -> dict[str, Table]:
         return minibatches_report.tables(rows)
@@ -117,3 +127,7 @@ class MinibatchesStudy:
 
     def facts(self, rows: pd.DataFrame) -> dict[str, Any]:
         return minibatches_report.facts(rows)
+
+
+def _sound(paths: list[list[dict[str, Any]]]) -> bool:
+    return all(math.isfinite(row["value"]) for path in paths for row in path)
