@@ -65,7 +65,7 @@ def solve_warning(result: MetaGradientResult) -> str | None:
     how = ", ".join(f"{s.name.lower()} {n}" for s, n in counts.items())
     return (
         f"warning: the linear solve of {sum(counts.values())} of {tasks} tasks broke off "
-        f"({how}); metagrad=imaml_gn (Gauss-Newton curvature), a larger prox or a larger "
+        f"({how}); metagrad.curvature=gauss_newton, a larger problem.prox or a larger "
         "metagrad.damping makes its system definite"
     )
 

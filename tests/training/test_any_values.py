@@ -178,8 +178,9 @@ def check(words: list[str], checkpoint: Path) -> None:
             except Sound:
                 return
         if status == 2:
-            assert said.getvalue().startswith("metalearn: ")
-            assert said.getvalue().count("\n") == 1
+            *renamed, last = said.getvalue().splitlines()
+            assert all(" is now " in line for line in renamed)
+            assert last.startswith("metalearn: ")
             assert list(folder.iterdir()) == []
         else:
             assert status == 0 and may_succeed(words), status
