@@ -180,6 +180,17 @@ def differences() -> Iterator[tuple[str, str]]:
             yield "benchmarks", f"λ = {row['to']} ({first(row['difference']):+.1f}"
 
 
+def training() -> Iterator[tuple[str, str]]:
+    caption = "Test accuracy after 10,000 steps of SGD"
+    fixed, *learned = rows("training", caption)
+    again = [first(row["trained again with them, %"]) for row in learned]
+    assert max(again) < first(fixed["while learned, %"])
+    yield "bilevel", f"fixed values reach {first(fixed['while learned, %']):.1f} %"
+    yield "bilevel", f"the network reaches {min(again):.1f} to {max(again):.1f} %"
+    gains = {row["learned"]: row["above fixed, points"] for row in rows("training_digits", caption)}
+    yield "bilevel", f"augmentation gains {first(gains['augmentation']):.1f} points"
+
+
 def heads() -> Iterator[tuple[str, str]]:
     authors, paper = (
         {(row["change"], row["to"]): row for row in rows("differences_heads", f"One change {of}")}
@@ -250,6 +261,7 @@ QUOTES = (
     distillation,
     differences,
     heads,
+    training,
     others,
     half_hour,
 )

@@ -122,12 +122,15 @@ def _traces(rows: pd.DataFrame) -> Figure:
     own = own[(own.setting == own.setting.iloc[0]) & own.accuracy.notna()]
     figure, panels = canvas(len(KINDS), width=DOUBLE, height=2.2, caption=caption)
     for axes, (start, label) in zip(panels, KINDS.items(), strict=True):
-        log_axis(axes, "y", subs=(1, 2, 3, 5, 7))
         axes.set(xlabel="inner steps", ylabel=label)
         group = f"{start.strip()}s"
         learning = [v for v in own.variant.unique() if group in VARIANTS[v].learned]
         part = own[own.variant == learning[0]] if learning else own[:0]
         names = [c for c in own if str(c).startswith(start) and part[c].notna().any()]
+        values = part[names].to_numpy(float)
+        # Over more than two decades the labels of further ticks would overlap.
+        wide = values.size and np.nanmax(values) > 100 * np.nanmin(values)
+        log_axis(axes, "y", subs=(1,) if wide else (1, 2, 3, 5, 7))
         if names:
             long = part.melt("inner_steps", names, var_name="name", value_name="value")
             long["name"] = long.name.str.removeprefix(start)
