@@ -180,6 +180,18 @@ def differences() -> Iterator[tuple[str, str]]:
             yield "benchmarks", f"λ = {row['to']} ({first(row['difference']):+.1f}"
 
 
+def minibatches() -> Iterator[tuple[str, str]]:
+    ends = []
+    for task in ("A penalty for each feature", "A weight for each training example"):
+        best, *_, worst = rows("minibatches", task)
+        assert (best["method"], worst["method"]) == ("SABA", "F2SA")
+        assert "SOBA takes the fewest oracle calls" in findings("minibatches")
+        ends.append([row["suboptimality [quartiles]"].split()[0] for row in (best, worst)])
+    (near, far), (nearer, farther) = ends
+    yield "bilevel", f"at {near} for the penalties, and at {nearer} for the weights"
+    yield "bilevel", f"ends farthest, at {far} and {farther}"
+
+
 def training() -> Iterator[tuple[str, str]]:
     caption = "Test accuracy after 10,000 steps of SGD"
     fixed, *learned = rows("training", caption)
@@ -261,6 +273,7 @@ QUOTES = (
     distillation,
     differences,
     heads,
+    minibatches,
     training,
     others,
     half_hour,
