@@ -185,7 +185,7 @@ def test_a_linear_solve_that_mostly_breaks_off_is_warned_of_once(tmp_path, capsy
     assert all(row["solve_negative_curvature"] == 3 for row in rows(tmp_path / "r"))
     said = capsys.readouterr().out
     assert said.count("warning") == 1
-    assert "negative_curvature 3" in said and "larger prox" in said
+    assert "negative_curvature 3" in said and "metagrad.curvature=gauss_newton" in said
 
 
 def test_a_run_is_not_written_over(trained, capsys):
