@@ -206,6 +206,28 @@ def minibatches() -> Iterator[tuple[str, str]]:
     yield "bilevel", f"ends farthest, at {far} and {farther}"
 
 
+def cleaning() -> Iterator[tuple[str, str]]:
+    digits, omniglot = {}, {}
+    for row in rows("cleaning", "Learned weights of training examples"):
+        (digits if "digits" in row["data and model"] else omniglot)[row["method"]] = row
+    least = min(
+        first(r["area under the ROC curve"])
+        for r in digits.values()
+        if r["area under the ROC curve"]
+    )
+    yield "bilevel", f"with an area of {least:.3f} or more"
+    yield "bilevel", f"the area of SOBA is {omniglot['SOBA']['area under the ROC curve']}"
+    own, every, clean = (
+        omniglot[name]["test accuracy, %"]
+        for name in ("SOBA", "all examples, unweighted", "clean examples alone")
+    )
+    yield "bilevel", f"accuracy there is {own} %, between training on all examples ({every} %)"
+    yield "bilevel", f"on the clean ones alone ({clean} %)"
+    peaks = rows("cleaning", "Peak memory of a hypergradient")
+    flat = [row for row in peaks if not row["method"].startswith("unrolled")]
+    assert {row["largest / smallest"] for row in flat} == {"1.00"} and len(flat) == 4
+
+
 def training() -> Iterator[tuple[str, str]]:
     caption = "Test accuracy after 10,000 steps of SGD"
     fixed, *learned = rows("training", caption)
@@ -289,6 +311,7 @@ QUOTES = (
     differences,
     heads,
     minibatches,
+    cleaning,
     training,
     others,
     half_hour,
