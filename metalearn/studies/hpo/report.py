@@ -61,9 +61,14 @@ def _error(accuracies: pd.Series) -> Cell:
     return Cell(f"{percent.mean():.1f} (most {percent.max():.1f})", float(percent.mean()))
 
 
+def _title(method: str) -> str:
+    """Return a method's name for readers; a further meta-gradient's own name."""
+    return METHODS.get(method, method)
+
+
 NAMES: dict[str, Column] = {
     "problem": ("problem", lambda values: PROBLEMS[values.iloc[0]], None),
-    "method": ("method", lambda values: METHODS.get(values.iloc[0], values.iloc[0]), None),
+    "method": ("method", lambda values: _title(values.iloc[0]), None),
 }
 PERCENT = scale(100, ".1f")
 PENALTIES: dict[str, Column] = {
@@ -186,10 +191,9 @@ def _search_figure(rows: pd.DataFrame) -> Figure:
         {"Right: the relative error of each hyper-gradient." if known else ""}
         In brackets: the peak memory of a hyper-gradient."""
     figure, panels = canvas(3 if known else 2, width=DOUBLE, height=2.4, caption=caption)
-    further = [str(m) for m in curves.method.unique() if m not in METHODS]
-    look = styles([*METHODS.values(), *further])
+    look = styles(list(dict.fromkeys([*METHODS.values(), *map(_title, curves.method.unique())])))
     for method, own in curves.groupby("method", sort=False):
-        name = METHODS.get(str(method), str(method))
+        name = _title(str(method))
         label, style = f"{name} ({format_bytes(int(own.peak_bytes.iloc[0]))})", look[name]
         best = own.validation_loss.cummin()
         panels[0].plot(own.hypergradient, best, **style, label=label)
