@@ -10,7 +10,9 @@ from metalearn.problems.protocol import (
     Params,
     PredictingProblem,
     RatedProblem,
+    ReducedProblem,
     TrainableProblem,
+    in_full_precision,
     query_predictions,
 )
 from metalearn.problems.stochastic import FullBatch, RatedStochasticProblem, StochasticProblem
@@ -26,8 +28,10 @@ __all__ = [
     "PredictingProblem",
     "RatedProblem",
     "RatedStochasticProblem",
+    "ReducedProblem",
     "StochasticProblem",
     "TrainableProblem",
+    "in_full_precision",
     "prediction_loss",
     "query_predictions",
     "try_inputs",

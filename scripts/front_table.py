@@ -149,7 +149,7 @@ def trained(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
         by_mode = {row["mode"]: row for row in found["rows"]}
         setting = f"{ways}w{by_mode['inductive']['shots']}s"
         name = re.fullmatch(
-            r"omniglot_(?:(\d+w\ds)_)?(\w+?)(?:_5shot)?_(?:quick|half_hour|table)",
+            r"omniglot_(?:(\d+w\ds)_)?(\w+?)(?:_5shot)?(_bf16)?_(?:quick|half_hour|table)",
             training.split("-seed")[0],
         )
         if name is None or name[2] not in METHODS:
@@ -159,7 +159,7 @@ def trained(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
             )
         if name[1] not in (None, setting):
             continue  # of other ways than it was trained for
-        method = METHODS[name[2]]
+        method = METHODS[name[2]] + (", products in bfloat16" if name[3] else "")
         shown_as = "{:.2f} ± {:.2f}".format(*_percent(by_mode["inductive"]))
         if name[2] != "ridge":
             accuracy = "{:.2f} ± {:.2f}".format(*_percent(by_mode["transductive"]))

@@ -7,7 +7,6 @@ are linear in the loss, so that the weighted mean over the parts is that of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -19,13 +18,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 from metalearn.autograd import add, partials
 from metalearn.bilevel.loss_scale import LossScale
 from metalearn.errors import UsageError
+from metalearn.nn.precision import TYPES, reduced, widened
 from metalearn.parallel.ranks import ALONE, Ranks
 from metalearn.problems.protocol import Meta, Params
 from metalearn.problems.stochastic import StochasticProblem
 from metalearn.tree import detached, leaves_of, requires_grad_copy
 
 Precision = Literal["full", "bf16", "fp16"]
-TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Oracle:
                 f"micro_batches={micro_batches}: expected a whole number from 1 on. Give one."
             )
         self._problem, self._device, self._ranks = problem, device, ranks
-        self._type, self._micro_batches = TYPES.get(precision), micro_batches
+        self._precision, self._micro_batches = precision, micro_batches
         self.scale = LossScale(dynamic=precision == "fp16")
 
     def inner(self, params: Params, meta: Meta, batch: Any, by_meta: bool = False) -> Gradients:
@@ -166,11 +165,7 @@ class Oracle:
     def _loss(
         self, function: Callable[..., Tensor], name: str, params: Params, meta: Meta, batch: Any
     ) -> Tensor:
-        # Without the cache no cast is kept that was made without a graph.
-        autocast: AbstractContextManager[Any] = nullcontext()
-        if self._type is not None:
-            autocast = torch.autocast(self._device.type, self._type, cache_enabled=False)
-        with torch.enable_grad(), autocast:
+        with torch.enable_grad(), reduced(self._precision, self._device):
             loss = function(params, meta, batch)
         if not isinstance(loss, Tensor) or loss.shape != () or not loss.is_floating_point():
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
@@ -178,7 +173,7 @@ class Oracle:
                 f"{name} returns {shape}: expected a 0-d tensor, the mean over the batch. Take the "
                 "mean of its values."
             )
-        return loss if loss.dtype == torch.float64 else loss.float()
+        return widened(loss)
 
     def _mean(
         self, batch: Any, evaluate: Callable[[Any], list[Tensor | None]]

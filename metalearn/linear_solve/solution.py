@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from metalearn.tree import Raveler, Tree
+from metalearn.tree import Raveler, Tree, task_norm
 
 MatVec = Callable[[Tree], Tree]
 """A linear map of a pytree to one of the same structure and shapes."""
@@ -98,6 +98,25 @@ class Preconditioner(Protocol):
     def of(self, matvec: MatVec, like: Tree, batched: bool) -> MatVec:
         """Return a symmetric positive definite map close to A's inverse, on pytrees like `like`."""
         ...
+
+
+def remeasured(solution: Solution, matvec: MatVec, b: list[Tensor]) -> Solution:
+    """Return a batched solution with the residual by another product, of the same A rounded less.
+
+    A task whose claim of convergence this residual does not bear out ends as a `BREAKDOWN`: its
+    residual is at the floor of the first product's rounding.
+    """
+    product = matvec(solution.value)
+    norm = task_norm([x - y for x, y in zip(b, product, strict=True)])
+    norm = torch.where(norm.isnan(), torch.inf, norm)
+    size = task_norm(b)
+    missed = solution.converged & ~(norm <= 2 * solution.residual_norm)
+    return replace(
+        solution,
+        residual_norm=norm,
+        relative_residual=norm / torch.where(size > 0, size, 1.0),
+        status=torch.where(missed, Status.BREAKDOWN, solution.status),
+    )
 
 
 def finish(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metalearn.errors import UsageError
 from metalearn.nn.functions import TaskFunctions
 from metalearn.nn.head import SymmetricHead
+from metalearn.nn.precision import Precision, reduced, widened
 from metalearn.nn.structure import is_chain
 from metalearn.nn.task_batched import TaskBatched
 
@@ -104,6 +105,7 @@ class Body:
               has parameters of its own.
             - "population": those of all images in training, and of the training classes in
               evaluation. A prediction then depends on no other image.
+        precision: as in `TaskBatched`.
 
     The module runs in its own training mode, as its flags are at each call. Frozen parameters, of
     `requires_grad=False`, are not in `params`: the module's own serve.
@@ -113,13 +115,18 @@ class Body:
     training.
     """
 
-    def __init__(self, module: nn.Module, statistics: Statistics = "task") -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        statistics: Statistics = "task",
+        precision: Precision = "full",
+    ) -> None:
         if statistics not in ("task", "population"):
             raise UsageError(
                 f"statistics={statistics!r}: expected 'task' or 'population'. Choose one of them."
             )
         self.statistics = statistics
-        self._by_task = TaskBatched(module)
+        self._by_task, self._precision = TaskBatched(module, precision), precision
         self._module, self._settled = module, False
 
     def __call__(
@@ -141,9 +148,11 @@ class Body:
 
     def _together(self, params: Mapping[str, Tensor], images: Tensor) -> Tensor:
         together = images.flatten(0, 1)
-        with TaskFunctions(len(together), statistics_from=0 if self._settled else None):
-            features: Tensor = torch.func.functional_call(self._module, dict(params), (together,))
-        return features.unflatten(0, images.shape[:2])
+        functions = TaskFunctions(len(together), statistics_from=0 if self._settled else None)
+        with functions, reduced(self._precision, images.device):
+            features = torch.func.functional_call(self._module, dict(params), (together,))
+        found: Tensor = widened(features)
+        return found.unflatten(0, images.shape[:2])
 
     @torch.no_grad()
     def settled(self, params: Mapping[str, Tensor], images: Tensor) -> Body:
@@ -160,7 +169,8 @@ class Body:
                 norm.running_var = images.new_ones(norm.num_features)
                 norm.num_batches_tracked = torch.tensor(0, device=images.device)
                 norm.train()
-        torch.func.functional_call(module, dict(params), (images,))
+        with reduced(self._precision, images.device):
+            torch.func.functional_call(module, dict(params), (images,))
         body = copy.copy(self)
         body._module, body._settled = module.eval(), True
         return body

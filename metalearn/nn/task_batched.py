@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from metalearn.errors import UsageError
 from metalearn.nn.each_task import EachTask, swapped
 from metalearn.nn.layers import TWINS, TaskBatchNorm
+from metalearn.nn.precision import Precision, check_precision, reduced, widened
 from metalearn.nn.structure import (
     averages_calls,
     class_vectors,
@@ -58,6 +59,8 @@ class TaskBatched:
     - `statistics_from=k` normalises by the first k examples of each task alone.
     - `training` sets the mode of every module for this call. None: the modules' own flags, as
       `module.train()` and `module.eval()` leave them.
+    - precision="bf16" computes convolutions and products in bfloat16, and batch norm in float32.
+      Params and the result are float32 all the same.
 
     Of the module, the structure is read once, and again when hooks, parameters or children change.
     Training flags, buffers and frozen parameters are read at each call. A norm's running averages
@@ -70,7 +73,9 @@ class TaskBatched:
 
     names: frozenset[str]
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, precision: Precision = "full") -> None:
+        check_precision(precision)
+        self.precision = precision
         if not isinstance(module, nn.Module):
             raise UsageError(f"model={module!r}: expected a torch.nn.Module. Give an instance.")
         self._module = module
@@ -122,15 +127,22 @@ class TaskBatched:
         params = self._with_frozen(params)
         for layer in self._with_statistics:
             layer.statistics_from = statistics_from
-        with _mode(self._module, training):
+        with _mode(self._module, training), reduced(self.precision, x.device):
             if any(averages_calls(module) for module in self._modules):
                 refuse_running_statistics(self._module)
             if isinstance(self._twin, EachTask):
-                return self._twin.run(params, x)
+                return tree_map(widened, self._twin.run(params, x))
             for twin, module in self._entered:
                 twin.training = module.training
             y = torch.func.functional_call(self._twin, params, (x.transpose(0, 1),))
+            y = tree_map(widened, y)
         return y.transpose(0, 1) if isinstance(y, Tensor) else tree_map(swapped, y)
+
+    def in_full_precision(self) -> TaskBatched:
+        """Return the same network in the type of its params."""
+        full = copy.copy(self)
+        full.precision = "full"
+        return full
 
     def _with_frozen(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the params and the frozen parameters that they leave out."""

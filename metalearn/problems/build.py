@@ -8,6 +8,7 @@ from torch import nn
 
 from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.nn.body import Statistics, body_and_head, can_split
+from metalearn.nn.precision import Precision
 from metalearn.problems.convex_head import ConvexHead
 from metalearn.problems.few_shot import FewShot
 from metalearn.problems.learned import LearnedProx, LearnedRates
@@ -30,11 +31,12 @@ def few_shot(
     learn_prox: bool = False,
     loss: str | Loss | None = None,
     query_training: bool | None = None,
+    precision: Precision = "full",
 ) -> TrainableProblem:
     """Build `FewShot`, under a shared body where only the head adapts, with its learned parts.
 
     Args:
-        prox, prox_head, adapt, transductive, loss, query_training: as in `FewShot`.
+        prox, prox_head, adapt, transductive, loss, query_training, precision: as in `FewShot`.
         statistics: as in `WithBody`; "population" needs adapt="head".
         learn_rates: True: a learned inner rate for each number; "layers": for each tensor and step.
         rate_steps: the number of inner steps with a rate of their own.
@@ -58,7 +60,7 @@ def few_shot(
         body, head = body_and_head(model)
         _check_statistics(statistics, transductive)
         on_features = FewShot(head, prox, prox_head=prox_head, loss=loss)
-        return WithBody(body, on_features, transductive, statistics)
+        return WithBody(body, on_features, transductive, statistics, precision)
     if statistics != "task":
         raise UsageError(
             f"problem.statistics={statistics}: expected a body that all tasks share and nothing "
@@ -66,7 +68,9 @@ def few_shot(
             "learn_rates."
         )
     own = (0.0, None) if learn_prox else (prox, prox_head)
-    problem: Any = FewShot(model, own[0], transductive, adapt, own[1], loss, query_training)
+    problem: Any = FewShot(
+        model, own[0], transductive, adapt, own[1], loss, query_training, precision
+    )
     if learn_prox:
         problem = LearnedProx(problem, prox)
     if learn_rates:
@@ -83,12 +87,13 @@ def convex_head(
     transductive: bool = True,
     statistics: Statistics = "task",
     prox: float = 0.0,
+    precision: Precision = "full",
 ) -> WithBody:
     """Build a `ConvexHead` in the place of the model's head.
 
     Args:
         loss, penalty, scale: as in `ConvexHead`.
-        transductive, statistics: as in `WithBody`.
+        transductive, statistics, precision: as in `WithBody`.
         prox: 0, since the head has its own penalty.
 
     Raises:
@@ -101,7 +106,7 @@ def convex_head(
         )
     _check_statistics(statistics, transductive)
     body, _ = body_and_head(model)
-    return WithBody(body, ConvexHead(loss, penalty, scale), transductive, statistics)
+    return WithBody(body, ConvexHead(loss, penalty, scale), transductive, statistics, precision)
 
 
 def _check_statistics(statistics: str, transductive: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -12,6 +13,7 @@ from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.nn import TaskBatched
 from metalearn.nn.body import head_layer
 from metalearn.nn.class_vectors import ClassVectors
+from metalearn.nn.precision import Precision
 from metalearn.nn.structure import frozen_parameters, refuse_frozen
 from metalearn.problems.prediction_loss import (
     Loss,
@@ -60,6 +62,8 @@ class FewShot(QueryStatistics):
         query_training: the training mode of the model's modules for the queries; False turns their
             dropout off. None: the mode that they have. The inner loop takes the mode that
             `model.train()` and `model.eval()` leave them in, at each call.
+        precision: "bf16": convolutions and products of the model in bfloat16; parameters, losses
+            and linear solves in float32. "full": all in the parameters' type.
 
     `meta` is `self.begin()`: the named parameters of the model without those of
     `requires_grad=False`. These are constants, neither adapted nor learned, and are read from the
@@ -82,6 +86,7 @@ class FewShot(QueryStatistics):
         prox_head: float | None = None,
         loss: str | Loss | None = None,
         query_training: bool | None = None,
+        precision: Precision = "full",
     ) -> None:
         self._loss = select_loss(loss)
         for name, value in (("prox", prox), ("prox_head", prox_head)):
@@ -90,7 +95,7 @@ class FewShot(QueryStatistics):
                     f"{name}={value}; the proximal strength must be at least 0, and up to "
                     f"{MAX_FLOAT32:.1e}"
                 )
-        self.model = TaskBatched(model)
+        self.model = TaskBatched(model, precision)
         self.prox, self.prox_head = prox, prox if prox_head is None else prox_head
         self.transductive, self.loss = transductive, loss
         self.query_training = query_training
@@ -127,6 +132,14 @@ class FewShot(QueryStatistics):
     def any_ways(self) -> bool:  # type: ignore[override]
         """True if the head has no learned vector for each class."""
         return self._head is not None
+
+    def in_full_precision(self) -> FewShot:
+        """Return the same problem with the model in the type of its parameters."""
+        if self.model.precision == "full":
+            return self
+        problem = copy.copy(self)
+        problem.model = self.model.in_full_precision()
+        return problem
 
     def adapted_shapes(self) -> dict[str, torch.Size]:
         """Return the shape of each adapted tensor; a symmetric head's class vectors share one."""

@@ -19,6 +19,7 @@ from metalearn.problems.protocol import (
     Meta,
     Params,
     TrainableProblem,
+    in_full_precision,
     query_predictions,
 )
 from metalearn.tree import half_squared_distance, leaves_of
@@ -45,6 +46,15 @@ class _Learned(TrainableProblem):
             own.problem = problem
             found[name] = own
         return found
+
+    def in_full_precision(self) -> _Learned:
+        """Return this problem around the wrapped one in full precision."""
+        problem = in_full_precision(self.problem)
+        if problem is self.problem:
+            return self
+        own = copy.copy(self)
+        own.problem = problem
+        return own
 
     def adapted_shapes(self) -> dict[str, torch.Size]:
         """Return the shape of each adapted tensor."""

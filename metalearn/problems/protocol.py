@@ -115,6 +115,20 @@ class RatedProblem(BilevelProblem, Protocol):
 
 
 @runtime_checkable
+class ReducedProblem(BilevelProblem, Protocol):
+    """A problem that may compute in a narrower type than that of its parameters."""
+
+    def in_full_precision(self) -> BilevelProblem:
+        """Return the same problem in the type of its parameters."""
+        ...
+
+
+def in_full_precision(problem: BilevelProblem) -> BilevelProblem:
+    """Return the problem in the type of its parameters, which is itself for most problems."""
+    return problem.in_full_precision() if isinstance(problem, ReducedProblem) else problem
+
+
+@runtime_checkable
 class TrainableProblem(BilevelProblem, Protocol):
     """A problem that `metalearn train` can train. A problem of your own derives from this class.
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from metalearn.nn.body import Body, Statistics
+from metalearn.nn.precision import Precision
 from metalearn.nn.structure import frozen_parameters, refuse_frozen
 from metalearn.problems.convex_head import ConvexHead
 from metalearn.problems.few_shot import FewShot, try_inputs
@@ -33,6 +34,7 @@ class WithBody(QueryStatistics):
         statistics: the statistics of the body's batch norms, see `Body`. "population" takes all
             images of one meta-gradient call together: in a meta-batch split into micro-batches,
             those of each micro-batch.
+        precision: of the body, see `TaskBatched`. The head computes in the type of its parameters.
 
     Raises:
         UsageError: the body cannot be task-batched, or `statistics` is unknown.
@@ -44,10 +46,12 @@ class WithBody(QueryStatistics):
         head: FewShot | ConvexHead,
         transductive: bool = True,
         statistics: Statistics = "task",
+        precision: Precision = "full",
     ) -> None:
         self.head, self.transductive, self._start = head, transductive, body
         self.statistics = statistics
-        self._body, self._frozen = Body(body, statistics), frozenset(frozen_parameters(body))
+        self._body = Body(body, statistics, precision)
+        self._frozen = frozenset(frozen_parameters(body))
         self._names = [n for n, _ in body.named_parameters() if n not in self._frozen]
         self.on_features = OnFeatures(head)
 

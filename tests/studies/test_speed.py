@@ -77,8 +77,9 @@ def test_a_competitor_computes_the_exact_gradient_or_says_that_it_differs(
     if double:
         start = start.double()
     error = relative_error(competitor.prepare(start)(start)(), exact(start))
-    # What differs does so by far more than float64's rounding.
-    assert (error > 1e-6) if competitor.differs else (error < most)
+    # What differs does so by far more than float64's rounding. bfloat16 takes no float64's place.
+    differs = competitor.differs and not (double and name == "ours, bf16")
+    assert (error > 1e-6) if differs else (error < most)
 
 
 @pytest.mark.parametrize(("method", "name"), EVERY)

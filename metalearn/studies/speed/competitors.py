@@ -13,6 +13,7 @@ import torch
 from metalearn.inner import GradientDescent
 from metalearn.linear_solve import CG
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
+from metalearn.nn.precision import Precision
 from metalearn.problem import FewShot
 from metalearn.studies.frame.timing import clocked, rounds
 from metalearn.studies.speed import peers
@@ -54,13 +55,14 @@ class Competitor:
         return not self.library or importlib.util.find_spec(self.library) is not None
 
 
-def ours(metagrad: Callable[[Workload], MetaGradient]) -> Make:
+def ours(metagrad: Callable[[Workload], MetaGradient], precision: Precision = "full") -> Make:
     """Return the function that prepares our meta-gradient of a setting."""
 
     def make(setting: Setting) -> Run:
         w = setting.workload
         differentiate = metagrad(w)
-        problem = FewShot(setting.model, w.prox if w.method == "imaml" else 0.0)
+        prox = w.prox if w.method == "imaml" else 0.0
+        problem = FewShot(setting.model, prox, precision=precision)
         meta = dict(setting.model.named_parameters())
 
         def run() -> Gradient:
@@ -103,6 +105,7 @@ BATCHED: dict[str, Callable[[Workload], MetaGradient]] = {
 
 _peer = partial(Competitor, choose=choose_layout)
 
+_ROUNDED = "products in bfloat16"
 _WRONG = "torch's batch norm has a wrong second derivative under vmap"
 
 COMPETITORS: dict[str, dict[str, Competitor]] = {
@@ -112,6 +115,7 @@ COMPETITORS: dict[str, dict[str, Competitor]] = {
         "ours, Gauss-Newton": Competitor(
             ours(partial(_implicit, curvature="gauss_newton")), differs="Gauss-Newton curvature"
         ),
+        "ours, bf16": Competitor(ours(BATCHED["imaml"], "bf16"), differs=_ROUNDED),
         "TorchOpt": _peer(peers.imaml_by_torchopt, "torchopt", "one"),
         "TorchOpt, normal equations": _peer(
             partial(peers.imaml_by_torchopt, normal=True),
@@ -132,6 +136,7 @@ COMPETITORS: dict[str, dict[str, Competitor]] = {
         "ours, first-order": Competitor(
             ours(lambda w: FirstOrder(_descent(w))), differs="no second derivatives"
         ),
+        "ours, bf16": Competitor(ours(BATCHED["maml"], "bf16"), differs=_ROUNDED),
         "higher": _peer(peers.maml_by_higher, "higher", "one"),
         "learn2learn": _peer(peers.maml_by_learn2learn, "learn2learn", "one"),
         "TorchOpt": _peer(peers.maml_by_torchopt, "torchopt", "one"),
