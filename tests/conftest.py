@@ -11,7 +11,9 @@ import torch
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the tests' tensors are small; pytest-xdist brings the parallelism
 
-LONG_FILES = ("test_ranks.py", "test_readme.py", "test_survival.py", "test_trainer.py")
+LONG_FILES = (
+    *("test_ranks.py", "test_readme.py", "test_survival.py", "test_torchrun.py", "test_trainer.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,6 +23,11 @@ from metalearn.commands.main import main
 from metalearn.parallel import ranks
 from metalearn.training import checkpoint
 
+WORDS = ["tasks=glyphs", "tasks.dataset.drawings=4", "model=mlp", "model.sizes=[784,8,5]"]
+WORDS += ["metagrad=imaml_warm", "metagrad.curvature=gauss_newton", "metagrad.inner.steps=2"]
+WORDS += ["meta_batch=4", "validation.every=5", "validation.tasks=5", "test.tasks=7", "threads=1"]
+WORDS += ["wandb=disabled", "checkpoint_every=2", "average=0.9", "keep_best=2"]
+
 
 def on_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """`function(*args)` in `size` processes with torchrun's environment; their values by rank."""

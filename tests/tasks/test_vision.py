@@ -3,94 +3,33 @@
 from __future__ import annotations
 
 import functools
-import io
 import os
 import pickle
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
+from vision_files import (
+    CLASSES,
+    DATASETS,
+    EACH,
+    by_folders,
+    pixels,
+    write_fc100,
+    write_mini,
+)
 
 from metalearn.commands.main import main
 from metalearn.errors import UsageError
 from metalearn.tasks import vision
-from metalearn.tasks.images import LabelledImages
 from metalearn.tasks.l2l import import_learn2learn
-from metalearn.tasks.vision import cifar_fs, fc100, mini_imagenet, tiered_imagenet
+from metalearn.tasks.vision import fc100, mini_imagenet
 
-CLASSES = (3, 2, 2)
-SHORT = ("train", "val", "test")
-EACH = 2  # images a class
-
-
-def pixels(split: int, index: int, side: int) -> np.ndarray:
-    """One flat colour, by which a test knows the image again."""
-    image = np.zeros((side, side, 3), np.uint8)
-    image[:] = (100 * split, 20 * index, 7)
-    return image
-
-
-def write_mini(root: Path, side: int = 84) -> None:
-    for s, mode in enumerate(("train", "validation", "test")):
-        count = CLASSES[s] * EACH
-        content = {
-            "image_data": np.stack([pixels(s, i, side) for i in range(count)]),
-            "class_dict": {f"n{s}{c}": [EACH * c, EACH * c + 1] for c in range(CLASSES[s])},
-        }
-        (root / f"mini-imagenet-cache-{mode}.pkl").write_bytes(pickle.dumps(content))
-
-
-def write_tiered(root: Path, side: int = 84) -> None:
-    folder = root / "tiered-imagenet"
-    folder.mkdir()
-    for s, mode in enumerate(SHORT):
-        images = []
-        for i in range(CLASSES[s] * EACH):
-            buffer = io.BytesIO()
-            Image.fromarray(pixels(s, i, side)).save(buffer, "PNG")
-            images.append(np.frombuffer(buffer.getvalue(), np.uint8))
-        labels = {"label_specific": np.repeat(np.arange(CLASSES[s]), EACH)}
-        (folder / f"{mode}_images_png.pkl").write_bytes(pickle.dumps(images))
-        (folder / f"{mode}_labels.pkl").write_bytes(pickle.dumps(labels))
-
-
-def write_cifar_fs(root: Path, side: int = 32) -> None:
-    base = root / "cifarfs" / "cifar100"
-    (base / "splits" / "bertinetto").mkdir(parents=True)
-    for s, mode in enumerate(SHORT):
-        names = [f"{mode}-{c}" for c in range(CLASSES[s])]
-        (base / "splits" / "bertinetto" / f"{mode}.txt").write_text("\n".join(names) + "\n")
-        for i in range(CLASSES[s] * EACH):
-            folder = base / "data" / names[i // EACH]
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels(s, i, side)).save(folder / f"{i}.png")
-
-
-def write_fc100(root: Path, side: int = 32) -> None:
-    for s, mode in enumerate(SHORT):
-        count = CLASSES[s] * EACH
-        content = {
-            "data": np.stack([pixels(s, i, side) for i in range(count)]),
-            "labels": [10 * s + 3 * (i // EACH) for i in range(count)],  # with gaps
-        }
-        (root / f"FC100_{mode}.pickle").write_bytes(pickle.dumps(content))
-
-
-Loader = Callable[..., dict[str, LabelledImages]]
-DATASETS: dict[str, tuple[Loader, Callable[..., None], int, str]] = {
-    "mini_imagenet": (mini_imagenet, write_mini, 84, "mini-imagenet-cache-test.pkl"),
-    "tiered_imagenet": (tiered_imagenet, write_tiered, 84, "tiered-imagenet/test_images_png.pkl"),
-    "cifar_fs": (cifar_fs, write_cifar_fs, 32, "cifarfs/cifar100/data/test-0/0.png"),
-    "fc100": (fc100, write_fc100, 32, "FC100_test.pickle"),
-}
 every_dataset = pytest.mark.parametrize("name", DATASETS)
 
 
@@ -179,126 +118,6 @@ def test_a_missing_package_is_still_reported() -> None:
 
 
 # --- folders of images, archives of them, and pickles that are none ---
-
-SIDES = {"mini_imagenet": 84, "tiered_imagenet": 84, "cifar_fs": 32, "fc100": 32}
-
-
-def save(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
-
-
-def by_folders(root: Path, side: int) -> None:
-    for s, mode in enumerate(SHORT):
-        for i in range(CLASSES[s] * EACH):
-            save(root / mode / f"{mode}-{i // EACH}" / f"{i}.png", pixels(s, i, side))
-            (root / mode / "notes.txt").touch()
-
-
-def by_tables(root: Path, side: int) -> None:
-    for s, mode in enumerate(SHORT):
-        lines = ["filename,label"]
-        for i in range(CLASSES[s] * EACH):
-            save(root / "images" / f"{mode}{i}.png", pixels(s, i, side))
-            lines.append(f"{mode}{i}.png,n{s}{i // EACH}")
-        (root / f"{mode}.csv").write_text("\n".join(lines) + "\n")
-
-
-def by_class_lists(root: Path, side: int) -> None:
-    write_cifar_fs(root, side)
-    for below in (root / "cifarfs" / "cifar100").iterdir():
-        below.rename(root / below.name)
-    shutil.rmtree(root / "cifarfs")
-
-
-WRITERS = [by_folders, by_tables, by_class_lists]
-
-
-@pytest.mark.parametrize("write", WRITERS)
-@pytest.mark.parametrize("name", SIDES)
-def test_images_of_every_layout(name: str, write: Callable[..., None], tmp_path: Path) -> None:
-    write(tmp_path / "only" / "folder", SIDES[name])  # as archives have it
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    splits = DATASETS[name][0](tmp_path, classes=CLASSES)
-    for s, data in enumerate(splits.values()):
-        assert data.images.shape == (EACH * CLASSES[s], 3, SIDES[name], SIDES[name])
-        assert (data.images[:, 0] == 100 * s).all()
-        assert (data.images[:, 1, 0, 0].long() // 20 // EACH).tolist() == data.labels.tolist()
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
-
-
-def table(root: Path, text: str) -> None:
-    (root / "test.csv").write_text(text)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "sentence"),
-    [
-        (lambda r: table(r, "filename,label\n../train0.png,x\n"), "no plain name"),
-        (lambda r: table(r, "filename,label\n/etc/hostname,x\n"), "no plain name"),
-        (lambda r: table(r, "a,b\n1,2\n"), "lacks the columns filename and label"),
-        (lambda r: table(r, "filename,label\nnowhere.png,x\n"), "No such file"),
-        (lambda r: (r / "images" / "test0.png").write_bytes(b"text"), "cannot identify image"),
-        (lambda r: save(r / "images" / "test0.png", pixels(0, 0, 8)), r"of shape \(8, 8, 3\)"),
-        (lambda r: (r / "test.csv").unlink(), r"lacks .*; place mini_imagenet there whole"),
-    ],
-)
-def test_bad_folders(spoil: Callable[[Path], object], sentence: str, tmp_path: Path) -> None:
-    by_tables(tmp_path, 84)
-    spoil(tmp_path)
-    with pytest.raises(UsageError, match=sentence) as caught:
-        mini_imagenet(tmp_path, classes=CLASSES)
-    assert "\n" not in str(caught.value)
-
-
-def listed(root: Path, **tables: str) -> None:
-    for mode, lines in tables.items():
-        (root / f"{mode}.csv").write_text("filename,label\n" + lines)
-
-
-def linked(root: Path, to: str) -> None:
-    (root / "images" / "link.png").symlink_to(to)
-    listed(root, test="link.png,a")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "sentence"),
-    [
-        (lambda r: listed(r, test="test0.png,a\ntest0.png,a\n"), "is there twice"),
-        (lambda r: listed(r, test="test0.png,a\ntest0.png,b\n"), "'a' of .* and in class 'b'"),
-        (lambda r: listed(r, test="train0.png,a\ntest0.png,b\n"), "train split and .* test split"),
-        (
-            lambda r: (r / "images/t.png").symlink_to("train0.png") or listed(r, test="t.png,a"),
-            "twi",
-        ),
-        (lambda r: listed(r, test="test0.png,\n"), "has the row"),
-        (lambda r: listed(r, test="test0.png\n"), "has the row"),
-        (lambda r: listed(r, test="test0.png,a,b\n"), "has the row"),
-        (lambda r: listed(r, test=""), "or rows below them"),
-        (lambda r: (r / "test.csv").write_bytes(b"filename,label\nx\xff,a\n"), "not in UTF-8"),
-        (lambda r: (r / "valid.csv").touch(), "are the same split"),
-    ],
-)
-def test_a_list_of_images_that_contradicts_itself_is_refused(
-    spoil: Callable[[Path], object], sentence: str, tmp_path: Path
-) -> None:
-    by_tables(tmp_path, 84)
-    spoil(tmp_path)
-    with pytest.raises(UsageError, match=sentence):
-        mini_imagenet(tmp_path, classes=CLASSES)
-
-
-def test_a_byte_order_mark_and_spaces_do_not_count(tmp_path: Path) -> None:
-    by_tables(tmp_path, 84)
-    by_class_lists(tmp_path / "other", 32)
-    before = mini_imagenet(tmp_path, classes=CLASSES), cifar_fs(tmp_path / "other", classes=CLASSES)
-    for path in [*tmp_path.rglob("*.csv"), *tmp_path.rglob("*.txt")]:
-        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b",", b" , "))
-    after = mini_imagenet(tmp_path, classes=CLASSES), cifar_fs(tmp_path / "other", classes=CLASSES)
-    for one, other in zip(before, after, strict=True):
-        for split, data in one.items():
-            assert other[split].classes == data.classes
-            assert torch.equal(other[split].images, data.images)
 
 
 def rewrite(path: Path, **changed: Any) -> None:
