@@ -17,6 +17,7 @@ from metalearn.inner.solver import (
     Params,
     broadcast,
     check_tol,
+    rounding,
     value_and_grad,
 )
 from metalearn.tree import task_dot
@@ -103,8 +104,8 @@ class BacktrackingDescent(InnerSolver):
             else:  # the gradient after the last step is not needed
                 with torch.no_grad():
                     reached, gradient = objective(trial), g
-            rounding = 4 * torch.finfo(value.dtype).eps * value.abs()
-            falls = moving & (reached <= value - self.decrease * rate * slope + rounding)
+            least = value - self.decrease * rate * slope + rounding(objective, value)
+            falls = moving & (reached <= least)
             if falls.all():
                 x, value, g = trial, reached, gradient
             else:

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from metalearn.errors import UsageError
 from metalearn.inner.line_search import backtrack
-from metalearn.inner.solver import InnerSolver, Objective, Params, check_tol, value_and_grad
+from metalearn.inner.solver import (
+    InnerSolver,
+    Objective,
+    Params,
+    check_tol,
+    rounding,
+    value_and_grad,
+)
 from metalearn.tree import Raveler
 
 
@@ -69,6 +76,7 @@ class LBFGS(InnerSolver):
                 torch.linalg.vecdot(g, step),
                 moving,
                 self.halvings,
+                rounding(objective, value),
             )
             before, x = x, reached
             g_before = g

@@ -19,6 +19,7 @@ def backtrack(
     slope: Tensor,
     moving: Tensor,
     halvings: int,
+    rounding: Tensor,
 ) -> tuple[list[Tensor], Tensor]:
     """Halve each task's step until its objective falls by Armijo's rule (c = 1e-4), or rounding.
 
@@ -30,19 +31,19 @@ def backtrack(
         slope: (T,), the derivative of the objective along `step`, below 0.
         moving: (T,) bool; the other tasks stay where they are.
         halvings: the limit on halvings.
+        rounding: (T,), the size below which a change of the objective is its own rounding.
 
     Returns:
         the leaves reached, and the mask (T,) of tasks that moved. A task that finds no decrease
         stays.
     """
-    # A decrease below the objective's own rounding is invisible. A step that promises less would
-    # always be refused, with the gradient still at the square root of the precision.
-    rounding = 4 * torch.finfo(value.dtype).eps * value.abs()
     size = torch.ones_like(value)
     accepted = ~moving
     reached = start
     for _ in range(halvings + 1):
         trial = [x + broadcast(size, x) * s for x, s in zip(start, step, strict=True)]
+        # A decrease below the objective's own rounding is invisible. A step that promises less
+        # would always be refused, with the gradient still at the square root of the precision.
         falls = objective(trial) <= value + 1e-4 * size * slope + rounding
         now = falls & ~accepted
         reached = [

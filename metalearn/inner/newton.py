@@ -16,6 +16,7 @@ from metalearn.inner.solver import (
     Params,
     broadcast,
     check_tol,
+    rounding,
     value_and_grad,
 )
 from metalearn.linear_solve import CG
@@ -75,6 +76,7 @@ class NewtonCG(InnerSolver):
                 task_dot(g, step),
                 moving,
                 self.halvings,
+                rounding(objective, value.detach()),
             )
             taken += moving
         return dict(zip(names, (x.detach() for x in leaves), strict=True)), taken

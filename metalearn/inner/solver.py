@@ -113,6 +113,16 @@ def value_and_grad(
     return value, found
 
 
+def rounding(objective: Objective, value: Tensor) -> Tensor:
+    """Return the size below which a change of the objective's value, (T,), is its own rounding.
+
+    An objective of narrower arithmetic than its value's type states a fraction of the value by an
+    attribute `relative_rounding`; None: it is of the value's type.
+    """
+    own = getattr(objective, "relative_rounding", None)
+    return (4 * torch.finfo(value.dtype).eps if own is None else own) * value.abs()
+
+
 def broadcast(per_task: Tensor, other: Tensor) -> Tensor:
     """Reshape a (T,) tensor so that it broadcasts against (T, ...)."""
     return per_task.view(-1, *[1] * (other.dim() - 1))

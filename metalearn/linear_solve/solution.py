@@ -100,22 +100,31 @@ class Preconditioner(Protocol):
         ...
 
 
-def remeasured(solution: Solution, matvec: MatVec, b: list[Tensor]) -> Solution:
+DIRECT = 1e-2
+"""The largest relative residual at which a solver without a tolerance has solved its system."""
+
+
+def remeasured(solution: Solution, matvec: MatVec, b: list[Tensor], rtol: float) -> Solution:
     """Return a batched solution with the residual by another product, of the same A rounded less.
 
-    A task whose claim of convergence this residual does not bear out ends as a `BREAKDOWN`: its
-    residual is at the floor of the first product's rounding.
+    This residual decides: a task has `CONVERGED` if it is at most rtol |b|. A task that stopped
+    above it, at the floor of the first product's rounding, ends as `MAX_ITERS` if the residual is
+    below |b|: its iterate is of use. Other failures stay what they are.
     """
     product = matvec(solution.value)
     norm = task_norm([x - y for x, y in zip(b, product, strict=True)])
     norm = torch.where(norm.isnan(), torch.inf, norm)
     size = task_norm(b)
-    missed = solution.converged & ~(norm <= 2 * solution.residual_norm)
+    stopped = solution.status
+    floor = (stopped == Status.CONVERGED) | (stopped == Status.BREAKDOWN)
+    met = (floor | (stopped == Status.MAX_ITERS)) & (norm <= rtol * size)
+    status = torch.where(floor, Status.BREAKDOWN, stopped)
+    status = torch.where(floor & (norm < size), Status.MAX_ITERS, status)
     return replace(
         solution,
         residual_norm=norm,
         relative_residual=norm / torch.where(size > 0, size, 1.0),
-        status=torch.where(missed, Status.BREAKDOWN, solution.status),
+        status=torch.where(met, Status.CONVERGED, status),
     )
 
 

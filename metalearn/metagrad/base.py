@@ -151,11 +151,25 @@ class MetaGradient:
                 meta = {"features": shared.features(meta, task), "rest": shared.rest(meta)}
             problem = shared.on_features
         solver = at_learned_rates(self.inner, problem, meta)
-        return (
-            solver,
-            lambda params: problem.inner_objective(params, meta, task),
-            problem.init(meta, task),
-        )
+        return solver, InnerObjective(problem, meta, task), problem.init(meta, task)
+
+
+@dataclass(frozen=True)
+class InnerObjective:
+    """The inner objective of a problem at fixed meta and tasks, as inner solvers take it."""
+
+    problem: BilevelProblem
+    meta: Meta
+    task: Any
+
+    @property
+    def relative_rounding(self) -> float | None:
+        """The rounding of its values as a fraction of them; None: that of their type."""
+        found: float | None = getattr(self.problem, "relative_rounding", None)
+        return found
+
+    def __call__(self, params: Params) -> Tensor:
+        return self.problem.inner_objective(params, self.meta, self.task)
 
 
 def step_rates(problem: BilevelProblem, meta: Meta) -> StepRates | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metalearn.autograd import add, gradients, partials
 from metalearn.errors import MissingPackage, UsageError
 from metalearn.inner import Adam, GradientDescent, GradientMethod, LoopState, StepRates
-from metalearn.metagrad.base import check_losses, step_rates
+from metalearn.metagrad.base import InnerObjective, check_losses, step_rates
 from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.tree import detached, leaves_of, requires_grad_copy
 
@@ -64,7 +64,7 @@ def _one_task(
     with torch.enable_grad():
         start = problem.init(meta, task)
         reached = inner.advance(
-            lambda params: problem.inner_objective(params, constant, task),
+            InnerObjective(problem, constant, task),
             inner.start(start),
             inner.steps - kept,
             rates=step_rates(problem, constant),

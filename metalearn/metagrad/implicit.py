@@ -12,8 +12,9 @@ from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.inner import InnerSolution, InnerSolver
 from metalearn.inner.solver import broadcast
 from metalearn.linear_solve import CG, LinearSolver, NormalCG, Solution, Status
-from metalearn.linear_solve.solution import remeasured
+from metalearn.linear_solve.solution import DIRECT, remeasured
 from metalearn.metagrad.base import (
+    InnerObjective,
     MetaGradient,
     MetaGradientResult,
     mean_over_tasks,
@@ -24,7 +25,7 @@ from metalearn.metagrad.certificate import Certificate
 from metalearn.metagrad.curvature import Curvature, GaussNewton, Hessian, Recomputed
 from metalearn.metagrad.first_order import first_order_at
 from metalearn.problem import BilevelProblem, Meta, Params, in_full_precision
-from metalearn.system.random_state import torch_states
+from metalearn.system.random_state import replayed, torch_states
 from metalearn.tree import detached, requires_grad_copy, task_norm
 
 
@@ -62,8 +63,10 @@ class Implicit(MetaGradient):
 
     A problem of reduced precision (`FewShot(precision="bf16")`) takes its inner steps and the
     solver's products in that precision. The outer loss, the mixed partials, the inner gradient at
-    the end and the final residual are computed in full precision. The certificate therefore
-    measures what the reduced precision costs.
+    the end and the final residual are computed in full precision, for one more inner gradient and
+    product. The certificate therefore measures what the reduced precision costs. Features of a
+    shared body are the exception: their rounding is in no figure. Without a `linear_solver` the
+    inner gradient is that of the reduced precision.
 
     A task whose first product meets negative curvature has no solution to add. Its x stays at the
     start, 0 but for a warm start, and its status says so.
@@ -122,22 +125,26 @@ class Implicit(MetaGradient):
 
         constant = detached(meta)
         params, steps = self.inner.minimise(
-            lambda params: problem.inner_objective(params, constant, task),
-            problem.init(constant, task),
+            InnerObjective(problem, constant, task), problem.init(constant, task)
         )
         params, meta = requires_grad_copy(params), requires_grad_copy(meta)
         full = in_full_precision(problem)
+        reduced = full is not problem
         loss, metrics, by_params, direct = outer_gradient(full, params, meta, task)
 
+        states = torch_states() if reduced else ()
         curvature = self._curvature(problem, params, meta, task)
         start = None if x0 is None else [x0[name].expand_as(p) for name, p in params.items()]
         system, solver = self._damped(curvature), self.linear_solver
         if isinstance(solver, NormalCG) and solver.transpose is None:
             solver = replace(solver, transpose=system)  # A is symmetric
         solution = solver(system, by_params, start, batched=True)
-        if full is not problem:
-            curvature = self._curvature(full, params, meta, task)
-            solution = remeasured(solution, self._damped(curvature), by_params)
+        if reduced:
+            del system, solver, curvature  # frees the graph of the reduced precision
+            with replayed(states):  # the same dropout masks
+                curvature = self._curvature(full, params, meta, task)
+            tolerance = getattr(self.linear_solver, "rtol", DIRECT)
+            solution = remeasured(solution, self._damped(curvature), by_params, tolerance)
         mixed = curvature.mixed(solution.value)
         if all(m is None for m in mixed):
             raise UsageError(

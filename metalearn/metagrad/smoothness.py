@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metalearn.autograd import gradients
-from metalearn.problem import BilevelProblem, Meta, Params
+from metalearn.problem import BilevelProblem, Meta, Params, in_full_precision
 from metalearn.tree import detached, task_norm
 
 Constant = float | Tensor
@@ -61,6 +61,7 @@ def local_smoothness(
     error. In `results/cg`, with the least Ritz value for m, it covered the error in 47 of 58 solves
     after the inner steps, and in 44 of 84 at the inner minimum.
     """
+    problem = in_full_precision(problem)  # differences of narrow products are rounding
     meta, leaves = detached(meta), list(detached(params).values())
 
     def outer(x: list[Tensor]) -> Tensor:

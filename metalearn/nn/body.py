@@ -105,7 +105,7 @@ class Body:
               has parameters of its own.
             - "population": those of all images in training, and of the training classes in
               evaluation. A prediction then depends on no other image.
-        precision: as in `TaskBatched`.
+        precision: as in `TaskBatched`. Batch norm by "population" statistics takes bfloat16 in.
 
     The module runs in its own training mode, as its flags are at each call. Frozen parameters, of
     `requires_grad=False`, are not in `params`: the module's own serve.

@@ -12,6 +12,7 @@ from metalearn.errors import UsageError
 from metalearn.inner import NewtonCG
 from metalearn.linear_solve import CG
 from metalearn.nn.head import SymmetricHead, class_means
+from metalearn.nn.precision import Precision
 from metalearn.nn.structure import is_chain
 from metalearn.nn.task_batched import TaskBatched
 from metalearn.tasks.batch import TaskBatch
@@ -32,8 +33,11 @@ class ClassVectors:
         self.per_task, self.solved = head.start == "prototypes", head.start == "solved"
 
     @classmethod
-    def of(cls, model: nn.Module) -> ClassVectors | None:
+    def of(cls, model: nn.Module, precision: Precision = "full") -> ClassVectors | None:
         """Return the class vectors of the model's last layer; None if the model has no such head.
+
+        Args:
+            precision: of the body, as in `TaskBatched`.
 
         Raises:
             UsageError: a `SymmetricHead` is not the last layer of an `nn.Sequential`.
@@ -50,7 +54,7 @@ class ClassVectors:
         name, head = last[0]
         assert isinstance(head, SymmetricHead)
         body = nn.Sequential(OrderedDict(list(model.named_children())[:-1]))
-        return cls(f"{name}.", head, TaskBatched(body) if len(body) else None)
+        return cls(f"{name}.", head, TaskBatched(body, precision) if len(body) else None)
 
     def centre(self, meta: Params, task: TaskBatch) -> Params:
         """Return the vectors' centre by name: (ways, ...) for all tasks, or (T, ways, ...)."""

@@ -177,8 +177,9 @@ class TaskGroupNorm(TaskLayer):
     def forward(self, x: Tensor) -> Tensor:
         weight = None if self.weight is None else _per_channel(self.weight, x)
         bias = None if self.bias is None else _per_channel(self.bias, x)
-        y = F.group_norm(x.flatten(1, 2), x.shape[1] * self.groups, weight, bias, self.eps)
-        return y.unflatten(1, x.shape[1:3])
+        own = x if weight is None else x.to(weight.dtype)  # autocast narrows x alone
+        y = F.group_norm(own.flatten(1, 2), x.shape[1] * self.groups, weight, bias, self.eps)
+        return y.unflatten(1, x.shape[1:3]).to(x.dtype)
 
 
 class TaskPool(TaskLayer):

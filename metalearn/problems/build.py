@@ -36,7 +36,8 @@ def few_shot(
     """Build `FewShot`, under a shared body where only the head adapts, with its learned parts.
 
     Args:
-        prox, prox_head, adapt, transductive, loss, query_training, precision: as in `FewShot`.
+        prox, prox_head, adapt, transductive, loss, query_training: as in `FewShot`.
+        precision: as in `FewShot`; of the body alone where only the head adapts.
         statistics: as in `WithBody`; "population" needs adapt="head".
         learn_rates: True: a learned inner rate for each number; "layers": for each tensor and step.
         rate_steps: the number of inner steps with a rate of their own.

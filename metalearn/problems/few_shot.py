@@ -99,7 +99,7 @@ class FewShot(QueryStatistics):
         self.prox, self.prox_head = prox, prox if prox_head is None else prox_head
         self.transductive, self.loss = transductive, loss
         self.query_training = query_training
-        self._head = ClassVectors.of(model)
+        self._head = ClassVectors.of(model, precision)
         self._model, self._frozen = model, frozenset(frozen_parameters(model))
         own = list(self.begin())
         vectors: list[str] = []
@@ -133,12 +133,18 @@ class FewShot(QueryStatistics):
         """True if the head has no learned vector for each class."""
         return self._head is not None
 
+    @property
+    def relative_rounding(self) -> float | None:
+        """The rounding of the objectives as a fraction of them; None: that of their type."""
+        return None if self.model.precision == "full" else torch.finfo(torch.bfloat16).eps
+
     def in_full_precision(self) -> FewShot:
         """Return the same problem with the model in the type of its parameters."""
         if self.model.precision == "full":
             return self
         problem = copy.copy(self)
         problem.model = self.model.in_full_precision()
+        problem._head = ClassVectors.of(self._model)
         return problem
 
     def adapted_shapes(self) -> dict[str, torch.Size]:

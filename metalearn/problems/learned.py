@@ -47,6 +47,12 @@ class _Learned(TrainableProblem):
             found[name] = own
         return found
 
+    @property
+    def relative_rounding(self) -> float | None:
+        """That of the wrapped problem."""
+        found: float | None = getattr(self.problem, "relative_rounding", None)
+        return found
+
     def in_full_precision(self) -> _Learned:
         """Return this problem around the wrapped one in full precision."""
         problem = in_full_precision(self.problem)

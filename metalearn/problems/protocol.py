@@ -119,7 +119,7 @@ class ReducedProblem(BilevelProblem, Protocol):
     """A problem that may compute in a narrower type than that of its parameters."""
 
     def in_full_precision(self) -> BilevelProblem:
-        """Return the same problem in the type of its parameters."""
+        """Return the same problem in the type of its parameters; itself if it already is."""
         ...
 
 
