@@ -49,7 +49,7 @@ class _Learned(TrainableProblem):
 
     @property
     def relative_rounding(self) -> float | None:
-        """That of the wrapped problem."""
+        """The relative rounding of the wrapped problem."""
         found: float | None = getattr(self.problem, "relative_rounding", None)
         return found
 
