@@ -9,6 +9,7 @@ section 3). No graph of a gradient is kept.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -118,7 +119,9 @@ def _pushed(
     # Forward mode takes no tensors that lie on themselves, as the expanded start of a loop does.
     point = {name: p.detach().contiguous() for name, p in params.items()}
     move = dict(zip(params, along, strict=True))
-    with without_saved_tensor_hooks():
+    with without_saved_tensor_hooks(), warnings.catch_warnings():
+        # torch 2.14 scripts its forward-mode rules by what it deprecates itself.
+        warnings.filterwarnings("ignore", "`torch.jit.script`")
         pushed: Any = torch.func.jvp(gradient, (point,), (move,))
     by_params, by_meta = pushed[1]
     return [by_params[name] for name in params], leaves_of(by_meta)
