@@ -169,7 +169,8 @@ def trained(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
             earlier = path.parent / f"{first}.json"
             if not earlier.is_file():
                 raise SystemExit(f"{summary} starts from {first}: expected {earlier}. Train it.")
-            method += f", from the weights of {first}"
+            # The trainings of one line start from trainings of as many shots.
+            method += f", from the weights of {first.replace('_5shot', '')}"
             seconds += json.loads(earlier.read_text())["train_s"]
         if "-ensemble" in experiment:
             method += f", ensemble of {by_mode['inductive']['ensemble']} checkpoints"
