@@ -206,7 +206,7 @@ def headline(every: dict[Line, dict[str, str]]) -> dict[Line, dict[str, str]]:
     for (method, trained), cells in every.items():
         paper = method in papers and not trained.startswith("here")
         head = ": symmetric head" in method or _base(method).startswith("implicit")
-        if paper or (head and "ensemble" not in method):
+        if paper or (head and "ensemble" not in method and "bfloat16" not in method):
             chosen[method.replace(": symmetric head", ""), trained] = cells
     return chosen
 
