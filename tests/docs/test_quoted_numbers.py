@@ -315,7 +315,7 @@ def stable():
     for text, *change in changes:
         yield "benchmarks", text.format(first(by[tuple(change)]["difference"]))
     gain = first(by["queries a class", "15"]["difference"])
-    yield "benchmarks", f"15 queries a class gain {gain:.1f} points"
+    yield "benchmarks", f"15 queries a class gain {gain:.2f} points"
     one = by["inner steps", "1"]
     yield "benchmarks", f"from {one['best validation']} to {one['last']} %"
     assert {row["in all"] for row in table} == {"0 % of solves"}
