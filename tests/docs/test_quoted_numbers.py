@@ -301,6 +301,18 @@ def half_hour():
     yield "benchmarks", f"training of MAML took {minutes:.0f} minutes"
 
 
+def time_to_accuracy():
+    table = rows("time_to_accuracy", "Training time to 95 %")
+    by = {row["training"]: row for row in table}
+    maml, narrow, ridge = (
+        by[f"omniglot_{name}_quick"]["s"] for name in ("5w1s_maml", "5w1s_maml_bf16", "ridge")
+    )
+    yield "studies", f"MAML reaches 95 % after {maml} s, MAML in bfloat16 after {narrow} s"
+    yield "studies", f"the ridge head after {ridge} s"
+    ends = [by[name]["validation at the end, %"] for name in ("learn2learn", "higher")]
+    yield "studies", f"learn2learn is at {ends[0]} % and that of higher at {ends[1]} %"
+
+
 def stable():
     table = rows("differences_stable", "One change at a time from the stable inner loop")
     by = {(row["change"], row["to"]): row for row in table}
@@ -367,6 +379,7 @@ def bfloat16():
 
 
 QUOTES = (
+    time_to_accuracy,
     stable,
     shortfalls,
     bfloat16,
