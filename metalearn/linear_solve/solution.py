@@ -104,12 +104,14 @@ DIRECT = 1e-2
 """The largest relative residual at which a solver without a tolerance has solved its system."""
 
 
-def remeasured(solution: Solution, matvec: MatVec, b: list[Tensor], rtol: float) -> Solution:
+def remeasured(
+    solution: Solution, matvec: MatVec, b: list[Tensor], rtol: float, atol: float = 0.0
+) -> Solution:
     """Return a batched solution with the residual by another product, of the same A rounded less.
 
-    This residual decides: a task has `CONVERGED` if it is at most rtol |b|. A task that stopped
-    above it, at the floor of the first product's rounding, ends as `MAX_ITERS` if the residual is
-    below |b|: its iterate is of use. Other failures stay what they are.
+    This residual decides: a task has `CONVERGED` if it is at most max(rtol |b|, atol). A task that
+    stopped above it, at the floor of the first product's rounding, ends as `MAX_ITERS` if the
+    residual is below |b|: its iterate is of use. Other failures stay what they are.
     """
     product = matvec(solution.value)
     norm = task_norm([x - y for x, y in zip(b, product, strict=True)])
@@ -117,7 +119,7 @@ def remeasured(solution: Solution, matvec: MatVec, b: list[Tensor], rtol: float)
     size = task_norm(b)
     stopped = solution.status
     floor = (stopped == Status.CONVERGED) | (stopped == Status.BREAKDOWN)
-    met = (floor | (stopped == Status.MAX_ITERS)) & (norm <= rtol * size)
+    met = (floor | (stopped == Status.MAX_ITERS)) & (norm <= (rtol * size).clamp_min(atol))
     status = torch.where(floor, Status.BREAKDOWN, stopped)
     status = torch.where(floor & (norm < size), Status.MAX_ITERS, status)
     return replace(

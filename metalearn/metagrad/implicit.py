@@ -143,8 +143,9 @@ class Implicit(MetaGradient):
             del system, solver, curvature  # frees the graph of the reduced precision
             with replayed(states):  # the same dropout masks
                 curvature = self._curvature(full, params, meta, task)
-            tolerance = getattr(self.linear_solver, "rtol", DIRECT)
-            solution = remeasured(solution, self._damped(curvature), by_params, tolerance)
+            rtol = getattr(self.linear_solver, "rtol", DIRECT)
+            atol = getattr(self.linear_solver, "atol", 0.0)
+            solution = remeasured(solution, self._damped(curvature), by_params, rtol, atol)
         mixed = curvature.mixed(solution.value)
         if all(m is None for m in mixed):
             raise UsageError(

@@ -167,6 +167,7 @@ def test_remeasured_residual_decides_what_has_converged() -> None:
         Status.BREAKDOWN,
         Status.NEGATIVE_CURVATURE,
     ]
+    assert remeasured(claimed, lambda v: v, b, 1e-3, atol=0.5).status[1] == Status.CONVERGED
     torch.testing.assert_close(found.residual_norm[:2], torch.tensor([0.0, 0.5]))
     torch.testing.assert_close(found.relative_residual[1], torch.tensor(0.5 / 3.25**0.5))
 
