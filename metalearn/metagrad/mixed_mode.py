@@ -17,7 +17,7 @@ from torch import Tensor
 
 from metalearn.autograd import add, partials, without_saved_tensor_hooks
 from metalearn.inner import GradientMethod, LoopState, value_and_grad
-from metalearn.metagrad.base import pull_back, step_rates, through_init
+from metalearn.metagrad.base import InnerObjective, pull_back, step_rates, through_init
 from metalearn.problem import BilevelProblem, Meta, Params
 from metalearn.system.random_state import replayed, torch_states
 from metalearn.tree import detached, leaves_of, requires_grad_copy
@@ -33,10 +33,7 @@ def back_through_mixed(
     """
     constant, meta = detached(meta), requires_grad_copy(meta)
     rates = step_rates(problem, constant)
-
-    def objective(params: Params) -> Tensor:
-        return problem.inner_objective(params, constant, task)
-
+    objective = InnerObjective(problem, constant, task)
     first_draw = torch_states()
     state = inner.advance(
         objective, inner.start(problem.init(constant, task)), skipped, rates=rates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -55,6 +56,12 @@ class ClassVectors:
         assert isinstance(head, SymmetricHead)
         body = nn.Sequential(OrderedDict(list(model.named_children())[:-1]))
         return cls(f"{name}.", head, TaskBatched(body, precision) if len(body) else None)
+
+    def in_full_precision(self) -> ClassVectors:
+        """Return the same class vectors with the body in the type of its parameters."""
+        full = copy.copy(self)
+        full._body = self._body and self._body.in_full_precision()
+        return full
 
     def centre(self, meta: Params, task: TaskBatch) -> Params:
         """Return the vectors' centre by name: (ways, ...) for all tasks, or (T, ways, ...)."""

@@ -144,7 +144,7 @@ class FewShot(QueryStatistics):
             return self
         problem = copy.copy(self)
         problem.model = self.model.in_full_precision()
-        problem._head = ClassVectors.of(self._model)
+        problem._head = self._head and self._head.in_full_precision()
         return problem
 
     def adapted_shapes(self) -> dict[str, torch.Size]:

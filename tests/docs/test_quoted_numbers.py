@@ -40,6 +40,12 @@ def train(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
+def percent(name: str, mode: str = "transductive") -> float:
+    """Return the accuracy of an evaluation in %."""
+    (found,) = (row["accuracy"] for row in train(name)["rows"] if row["mode"] == mode)
+    return 100 * found
+
+
 def speed() -> Iterator[tuple[str, str]]:
     targets = rows("speed", "Targets")
     shown = {row["workload"]: row for row in targets}
@@ -289,14 +295,11 @@ def others() -> Iterator[tuple[str, str]]:
 
 
 def half_hour():
-    folder = RESULTS / "omniglot_half_hour"
     for name, mode, text in (
         ("omniglot_maml_half_hour", "transductive", "MAML reaches {:.2f} %"),
         ("omniglot_ridge_half_hour", "inductive", "the ridge head {:.2f} % inductive"),
     ):
-        rows = json.loads((folder / f"{name}-5-way.json").read_text())["rows"]
-        (accuracy,) = (row["accuracy"] for row in rows if row["mode"] == mode)
-        yield "benchmarks", text.format(100 * accuracy)
+        yield "benchmarks", text.format(percent(f"omniglot_half_hour/{name}-5-way", mode))
     minutes = train("omniglot_half_hour/omniglot_maml_half_hour")["train_s"] / 60
     yield "benchmarks", f"training of MAML took {minutes:.0f} minutes"
 
@@ -342,10 +345,8 @@ def shortfalls():
     papers = published().set_index(["dataset", "method", "ways", "shots"]).percent["omniglot"]
 
     def above(method: str, title: str, ways: int, shots: int) -> float:
-        name = f"omniglot_{method}{'_5shot' if shots == 5 else ''}_table-{ways}-way.json"
-        rows = json.loads((RESULTS / "omniglot_table" / name).read_text())["rows"]
-        (ours,) = (row["accuracy"] for row in rows if row["mode"] == "transductive")
-        return round(100 * ours, 2) - float(papers[title, ways, shots])
+        name = f"omniglot_{method}{'_5shot' if shots == 5 else ''}_table-{ways}-way"
+        return round(percent(f"omniglot_table/{name}"), 2) - float(papers[title, ways, shots])
 
     maml = {at: above("maml", "MAML", *at) for at in ((5, 1), (20, 1), (5, 5), (20, 5))}
     assert abs(maml[20, 1]) < 0.1 and 0 < maml[5, 1] < 0.4
@@ -361,10 +362,7 @@ def shortfalls():
 
 def bfloat16():
     def accuracy(name: str) -> str:
-        path = RESULTS / "omniglot_quick" / f"omniglot_5w1s_{name}_quick-5-way.json"
-        rows = json.loads(path.read_text())["rows"]
-        (found,) = (row["accuracy"] for row in rows if row["mode"] == "transductive")
-        return f"{100 * found:.2f}"
+        return f"{percent(f'omniglot_quick/omniglot_5w1s_{name}_quick-5-way'):.2f}"
 
     narrow = [
         first(row["times ours"])

@@ -185,8 +185,7 @@ def test_bf16_certificate_of_a_network_with_dropout_has_the_masks_of_the_solve()
 
 def test_bf16_line_search_sees_no_decrease_below_its_rounding() -> None:
     norms = []
-    for precision in ("full", "bf16"):
-        problem = FewShot(model(), prox=0.3, precision=precision)  # type: ignore[arg-type]
+    for problem in (FewShot(model(), prox=0.3), FewShot(model(), prox=0.3, precision="bf16")):
         method = Implicit(BacktrackingDescent(60, 0.1), CG(2))
         norms.append(method(problem, problem.begin(), tasks()).certificate.inner_grad_norm)  # type: ignore[union-attr]
     assert (norms[1] < 1.1 * norms[0]).all()
