@@ -14,6 +14,7 @@ from torch._C import _autograd, _functorch
 from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from metalearn.errors import UsageError
 
@@ -30,9 +31,9 @@ def transformed() -> bool:
 
 
 def concrete() -> bool:
-    """Return True if Python may read the numbers in tensors: no `vmap`, and no compiler, is on."""
+    """Return True if Python may read the numbers in tensors: no `vmap`, compiler or trace is on."""
     kinds = {i.key() for i in retrieve_all_functorch_interpreters()}
-    readable = kinds <= {TransformType.Grad, TransformType.Jvp}
+    readable = kinds <= {TransformType.Grad, TransformType.Jvp} and get_proxy_mode() is None
     return readable and not torch.compiler.is_compiling()
 
 

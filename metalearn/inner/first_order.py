@@ -18,7 +18,7 @@ from metalearn.inner.solver import (
     Params,
     broadcast,
     check_tol,
-    value_and_grad,
+    gradient,
 )
 from metalearn.tree import detached, leaves_of, requires_grad_copy, task_norm
 
@@ -129,7 +129,7 @@ class GradientMethod(InnerSolver):
             state = replace(state, params=params, memory=memory)
         last = state.count + steps
         while state.count < last and (self.stopping() is None or state.moving.any()):
-            _, grads = value_and_grad(objective, state.params, create_graph)
+            grads = gradient(objective, state.params, create_graph)
             with torch.set_grad_enabled(create_graph):
                 state = self.step(state, grads, rates)
         return replace(state, count=last)

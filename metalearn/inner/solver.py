@@ -103,7 +103,9 @@ def value_and_grad(
                 "for each task"
             )
         leaves = list(params.values())
-        grads = partials(value.sum(), leaves, create_graph=create_graph)
+        # Made from nothing, so that a captured gradient does not need the value.
+        weights = torch.ones(tasks, dtype=value.dtype, device=value.device)
+        grads = partials([value], leaves, [weights], create_graph=create_graph)
     if all(g is None for g in grads):
         raise UsageError(
             f"params={list(params)}: expected tensors that the inner objective depends on, and it "
@@ -111,6 +113,14 @@ def value_and_grad(
         )
     found = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)]
     return value, found
+
+
+def gradient(objective: Objective, params: Params, create_graph: bool = False) -> list[Tensor]:
+    """Return the gradient as `value_and_grad` does, or by the objective's own method `gradient`."""
+    own: Callable[[Params, bool], list[Tensor]] | None = getattr(objective, "gradient", None)
+    if own is None:
+        return value_and_grad(objective, params, create_graph)[1]
+    return own(params, create_graph)
 
 
 def rounding(objective: Objective, value: Tensor) -> Tensor:

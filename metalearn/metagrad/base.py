@@ -18,7 +18,9 @@ from metalearn.inner import (
     InnerSolver,
     Objective,
     StepRates,
+    value_and_grad,
 )
+from metalearn.metagrad.captured_inner import captured_gradient
 from metalearn.metagrad.certificate import Certificate
 from metalearn.problem import BilevelProblem, Meta, Params, RatedProblem
 from metalearn.system.memory import keep_freed_memory_by_default
@@ -170,6 +172,11 @@ class InnerObjective:
 
     def __call__(self, params: Params) -> Tensor:
         return self.problem.inner_objective(params, self.meta, self.task)
+
+    def gradient(self, params: Params, create_graph: bool = False) -> list[Tensor]:
+        """Return the gradient, each (T, ...), by captured operations where the problem has them."""
+        found = captured_gradient(self.problem, params, self.meta, self.task, create_graph)
+        return value_and_grad(self, params, create_graph)[1] if found is None else found
 
 
 def step_rates(problem: BilevelProblem, meta: Meta) -> StepRates | None:

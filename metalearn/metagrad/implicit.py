@@ -21,6 +21,7 @@ from metalearn.metagrad.base import (
     outer_gradient,
     refuse_learned_rates,
 )
+from metalearn.metagrad.captured_inner import CapturedHessian
 from metalearn.metagrad.certificate import Certificate
 from metalearn.metagrad.curvature import Curvature, GaussNewton, Hessian, Recomputed
 from metalearn.metagrad.first_order import first_order_at
@@ -189,7 +190,8 @@ class Implicit(MetaGradient):
             Hessian if self.curvature == "hessian" else GaussNewton
         )
         if self.linearisation == "kept":
-            return make(problem, params, meta, task)
+            captured = CapturedHessian.of(problem, params, meta, task) if make is Hessian else None
+            return make(problem, params, meta, task) if captured is None else captured
         return Recomputed(make, problem, params, meta, task)
 
     def _damped(self, curvature: Curvature) -> Any:

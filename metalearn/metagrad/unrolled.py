@@ -13,6 +13,7 @@ from metalearn.autograd import add
 from metalearn.errors import UsageError
 from metalearn.inner import GradientMethod, InnerSolution, InnerSolver, LoopState, value_and_grad
 from metalearn.metagrad.base import (
+    InnerObjective,
     MetaGradient,
     MetaGradientResult,
     mean_over_tasks,
@@ -160,9 +161,7 @@ class Unrolled(MetaGradient):
                 self.inner, problem, meta, task, kept
             )
         constant = detached(meta)
-        value, inner_grads = value_and_grad(
-            lambda p: problem.inner_objective(p, constant, task), params
-        )
+        value, inner_grads = value_and_grad(InnerObjective(problem, constant, task), params)
         return MetaGradientResult(
             mean_over_tasks(meta, grads, len(value)),
             loss,
@@ -220,13 +219,12 @@ def back_through(
         meta. The gradient is summed over tasks, and None for a leaf without one.
     """
     constant, meta = detached(meta), requires_grad_copy(meta)
+    objective = InnerObjective(problem, constant, task)
 
     def forward(state: LoopState, steps: int) -> LoopState:
         rates, before = step_rates(problem, constant), torch_states()
         for some in [1] * steps if earlier else [steps]:
-            state = inner.advance(
-                lambda p: problem.inner_objective(p, constant, task), state, some, rates=rates
-            )
+            state = inner.advance(objective, state, some, rates=rates)
             if earlier and drawn_since(before):  # draw what `with_graph` draws for this step's loss
                 with torch.no_grad():
                     problem.outer_objective(state.params, constant, task)
@@ -237,9 +235,7 @@ def back_through(
         begin = end = state.requires_grad_copy()
         rates, losses = step_rates(problem, meta), []
         for some in [1] * steps if earlier else [steps]:
-            end = inner.advance(
-                lambda p: problem.inner_objective(p, meta, task), end, some, True, rates
-            )
+            end = inner.advance(InnerObjective(problem, meta, task), end, some, True, rates)
             if earlier and end.count < inner.steps:
                 losses.append(earlier * problem.outer_objective(end.params, meta, task)[0].sum())
         return begin, end, losses

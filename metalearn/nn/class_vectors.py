@@ -63,10 +63,10 @@ class ClassVectors:
         full._body = self._body and self._body.in_full_precision()
         return full
 
-    def centre(self, meta: Params, task: TaskBatch) -> Params:
+    def centre(self, meta: Params, task: TaskBatch, ways: int) -> Params:
         """Return the vectors' centre by name: (ways, ...) for all tasks, or (T, ways, ...)."""
         weight, bias = f"{self.prefix}weight", f"{self.prefix}bias"
-        ways, features = task.ways, self._head.features
+        features = self._head.features
         if self._head.start == "tied":
             return {weight: meta[weight].expand(ways, -1)}
         if self._head.start != "prototypes":

@@ -97,5 +97,7 @@ def make_head(kind: str, features: int, ways: int, learn_scale: bool = False) ->
 
 def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
     """Return the mean feature of each class: (T, n, F) and (T, n) labels to (T, ways, F)."""
-    members = nn.functional.one_hot(labels, ways).to(features.dtype)
+    # `one_hot` would read the labels' range from the tensor.
+    classes = torch.arange(ways, device=labels.device)
+    members = (labels[..., None] == classes).to(features.dtype)
     return members.mT @ features / members.sum(1)[..., None]

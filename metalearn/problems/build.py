@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from metalearn.captured import Capture
 from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.nn.body import Statistics, body_and_head, can_split
 from metalearn.nn.precision import Precision
@@ -32,11 +33,12 @@ def few_shot(
     loss: str | Loss | None = None,
     query_training: bool | None = None,
     precision: Precision = "full",
+    capture: Capture = "none",
 ) -> TrainableProblem:
     """Build `FewShot`, under a shared body where only the head adapts, with its learned parts.
 
     Args:
-        prox, prox_head, adapt, transductive, loss, query_training: as in `FewShot`.
+        prox, prox_head, adapt, transductive, loss, query_training, capture: as in `FewShot`.
         precision: as in `FewShot`; of the body alone where only the head adapts.
         statistics: as in `WithBody`; "population" needs adapt="head".
         learn_rates: True: a learned inner rate for each number; "layers": for each tensor and step.
@@ -60,7 +62,7 @@ def few_shot(
     if adapt == "head" and can_split(model) and not learned and query_training is None:
         body, head = body_and_head(model)
         _check_statistics(statistics, transductive)
-        on_features = FewShot(head, prox, prox_head=prox_head, loss=loss)
+        on_features = FewShot(head, prox, prox_head=prox_head, loss=loss, capture=capture)
         return WithBody(body, on_features, transductive, statistics, precision)
     if statistics != "task":
         raise UsageError(
@@ -70,7 +72,7 @@ def few_shot(
         )
     own = (0.0, None) if learn_prox else (prox, prox_head)
     problem: Any = FewShot(
-        model, own[0], transductive, adapt, own[1], loss, query_training, precision
+        model, own[0], transductive, adapt, own[1], loss, query_training, precision, capture
     )
     if learn_prox:
         problem = LearnedProx(problem, prox)

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from metalearn.captured import Capture, Captured
 from metalearn.errors import MAX_FLOAT32, UsageError
 from metalearn.nn import TaskBatched
 from metalearn.nn.body import head_layer
@@ -64,6 +65,11 @@ class FewShot(QueryStatistics):
             `model.train()` and `model.eval()` leave them in, at each call.
         precision: "bf16": convolutions and products of the model in bfloat16; parameters, losses
             and linear solves in float32. "full": all in the parameters' type.
+        capture: "replay": the operations of an inner gradient and of a Hessian product are captured
+            at their first call for each set of shapes, and run again from then on without autograd
+            and without the model's Python code. The numbers are the same. The first two runs are
+            compared with the model's own. "compile": `torch.compile` makes a program of what was
+            captured. "none": nothing is captured. See `metalearn.captured`.
 
     `meta` is `self.begin()`: the named parameters of the model without those of
     `requires_grad=False`. These are constants, neither adapted nor learned, and are read from the
@@ -87,6 +93,7 @@ class FewShot(QueryStatistics):
         loss: str | Loss | None = None,
         query_training: bool | None = None,
         precision: Precision = "full",
+        capture: Capture = "none",
     ) -> None:
         self._loss = select_loss(loss)
         for name, value in (("prox", prox), ("prox_head", prox_head)):
@@ -95,7 +102,7 @@ class FewShot(QueryStatistics):
                     f"{name}={value}; the proximal strength must be at least 0, and up to "
                     f"{MAX_FLOAT32:.1e}"
                 )
-        self.model = TaskBatched(model, precision)
+        self.model, self.captured = TaskBatched(model, precision), Captured.of(capture)
         self.prox, self.prox_head = prox, prox if prox_head is None else prox_head
         self.transductive, self.loss = transductive, loss
         self.query_training = query_training
@@ -138,11 +145,22 @@ class FewShot(QueryStatistics):
         """The rounding of the objectives as a fraction of them; None: that of their type."""
         return None if self.model.precision == "full" else torch.finfo(torch.bfloat16).eps
 
+    def capture_key(self) -> tuple[Any, ...]:
+        """Return what decides, beside the tensors, which operations the inner objective runs."""
+        modes = tuple(module.training for module in self._model.modules())
+        return (self.prox, self.prox_head, modes)
+
+    def constants(self) -> list[Tensor]:
+        """Return the tensors that the inner objective reads beside its arguments."""
+        own = dict(self._model.named_parameters())
+        return [*self._model.buffers(), *(own[name] for name in sorted(self._frozen))]
+
     def in_full_precision(self) -> FewShot:
         """Return the same problem with the model in the type of its parameters."""
         if self.model.precision == "full":
             return self
         problem = copy.copy(self)
+        problem.captured = None  # it serves one product of a meta-gradient
         problem.model = self.model.in_full_precision()
         problem._head = self._head and self._head.in_full_precision()
         return problem
@@ -190,15 +208,19 @@ class FewShot(QueryStatistics):
         per_task = self._head.names if self._head is not None and self._head.per_task else ()
         start = {
             name: p if name in per_task else p.expand(len(task), *p.shape)
-            for name, p in self._centre(meta, task).items()
+            for name, p in self._centre(meta, task, task.ways if self._head else 0).items()
         }
         if self._head is not None and self._head.solved:
             start |= self._head.solution(meta, task, self.prox_head, self._loss)
         return start
 
-    def _centre(self, meta: Params, task: TaskBatch) -> Params:
-        """Return the centre of the proximal term: each tensor common to all tasks, or (T, ...)."""
-        vectors = {} if self._head is None else self._head.centre(meta, task)
+    def _centre(self, meta: Params, task: TaskBatch, ways: int) -> Params:
+        """Return the centre of the proximal term: each tensor common to all tasks, or (T, ...).
+
+        Args:
+            ways: the number of class vectors of a symmetric head.
+        """
+        vectors = {} if self._head is None else self._head.centre(meta, task, ways)
         return {name: vectors[name] if name in vectors else meta[name] for name in self.adapted}
 
     def inner_objective(self, params: Params, meta: Params, task: TaskBatch) -> Tensor:
@@ -214,7 +236,9 @@ class FewShot(QueryStatistics):
         loss = self._loss(outputs["predictions"], task.support_y)
         if "params" not in outputs:
             return loss
-        phi, start = outputs["params"], self._centre(self._with_frozen(meta), task)
+        phi = outputs["params"]
+        ways = phi[self._head.names[0]].shape[1] if self._head else 0
+        start = self._centre(self._with_frozen(meta), task, ways)
         if self.prox == self.prox_head:
             return loss + self.prox * half_squared_distance([*phi.values()], [*start.values()])
         for strength, head in ((self.prox, False), (self.prox_head, True)):

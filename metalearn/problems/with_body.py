@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from metalearn.captured import Captured
 from metalearn.nn.body import Body, Statistics
 from metalearn.nn.precision import Precision
 from metalearn.nn.structure import frozen_parameters, refuse_frozen
@@ -153,6 +154,17 @@ class OnFeatures:
     def __init__(self, problem: CompositeProblem) -> None:
         self.problem = problem
         self.prox = float(getattr(problem, "prox", 0.0))
+        self.captured: Captured | None = getattr(problem, "captured", None)
+
+    def capture_key(self) -> Hashable:
+        """Return the key of the problem on features."""
+        found: Hashable = getattr(self.problem, "capture_key", tuple)()
+        return found
+
+    def constants(self) -> list[Tensor]:
+        """Return those of the problem on features."""
+        found: list[Tensor] = getattr(self.problem, "constants", list)()
+        return found
 
     def init(self, meta: Any, task: TaskBatch) -> Params:
         return self.problem.init(meta["rest"], _with_features(meta, task))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import register_dataclass
 
 
 @dataclass(frozen=True)
@@ -46,3 +47,6 @@ class TaskBatch:
             return y if x.is_floating_point() else y.to(x.dtype)
 
         return TaskBatch(*(move(getattr(self, f.name)) for f in fields(self)))
+
+
+register_dataclass(TaskBatch)

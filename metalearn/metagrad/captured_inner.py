@@ -1,0 +1,171 @@
+"""The inner gradient and the inner Hessian of a problem whose operations are captured."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from metalearn.captured import Captured, Program
+from metalearn.inner.solver import value_and_grad
+from metalearn.metagrad.curvature import Hessian
+from metalearn.problem import BilevelProblem, Meta, Params
+from metalearn.tree import Raveler, detached, leaves_of, requires_grad_copy
+
+PLAIN = (bool, int, float, str, type(None))
+"""The types of what meta and task may hold beside tensors."""
+
+
+def captured_gradient(
+    problem: BilevelProblem, params: Params, meta: Meta, task: Any, create_graph: bool = False
+) -> list[Tensor] | None:
+    """Return the inner gradient, each (T, ...); None if it is not captured.
+
+    With `create_graph` it can be differentiated once, in params and meta.
+    """
+    inputs = _Inputs.of(problem, params, meta, task)
+    if inputs is None:
+        return None
+    if create_graph:
+        program = _linearised(problem, inputs, [p.contiguous() for p in params.values()])
+        return None if program is None else list(_Gradient.apply(program, inputs, *inputs.tensors))
+    if any(0 in p.stride() for p in params.values()):
+        return None  # the start of a loop, which has a layout of its own and comes once
+
+    def gradient(*tensors: Tensor) -> list[list[Tensor]]:
+        params, meta, task = inputs.filled(tensors)
+        return [value_and_grad(lambda p: problem.inner_objective(p, meta, task), params)[1]]
+
+    key, constants = ("gradient", inputs.key), inputs.constants
+    program = inputs.store.program(key, gradient, inputs.tensors, constants=constants)
+    return None if program is None else program.begin(inputs.tensors)[0]
+
+
+class CapturedHessian:
+    """A `Curvature`: the Hessian, whose products read what the first pass has kept."""
+
+    def __init__(self, program: Program, tensors: Sequence[Tensor]) -> None:
+        (self.objective, *self.gradient), self._kept = program.begin(tensors)
+        self._program = program
+
+    @classmethod
+    def of(
+        cls, problem: BilevelProblem, params: Params, meta: Meta, task: Any
+    ) -> CapturedHessian | None:
+        """Return the Hessian at params; None if it is not captured."""
+        inputs = _Inputs.of(problem, params, meta, task)
+        if inputs is None:
+            return None
+        # Linear solvers hand over the rows of one matrix.
+        rows = Raveler.of(detached(params), batched=True, as_it_lies=True)
+        v = rows.unravel(rows.ravel(detached(params)))
+        program = _linearised(problem, inputs, list(v.values()))
+        return None if program is None else cls(program, inputs.tensors)
+
+    def matvec(self, v: list[Tensor], last: bool = False) -> list[Tensor]:
+        return self._program.finish(1, self._kept, v)
+
+    def mixed(self, x: list[Tensor]) -> list[Tensor | None]:
+        return [m if m.numel() else None for m in self._program.finish(2, self._kept, x)]
+
+
+def _linearised(problem: BilevelProblem, inputs: _Inputs, v: list[Tensor]) -> Program | None:
+    """Return the captured objective and inner gradient, Hessian products and mixed partials.
+
+    An empty tensor stands for the mixed partial of a leaf on which the gradient does not depend.
+
+    Args:
+        v: an example of what the Hessian is multiplied by.
+    """
+    number = len(v)
+
+    def products(*tensors: Tensor) -> list[list[Tensor]]:
+        params, meta, task = inputs.filled(tensors[:-number])
+        v = list(tensors[-number:])
+        own = Hessian(problem, requires_grad_copy(params), requires_grad_copy(meta), task)
+        curved = own.matvec(v)
+        mixed = [v[0].new_empty(0) if m is None else m for m in own.mixed(v)]
+        return [[own.objective, *own.gradient], curved, mixed]
+
+    key = ("linearised", inputs.key)
+    return inputs.store.program(
+        key, products, [*inputs.tensors, *v], late=number, constants=inputs.constants
+    )
+
+
+class _Gradient(torch.autograd.Function):
+    """The inner gradient, with the captured products as its derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, program: Program, inputs: _Inputs, *tensors: Tensor) -> Any:
+        (_, *gradient), kept = program.begin(tensors)
+        ctx.program, ctx.others = program, inputs.sizes[2]
+        ctx.save_for_backward(*kept)
+        return tuple(gradient)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *v: Tensor) -> Any:
+        kept = list(ctx.saved_tensors)
+        by_params, by_meta = (ctx.program.finish(part, kept, v) for part in (1, 2))
+        return (
+            None,
+            None,
+            *by_params,
+            *(m if m.numel() else None for m in by_meta),
+            *[None] * ctx.others,
+        )
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The params, meta and task of an inner objective, taken apart.
+
+    Args:
+        tensors: with their graphs.
+        constants: the tensors that the inner objective reads beside them.
+        sizes: the numbers of tensors in params, meta and task.
+        plain: the leaves that are no tensors, with the class `Tensor` in the place of each tensor.
+    """
+
+    store: Captured
+    key: Hashable
+    tensors: list[Tensor]
+    constants: list[Tensor]
+    sizes: list[int]
+    plain: tuple[Any, ...]
+    spec: TreeSpec
+
+    @classmethod
+    def of(cls, problem: BilevelProblem, params: Params, meta: Meta, task: Any) -> _Inputs | None:
+        """Return the inputs; None if the problem is not captured, or they are not plain."""
+        store: Captured | None = getattr(problem, "captured", None)
+        if store is None:
+            return None
+        leaves, spec = tree_flatten((params, meta, task))
+        plain = tuple(Tensor if isinstance(x, Tensor) else x for x in leaves)
+        if odd := [x for x in plain if x is not Tensor and not isinstance(x, PLAIN)]:
+            store.warn(
+                f"capture: meta or the task holds a {type(odd[0]).__name__}, expected tensors. "
+                "The inner loop runs uncaptured; register the class with torch's pytree, or set "
+                "capture=none."
+            )
+            return None
+        own: Hashable = getattr(problem, "capture_key", tuple)()
+        constants: list[Tensor] = getattr(problem, "constants", list)()
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        sizes = [
+            sum(isinstance(x, Tensor) for x in leaves_of(part)) for part in (params, meta, task)
+        ]
+        return cls(store, (type(problem), own, plain, spec), tensors, constants, sizes, plain, spec)
+
+    def filled(self, tensors: Sequence[Tensor]) -> Any:
+        """Return (params, meta, task) of other tensors."""
+        given = iter(tensors)
+        leaves = [next(given) if x is Tensor else x for x in self.plain]
+        return tree_unflatten(leaves, self.spec)
