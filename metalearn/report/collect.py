@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,6 +99,11 @@ def results(folder: Path) -> tuple[list[Result], list[Result], list[Run]]:
                 titles[where] = f"Evaluation: {whose}, tested on {found[0].setting}"
     lone = [replace(result, title=titles.get(result.where, result.title)) for result in lone]
     trained = supersede(list(runs.values()), by_run)
+    shared = Counter(study.title for study in studies)
+    studies = [
+        replace(study, title=f"{study.title} ({study.where})") if shared[study.title] > 1 else study
+        for study in studies
+    ]
     return sorted(studies, key=lambda s: (s.where.count("/"), s.where)), lone, trained
 
 

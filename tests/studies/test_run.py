@@ -220,6 +220,15 @@ def test_the_index_lists_what_has_a_provenance_and_survives_what_has_none(tmp_pa
     assert "list" not in index.split("|---|")[-1] and index.count("squares/table.md") == 1
 
 
+def test_the_index_tells_results_of_one_title_apart(tmp_path):
+    for name in ("squares", "squares_again"):
+        to = Publication(name, {}, tmp_path / "results", tmp_path / "runs")
+        run_study(Squares(1, seen=([],)), to, CPU)
+    index = (tmp_path / "results" / "README.md").read_text()
+    titles = [line.partition("](")[0] for line in index.splitlines() if "/table.md)" in line]
+    assert [title.rpartition(" ")[2] for title in titles] == ["(squares)", "(squares_again)"]
+
+
 def test_rows_go_to_wandb(tmp_path):
     to = Publication("squares", {}, tmp_path / "results", tmp_path / "runs", wandb="offline")
     run_study(Squares(2, seen=([],)), to, CPU)

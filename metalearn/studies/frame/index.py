@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,13 @@ def write_index(results: Path) -> None:
         UsageError: as `read_origins` does.
     """
     lines = [HEAD, "| what | command | commit | date |", "|---|---|---|---|"]
-    for where, origin in read_origins(results).items():
+    origins = read_origins(results)
+    titles = Counter(origin.get("title") for origin in origins.values())
+    for where, origin in origins.items():
         link = where.parent / "table.md" if where.name == "provenance.json" else where
         title = origin.get("title") or where.with_suffix("").as_posix()
+        if titles[title] > 1:
+            title += f" ({where.parent.as_posix()})"
         command = f"`{origin['command']}`" if "command" in origin else "not recorded"
         commit = short(origin.get("commit")) or "none"
         cells = [f"[{title}]({link.as_posix()})", command, commit, str(origin["date"])[:10]]

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from metalearn.captured import Capture
 from metalearn.inner import GradientDescent
 from metalearn.linear_solve import CG
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
@@ -55,14 +56,18 @@ class Competitor:
         return not self.library or importlib.util.find_spec(self.library) is not None
 
 
-def ours(metagrad: Callable[[Workload], MetaGradient], precision: Precision = "full") -> Make:
+def ours(
+    metagrad: Callable[[Workload], MetaGradient],
+    precision: Precision = "full",
+    capture: Capture = "none",
+) -> Make:
     """Return the function that prepares our meta-gradient of a setting."""
 
     def make(setting: Setting) -> Run:
         w = setting.workload
         differentiate = metagrad(w)
         prox = w.prox if w.method == "imaml" else 0.0
-        problem = FewShot(setting.model, prox, precision=precision)
+        problem = FewShot(setting.model, prox, precision=precision, capture=capture)
         meta = dict(setting.model.named_parameters())
 
         def run() -> Gradient:
@@ -111,6 +116,7 @@ _WRONG = "torch's batch norm has a wrong second derivative under vmap"
 COMPETITORS: dict[str, dict[str, Competitor]] = {
     "imaml": {
         "ours": Competitor(ours(BATCHED["imaml"])),
+        "ours, captured": Competitor(ours(BATCHED["imaml"], capture="replay")),
         "ours, recomputed": Competitor(ours(partial(_implicit, linearisation="recomputed"))),
         "ours, Gauss-Newton": Competitor(
             ours(partial(_implicit, curvature="gauss_newton")), differs="Gauss-Newton curvature"
@@ -130,6 +136,7 @@ COMPETITORS: dict[str, dict[str, Competitor]] = {
     },
     "maml": {
         "ours": Competitor(ours(BATCHED["maml"])),
+        "ours, captured": Competitor(ours(BATCHED["maml"], capture="replay")),
         "ours, by higher": Competitor(
             ours(lambda w: Unrolled(_descent(w), "higher")), in_flight="one"
         ),
