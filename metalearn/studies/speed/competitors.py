@@ -39,6 +39,8 @@ class Competitor:
         differs: the reason why the gradient is another one, "" for none. Such a competitor is
             timed, and not compared.
         choose: measures before the timing which variant of `make` is the fastest.
+        default: False: a variant of ours by an option that is off by default. Peers are not
+            compared with it.
     """
 
     make: Callable[[Setting], Run]
@@ -46,6 +48,7 @@ class Competitor:
     in_flight: Literal["one", "all"] = "all"
     differs: str = ""
     choose: Callable[[Make, Setting], Make] = _no_choice
+    default: bool = True
 
     def prepare(self, setting: Setting) -> Make:
         """Return `make` with the choices by measurement made for that setting."""
@@ -116,7 +119,7 @@ _WRONG = "torch's batch norm has a wrong second derivative under vmap"
 COMPETITORS: dict[str, dict[str, Competitor]] = {
     "imaml": {
         "ours": Competitor(ours(BATCHED["imaml"])),
-        "ours, captured": Competitor(ours(BATCHED["imaml"], capture="replay")),
+        "ours, captured": Competitor(ours(BATCHED["imaml"], capture="replay"), default=False),
         "ours, recomputed": Competitor(ours(partial(_implicit, linearisation="recomputed"))),
         "ours, Gauss-Newton": Competitor(
             ours(partial(_implicit, curvature="gauss_newton")), differs="Gauss-Newton curvature"
@@ -136,7 +139,7 @@ COMPETITORS: dict[str, dict[str, Competitor]] = {
     },
     "maml": {
         "ours": Competitor(ours(BATCHED["maml"])),
-        "ours, captured": Competitor(ours(BATCHED["maml"], capture="replay")),
+        "ours, captured": Competitor(ours(BATCHED["maml"], capture="replay"), default=False),
         "ours, by higher": Competitor(
             ours(lambda w: Unrolled(_descent(w), "higher")), in_flight="one"
         ),

@@ -95,10 +95,15 @@ def fastest(part: pd.DataFrame, libraries_only: bool = False) -> Any:
 
 
 def lead(part: pd.DataFrame) -> Any:
-    """Return the row of our fastest variant with the same gradient, or None."""
+    """Return the row of our fastest variant with the same gradient and no option, or None."""
     leads = equal(part)
     leads = leads[leads.lead.astype(bool)]
     return None if leads.empty else leads.iloc[0]
+
+
+def _row(part: pd.DataFrame, competitor: str) -> Any:
+    found = part[part.competitor == competitor]
+    return None if found.empty else found.iloc[0]
 
 
 def curves(rows: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
@@ -282,6 +287,7 @@ def _workload_facts(part: pd.DataFrame, imported: pd.DataFrame, name: str) -> di
         "peer": fastest(part),
         "library": fastest(part, libraries_only=True),
         "imported": fastest(imported),
+        "captured": _row(agreeing, "ours, captured"),
         "leanest": None if peers.empty else peers.sort_values("task_bytes").iloc[0],
         "agreeing": agreeing.to_dict("records"),
         "error_smooth": agreeing.error_smooth.max(),

@@ -167,7 +167,8 @@ class SpeedStudy:
                 "floor_operations": operations(w),
                 "product_rate": rate,
             }
-        own = [timing for timing, row in rows.items() if not row["library"] and same(row)]
+        ours = [t for t in rows if not rows[t]["library"] and chosen[t[0]].default]
+        own = [timing for timing in ours if same(rows[timing])]
         lead = min(own, key=lambda timing: rows[timing]["seconds"], default=None)
         for timing, row in rows.items():
             row["lead"] = timing == lead
