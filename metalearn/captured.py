@@ -8,20 +8,23 @@ asked for. The operations are the same, and so are the numbers.
 
 from __future__ import annotations
 
-import math
+import operator
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from metalearn.autograd import transformed
 from metalearn.errors import UsageError
 from metalearn.system.random_state import replayed, torch_states
-from metalearn.tree import relative_error
+from metalearn.tree import task_norm
 
 Capture = Literal["none", "replay", "compile"]
 """The way to run inner gradients: uncaptured, operation by operation, or compiled by inductor."""
@@ -32,15 +35,31 @@ Function = Callable[..., list[list[Tensor]]]
 CHECKED = 2
 """The number of first runs of a captured function that are compared with the function itself."""
 
-TOLERANCE = 0.05
-"""The relative difference above which a captured function is refused.
+KINKS = 0.05
+"""The relative difference that a compiled function, or one of narrow types, may have.
 
-Replayed operations give the same numbers. A compiler adds in another order, which may move a unit
-across a kink, and rounds bfloat16 elsewhere. A larger difference is that of another function.
+A compiler adds in another order, which can move a unit across a kink. The numbers of replayed
+operations differ by rounding alone, where tensors lie differently in memory.
 """
 
 MOST_PROGRAMS = 64
-"""The number of captured functions that a problem keeps; then the oldest is dropped."""
+"""The number of captured functions that a problem keeps; then that of the oldest use is dropped."""
+
+FRESH = torch.ops.aten.lift_fresh_copy.default
+"""The operation that makes a tensor of a number written in the code."""
+
+READS = {
+    Tensor.tolist,
+    Tensor.numpy,
+    Tensor.item,
+    Tensor.__array__,
+    Tensor.__bool__,
+    Tensor.__float__,
+    Tensor.__int__,
+    Tensor.__index__,
+    Tensor.__complex__,
+}
+"""The methods by which Python reads numbers from tensors."""
 
 
 class NotCaptured(Exception):
@@ -54,7 +73,8 @@ class Captured:
     run the same operations whenever the shapes are equal, but for what these methods say, which it
     may have:
 
-    - `capture_key()` returns what else decides which operations run, such as a module's mode;
+    - `capture_key()` returns what else decides which operations run, such as a module's mode and
+      the numbers that it holds in Python;
     - `constants()` returns the tensors that the objective reads beside params, meta and task.
 
     Copies of the problem share it. A pickled or deeply copied one is empty.
@@ -65,8 +85,8 @@ class Captured:
 
     def __init__(self, compiled: bool = False) -> None:
         self.compiled = compiled
-        self._programs: dict[Hashable, Program | None] = {}
-        self._warned = False
+        self._programs: OrderedDict[Hashable, Program | None] = OrderedDict()
+        self._warned: set[str] = set()
 
     @classmethod
     def of(cls, capture: Capture) -> Captured | None:
@@ -84,118 +104,135 @@ class Captured:
     def __reduce__(self) -> tuple[type[Captured], tuple[bool]]:
         return Captured, (self.compiled,)
 
-    def program(
-        self,
-        key: Hashable,
-        function: Function,
-        inputs: Sequence[Tensor],
-        late: int = 0,
-        constants: Sequence[Tensor] = (),
-    ) -> Program | None:
+    def program(self, key: Hashable, function: Function, inputs: Inputs) -> Program | None:
         """Return the captured function, or None for a function that has to be run as it is.
 
-        The first such function gives a warning.
+        The first function of each kind that cannot be captured gives a warning.
 
         Args:
             key: what decides, beside the inputs' shapes, which operations the function runs.
-            function: maps the inputs to tensors, and may use autograd.
-            late: the number of last inputs that `Program.finish` takes.
-            constants: the tensors that the function reads beside its inputs.
+            function: maps the early and the late inputs to tensors, and may use autograd.
+
+        Raises:
+            UsageError: the key is not hashable.
         """
         if transformed() or _get_current_dispatch_mode() is not None:
             return None
-        shapes = tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs)
-        narrowed = frozenset(torch.is_autocast_enabled(x.device.type) for x in inputs)
-        beside = tuple(map(_memory, constants))
-        own = (key, shapes, late, beside, narrowed, torch.get_default_dtype())
-        if own in self._programs:
+        own = (key, inputs.described(), torch.get_default_dtype())
+        try:
+            known = own in self._programs
+        except TypeError as error:
+            raise UsageError(
+                f"capture_key: expected a hashable value ({error}). Return a tuple."
+            ) from error
+        if known:
+            self._programs.move_to_end(own)
             found = self._programs[own]
-            if found is not None:
-                found.check(function, inputs)
+            if found is not None and not found.checked(function, inputs):
+                self.warn("gives other numbers than the problem at its second run")
+                found = self._programs[own] = None
             return found
-        while len(self._programs) >= MOST_PROGRAMS:
-            del self._programs[next(iter(self._programs))]
-        self._programs[own] = self._new(function, inputs, late, beside)
+        self._programs[own] = self._new(function, inputs)
+        if len(self._programs) > MOST_PROGRAMS:
+            self._programs.popitem(last=False)
+            self.warn(f"was captured for more than {MOST_PROGRAMS} sets of shapes, and again")
         return self._programs[own]
 
-    def warn(self, sentence: str) -> None:
-        """Give the first warning of this problem."""
-        if not self._warned:
-            warnings.warn(sentence, stacklevel=4)
-        self._warned = True
+    def warn(self, reason: str) -> None:
+        """Warn that the inner objective has this property, once for each."""
+        if reason not in self._warned:
+            warnings.warn(
+                f"capture: the inner objective {reason}. Where it is not captured it runs as it "
+                "is. Set capture=none.",
+                stacklevel=4,
+            )
+        self._warned.add(reason)
 
-    def _new(
-        self, function: Function, inputs: Sequence[Tensor], late: int, beside: Sequence[int]
-    ) -> Program | None:
+    def _new(self, function: Function, inputs: Inputs) -> Program | None:
         for compiled in (True, False) if self.compiled else (False,):
             try:
-                return Program(function, inputs, late, beside, compiled)
+                return Program(function, inputs, compiled)
             except NotCaptured as error:
-                self.warn(f"{error}. It runs uncaptured; set capture=none.")
+                self.warn(f"cannot be captured: {error}")
                 return None
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 if not compiled:
                     raise
-                reason = " ".join(str(error).split())[:120]
-                self.warn(f"torch.compile failed ({reason}). Set capture=replay.")
+                self.warn(f"is not compiled, since torch.compile failed ({_in_short(error)})")
         return None
 
 
-class Program:
-    """A captured function in parts. Part 0 depends on the early inputs alone, and runs first.
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a captured function.
 
     Args:
-        late: the number of last inputs, which the other parts take.
-        beside: the addresses in memory of the tensors that the function reads beside its inputs.
-        compiled: True: each part is compiled at its first run.
+        early: those of the first pass.
+        late: those that are known later, of which the parts after the first depend.
+        constants: the tensors that the function reads beside its inputs.
+        rounding: the relative rounding of the function, if it is not that of the inputs' types.
+    """
+
+    early: Sequence[Tensor]
+    late: Sequence[Tensor] = ()
+    constants: Sequence[Tensor] = ()
+    rounding: float | None = None
+
+    def all(self) -> list[Tensor]:
+        return [x.detach() for x in (*self.early, *self.constants, *self.late)]
+
+    def described(self) -> Hashable:
+        """Return what the operations depend on: shapes, layouts, types, and what autocast does."""
+        everything = self.all()
+        kinds = sorted({x.device.type for x in everything})
+        narrowed = tuple(
+            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            for kind in kinds
+        )
+        sizes = len(self.early), len(self.constants), len(self.late)
+        return sizes, narrowed, tuple((x.shape, x.stride(), x.dtype, x.device) for x in everything)
+
+
+class Program:
+    """A captured function in parts, the first of which depends on no late input.
 
     Raises:
         NotCaptured: the function cannot be captured.
-        UsageError: its results are not those of the function.
     """
 
-    def __init__(
-        self,
-        function: Function,
-        inputs: Sequence[Tensor],
-        late: int = 0,
-        beside: Sequence[int] = (),
-        compiled: bool = False,
-    ) -> None:
+    def __init__(self, function: Function, inputs: Inputs, compiled: bool = False) -> None:
         sizes: list[int] = []
 
-        def flat(*leaves: Tensor) -> list[Tensor]:
-            parts = function(*leaves)
+        def flat(*given: Tensor) -> list[Tensor]:
+            parts = function(*given)
             sizes[:] = map(len, parts)
             return [x.detach() for part in parts for x in part]
 
-        inputs = [x.detach() for x in inputs]
         with replayed(torch_states()):  # draws no random numbers of the caller's
-            module = _traced(flat, inputs, beside)
+            module, given = _traced(flat, inputs)
         *nodes, output = module.graph.nodes
-        given = [node for node in nodes if node.op == "placeholder"]
-        self._early = len(inputs) - late
-        self._strides = [x.stride() for x in inputs[self._early :]]
-        early, late_inputs = given[: self._early], given[self._early :]
+        late = given[len(given) - len(inputs.late) :]
+        early = given[: len(given) - len(late)]
         results = iter(output.args[0])
         parts = [[next(results) for _ in range(size)] for size in sizes]
-        after = _dependents(nodes, late_inputs)
+        after = _dependents(nodes, late)
         read = {a for n in after for a in n.all_input_nodes} | {n for part in parts for n in part}
-        handed = [n for n in nodes if n in read and n not in after and n not in late_inputs]
-        self._first = len(parts[0])
-        before = [n for n in nodes if n not in after and n not in given]
-        last = [n for n in nodes if n in after]
+        handed = [n for n in nodes if n in read and n not in after and n not in late]
+        before = [n for n in nodes if n not in after and n.op != "placeholder"]
+        self._first, self._strides = len(parts[0]), [x.stride() for x in inputs.late]
         self._begin = _part(module, before, early, [*parts[0], *handed], compiled)
-        self._finish = [
-            _part(module, last, [*handed, *late_inputs], part, compiled) for part in parts[1:]
-        ]
-        self._unchecked = CHECKED
-        self.check(function, inputs)
+        then = [n for n in nodes if n in after]
+        self._finish = [_part(module, then, [*handed, *late], p, compiled) for p in parts[1:]]
+        self._compiled, self._unchecked = compiled, CHECKED
+        if not self.checked(function, inputs):
+            raise NotCaptured("its captured operations give other numbers")
 
-    def begin(self, early: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def begin(self, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
         """Return the results of part 0, and the tensors that the other parts read."""
         with torch.no_grad():
-            found = self._begin(*(x.detach() for x in early))
+            found = self._begin(*(x.detach() for x in (*inputs.early, *inputs.constants)))
         return list(found[: self._first]), list(found[self._first :])
 
     def finish(self, part: int, handed: list[Tensor], late: Sequence[Tensor]) -> list[Tensor]:
@@ -210,54 +247,111 @@ class Program:
             ]
             return list(self._finish[part - 1](*handed, *laid_out))
 
-    def check(self, function: Function, inputs: Sequence[Tensor]) -> None:
-        """Compare the first runs with the function itself, the parts after 0 twice."""
+    def checked(self, function: Function, inputs: Inputs) -> bool:
+        """Return whether a run agrees with the function itself; only the first runs are compared.
+
+        The parts after the first run twice, since they may not change what they read.
+        """
         if not self._unchecked:
-            return
-        inputs, states = [x.detach() for x in inputs], torch_states()
+            return True
+        states = torch_states()
         with replayed(states):
-            expected = function(*inputs)
-        early, late = inputs[: self._early], inputs[self._early :]
+            expected = function(*(x.detach() for x in (*inputs.early, *inputs.late)))
         with replayed(states):
-            first, handed = self.begin(early)
-            found = [first, *(self.finish(i, handed, late) for i in range(1, len(expected)))]
-            again = [first, *(self.finish(i, handed, late) for i in range(1, len(expected)))]
-        for parts in (found, again):
-            error = relative_error(parts, expected)
-            if math.isnan(error):  # the numbers are not finite, or all 0; the next run is checked
-                return
-            if error > TOLERANCE:
-                raise UsageError(
-                    f"capture: the captured inner gradient differs by {error:.1g} from the one "
-                    "that is run as it is, expected the same. Its Python code runs other "
-                    "operations at each call; set capture=none."
-                )
+            first, handed = self.begin(inputs)
+            for _ in range(2):
+                rest = [self.finish(i, handed, inputs.late) for i in range(1, len(expected))]
+        if not all(x.isfinite().all() for part in expected for x in part):
+            return True  # numbers that say nothing; the next run is compared
         self._unchecked -= 1
+        # The objective apart, since it may be so large that it hides an error of the gradient.
+        parts = [(first[:1], expected[0][:1]), (first[1:], expected[0][1:])]
+        parts += zip(rest, expected[1:], strict=True)
+        return all(self._agree(found, own, inputs.rounding) for found, own in parts)
+
+    def _agree(self, found: list[Tensor], expected: list[Tensor], rounding: float | None) -> bool:
+        """Return whether the difference of two lists is that of rounding."""
+        if not expected:
+            return True
+        tolerances = [1e4 * torch.finfo(x.dtype).eps for x in expected]
+        if self._compiled or rounding is not None:
+            tolerances.append(KINKS)
+        wide = [[x.double().flatten()[None] for x in part] for part in (found, expected)]
+        away = task_norm([a - b for a, b in zip(*wide, strict=True)])
+        return bool(away <= max(tolerances) * task_norm(wide[1]))
+
+
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
+
+
+class _NoReads(TorchFunctionMode):
+    """The context in which Python may read no number from a tensor."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in READS:
+            raise NotCaptured("it reads a number from a tensor")
+        return func(*args, **kwargs or {})
 
 
 def _traced(
-    function: Callable[..., list[Tensor]], inputs: Sequence[Tensor], beside: Sequence[int]
-) -> fx.GraphModule:
+    function: Callable[..., list[Tensor]], inputs: Inputs
+) -> tuple[fx.GraphModule, list[fx.Node]]:
+    """Return the operations, and the nodes of the early inputs, the constants and the late inputs.
+
+    Raises:
+        NotCaptured: the function reads numbers or unknown tensors, or its shapes depend on numbers.
+    """
+    if any(x.layout != torch.strided for x in inputs.constants):
+        raise NotCaptured("it reads a sparse tensor")
+    given = [x.detach() for x in (*inputs.early, *inputs.late)]
     try:
-        module = make_fx(function)(*inputs)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:120]
-        if "_local_scalar_dense" in reason:
-            reason = "it reads a number from a tensor"
-        raise NotCaptured(f"the inner objective cannot be captured: {reason}") from error
-    fresh = torch.ops.aten.lift_fresh_copy.default  # a number written in the code
-    for node in module.graph.find_nodes(op="get_attr"):
-        known = _memory(getattr(module, node.target)) in beside
-        if not known and any(user.target is not fresh for user in node.users):
-            raise NotCaptured(
-                "the inner objective cannot be captured: it reads a tensor that is in neither "
-                "params, meta nor task"
-            )
-    return module
+        with _NoReads():
+            module = make_fx(function)(*given)
+    except torch.OutOfMemoryError:
+        raise
+    except (NotImplementedError, RuntimeError) as error:
+        reads = "_local_scalar_dense" in str(error)
+        raise NotCaptured(
+            "it reads a number from a tensor" if reads else _in_short(error)
+        ) from error
+    graph = module.graph
+    placeholders = graph.find_nodes(op="placeholder")
+    known = {_place(x): i for i, x in enumerate(inputs.constants)}
+    with graph.inserting_before(
+        placeholders[len(inputs.early)] if inputs.late else next(iter(graph.nodes))
+    ):
+        own = [graph.placeholder(f"constant_{i}") for i in range(len(inputs.constants))]
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            constant = known.get(_place(getattr(module, node.target)))
+            if constant is not None:
+                node.replace_all_uses_with(own[constant])
+            elif any(user.target is not FRESH for user in node.users):
+                raise NotCaptured("it reads a tensor that is in neither params, meta nor task")
+        if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()) or _is_masked(node):
+            raise NotCaptured("the shape of a tensor depends on the numbers in another")
+    early = len(inputs.early)
+    return module, [*placeholders[:early], *own, *placeholders[early:]]
 
 
-def _memory(x: Tensor) -> int:
-    return x.untyped_storage().data_ptr()
+def _place(x: Tensor) -> Hashable:
+    """Return where in memory a tensor lies, and how."""
+    return x.untyped_storage().data_ptr(), x.storage_offset(), x.shape, x.stride(), x.dtype
+
+
+def _is_masked(node: fx.Node) -> bool:
+    """Return whether the node takes the elements of a tensor that a mask of booleans selects."""
+    if node.target is not torch.ops.aten.index.Tensor:
+        return False
+    masks = (torch.bool, torch.uint8)
+    return any(i.meta["val"].dtype in masks for i in node.all_input_nodes[1:])
 
 
 def _dependents(nodes: Sequence[fx.Node], sources: Sequence[fx.Node]) -> set[fx.Node]:
@@ -276,7 +370,7 @@ def _part(
     outputs: Sequence[fx.Node],
     compiled: bool,
 ) -> Callable[..., Sequence[Tensor]]:
-    """Return the nodes that lead from the inputs to the outputs, as a function."""
+    """Return those of the nodes that the outputs need, as a function of the inputs."""
     graph = fx.Graph()
     copies = {node: graph.placeholder(node.name) for node in inputs}
     for node in _needed(module.graph, nodes, outputs):
@@ -294,19 +388,36 @@ def _part(
 def _needed(graph: fx.Graph, nodes: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> list[fx.Node]:
     """Return those of the nodes that the outputs depend on, in order.
 
-    An operation in place is needed where its result is, or where what it writes to is read later.
+    An operation that writes in place is needed where what it writes to is read later. All random
+    operations are kept, so that the same random numbers are drawn.
     """
     owner: dict[fx.Node, fx.Node] = {}  # of the memory that a node's result lies in
     for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        shares = schema is not None and any(r.alias_info is not None for r in schema.returns)
-        owner[node] = owner[node.all_input_nodes[0]] if shares else node
+        owner[node] = owner[node.all_input_nodes[0]] if _shares(node) else node
     wanted, read, found = set(outputs), {owner[node] for node in outputs}, []
     for node in reversed(nodes):
-        schema = getattr(node.target, "_schema", None)
-        writes = schema is not None and schema.is_mutable
-        if node in wanted or (writes and owner[node] in read):
+        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if node in wanted or random or any(owner[a] in read for a in _written(node)):
             found.append(node)
             wanted.update(node.all_input_nodes)
             read.update(owner[a] for a in node.all_input_nodes)
     return found[::-1]
+
+
+def _shares(node: fx.Node) -> bool:
+    """Return whether the result lies in the memory of the first input."""
+    if node.target is operator.getitem:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(r.alias_info is not None for r in schema.returns)
+
+
+def _written(node: fx.Node) -> list[fx.Node]:
+    """Return the inputs that the operation writes to."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
+    written = [given.get(a.name) for a in schema.arguments if a.is_write]
+    nodes = [x for part in written for x in (part if isinstance(part, Sequence) else [part])]
+    return [x for x in nodes if isinstance(x, fx.Node)]

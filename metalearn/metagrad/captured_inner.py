@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from metalearn.captured import Captured, Program
+from metalearn.captured import Captured, Inputs, Program
 from metalearn.inner.solver import value_and_grad
 from metalearn.metagrad.curvature import Hessian
 from metalearn.problem import BilevelProblem, Meta, Params
@@ -28,12 +28,16 @@ def captured_gradient(
 
     With `create_graph` it can be differentiated once, in params and meta.
     """
-    inputs = _Inputs.of(problem, params, meta, task)
+    inputs = _Inner.of(problem, params, meta, task)
     if inputs is None:
         return None
     if create_graph:
-        program = _linearised(problem, inputs, [p.contiguous() for p in params.values()])
-        return None if program is None else list(_Gradient.apply(program, inputs, *inputs.tensors))
+        if inputs.depend_on_more():
+            return None
+        linearised = _linearised(problem, inputs, [p.contiguous() for p in params.values()])
+        if linearised is None:
+            return None
+        return list(_Gradient.apply(*linearised, inputs, *inputs.tensors))
     if any(0 in p.stride() for p in params.values()):
         return None  # the start of a loop, which has a layout of its own and comes once
 
@@ -41,16 +45,16 @@ def captured_gradient(
         params, meta, task = inputs.filled(tensors)
         return [value_and_grad(lambda p: problem.inner_objective(p, meta, task), params)[1]]
 
-    key, constants = ("gradient", inputs.key), inputs.constants
-    program = inputs.store.program(key, gradient, inputs.tensors, constants=constants)
-    return None if program is None else program.begin(inputs.tensors)[0]
+    own = inputs.to_capture()
+    program = inputs.store.program(("gradient", inputs.key), gradient, own)
+    return None if program is None else program.begin(own)[0]
 
 
 class CapturedHessian:
     """A `Curvature`: the Hessian, whose products read what the first pass has kept."""
 
-    def __init__(self, program: Program, tensors: Sequence[Tensor]) -> None:
-        (self.objective, *self.gradient), self._kept = program.begin(tensors)
+    def __init__(self, program: Program, inputs: Inputs) -> None:
+        (self.objective, *self.gradient), self._kept = program.begin(inputs)
         self._program = program
 
     @classmethod
@@ -58,14 +62,14 @@ class CapturedHessian:
         cls, problem: BilevelProblem, params: Params, meta: Meta, task: Any
     ) -> CapturedHessian | None:
         """Return the Hessian at params; None if it is not captured."""
-        inputs = _Inputs.of(problem, params, meta, task)
+        inputs = _Inner.of(problem, params, meta, task)
         if inputs is None:
             return None
         # Linear solvers hand over the rows of one matrix.
         rows = Raveler.of(detached(params), batched=True, as_it_lies=True)
         v = rows.unravel(rows.ravel(detached(params)))
-        program = _linearised(problem, inputs, list(v.values()))
-        return None if program is None else cls(program, inputs.tensors)
+        linearised = _linearised(problem, inputs, list(v.values()))
+        return None if linearised is None else cls(*linearised)
 
     def matvec(self, v: list[Tensor], last: bool = False) -> list[Tensor]:
         return self._program.finish(1, self._kept, v)
@@ -74,7 +78,9 @@ class CapturedHessian:
         return [m if m.numel() else None for m in self._program.finish(2, self._kept, x)]
 
 
-def _linearised(problem: BilevelProblem, inputs: _Inputs, v: list[Tensor]) -> Program | None:
+def _linearised(
+    problem: BilevelProblem, inputs: _Inner, v: list[Tensor]
+) -> tuple[Program, Inputs] | None:
     """Return the captured objective and inner gradient, Hessian products and mixed partials.
 
     An empty tensor stands for the mixed partial of a leaf on which the gradient does not depend.
@@ -92,77 +98,89 @@ def _linearised(problem: BilevelProblem, inputs: _Inputs, v: list[Tensor]) -> Pr
         mixed = [v[0].new_empty(0) if m is None else m for m in own.mixed(v)]
         return [[own.objective, *own.gradient], curved, mixed]
 
-    key = ("linearised", inputs.key)
-    return inputs.store.program(
-        key, products, [*inputs.tensors, *v], late=number, constants=inputs.constants
-    )
+    own = inputs.to_capture(v)
+    program = inputs.store.program(("linearised", inputs.key), products, own)
+    return None if program is None else (program, own)
 
 
 class _Gradient(torch.autograd.Function):
     """The inner gradient, with the captured products as its derivative."""
 
     @staticmethod
-    def forward(ctx: Any, program: Program, inputs: _Inputs, *tensors: Tensor) -> Any:
-        (_, *gradient), kept = program.begin(tensors)
-        ctx.program, ctx.others = program, inputs.sizes[2]
+    def forward(ctx: Any, program: Program, own: Inputs, inner: _Inner, *_: Tensor) -> Any:
+        found, kept = program.begin(own)
+        ctx.program, ctx.others = program, len(inner.tensors) - inner.differentiable
         ctx.save_for_backward(*kept)
-        return tuple(gradient)
+        return tuple(found[1:])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *v: Tensor) -> Any:
         kept = list(ctx.saved_tensors)
         by_params, by_meta = (ctx.program.finish(part, kept, v) for part in (1, 2))
-        return (
-            None,
-            None,
-            *by_params,
-            *(m if m.numel() else None for m in by_meta),
-            *[None] * ctx.others,
-        )
+        reached = [m if m.numel() else None for m in by_meta]
+        return (*[None] * 3, *by_params, *reached, *[None] * ctx.others)
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class _Inner:
     """The params, meta and task of an inner objective, taken apart.
 
     Args:
         tensors: with their graphs.
-        constants: the tensors that the inner objective reads beside them.
-        sizes: the numbers of tensors in params, meta and task.
+        differentiable: the number of tensors in params and meta, which come first.
         plain: the leaves that are no tensors, with the class `Tensor` in the place of each tensor.
+        constants: the tensors that the inner objective reads beside them.
+        rounding: the relative rounding of a problem of narrow types.
     """
 
     store: Captured
     key: Hashable
     tensors: list[Tensor]
-    constants: list[Tensor]
-    sizes: list[int]
+    differentiable: int
     plain: tuple[Any, ...]
     spec: TreeSpec
+    constants: list[Tensor]
+    rounding: float | None
 
     @classmethod
-    def of(cls, problem: BilevelProblem, params: Params, meta: Meta, task: Any) -> _Inputs | None:
+    def of(cls, problem: BilevelProblem, params: Params, meta: Meta, task: Any) -> _Inner | None:
         """Return the inputs; None if the problem is not captured, or they are not plain."""
         store: Captured | None = getattr(problem, "captured", None)
         if store is None:
             return None
+        # The queries' shapes do not matter.
+        task = getattr(problem, "support_only", lambda task: task)(task)
         leaves, spec = tree_flatten((params, meta, task))
         plain = tuple(Tensor if isinstance(x, Tensor) else x for x in leaves)
         if odd := [x for x in plain if x is not Tensor and not isinstance(x, PLAIN)]:
             store.warn(
-                f"capture: meta or the task holds a {type(odd[0]).__name__}, expected tensors. "
-                "The inner loop runs uncaptured; register the class with torch's pytree, or set "
-                "capture=none."
+                f"cannot be captured: meta or the task holds a {type(odd[0]).__name__}, expected "
+                "tensors in classes that torch's pytree knows"
             )
             return None
-        own: Hashable = getattr(problem, "capture_key", tuple)()
-        constants: list[Tensor] = getattr(problem, "constants", list)()
         tensors = [x for x in leaves if isinstance(x, Tensor)]
-        sizes = [
-            sum(isinstance(x, Tensor) for x in leaves_of(part)) for part in (params, meta, task)
-        ]
-        return cls(store, (type(problem), own, plain, spec), tensors, constants, sizes, plain, spec)
+        if any(x.layout != torch.strided for x in tensors):
+            store.warn("cannot be captured: meta or the task holds a sparse tensor")
+            return None
+        own: Hashable = getattr(problem, "capture_key", tuple)()
+        return cls(
+            store,
+            (type(problem), own, plain, spec),
+            tensors,
+            sum(isinstance(x, Tensor) for x in leaves_of((params, meta))),
+            plain,
+            spec,
+            getattr(problem, "constants", list)(),
+            getattr(problem, "relative_rounding", None),
+        )
+
+    def to_capture(self, late: Sequence[Tensor] = ()) -> Inputs:
+        return Inputs(self.tensors, late, self.constants, self.rounding)
+
+    def depend_on_more(self) -> bool:
+        """Return whether the task or a constant has a graph, which no captured product reaches."""
+        return any(x.requires_grad for x in (*self.tensors[self.differentiable :], *self.constants))
 
     def filled(self, tensors: Sequence[Tensor]) -> Any:
         """Return (params, meta, task) of other tensors."""

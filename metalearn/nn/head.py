@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from metalearn.autograd import concrete
 from metalearn.errors import UsageError
 
 HEADS = ("free", "zero", "tied", "prototypes", "solved")
@@ -96,8 +97,16 @@ def make_head(kind: str, features: int, ways: int, learn_scale: bool = False) ->
 
 
 def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
-    """Return the mean feature of each class: (T, n, F) and (T, n) labels to (T, ways, F)."""
-    # `one_hot` would read the labels' range from the tensor.
+    """Return the mean feature of each class: (T, n, F) and (T, n) labels to (T, ways, F).
+
+    Raises:
+        UsageError: a label is not from 0 to ways - 1.
+    """
+    if concrete() and not 0 <= int(labels.min()) <= int(labels.max()) < ways:
+        raise UsageError(
+            f"class labels from {int(labels.min())} to {int(labels.max())}: expected 0 to "
+            f"{ways - 1}. Number the classes of a task from 0."
+        )
     classes = torch.arange(ways, device=labels.device)
     members = (labels[..., None] == classes).to(features.dtype)
     return members.mT @ features / members.sum(1)[..., None]

@@ -18,6 +18,10 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+PLAIN = (bool, int, float, str)
+"""The types of the options that a module holds as attributes."""
+
+
 def is_hooked(module: nn.Module) -> bool:
     """Return True if the module has hooks of its own, forward or backward."""
     attributes = vars(module)

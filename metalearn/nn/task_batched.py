@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -16,6 +16,7 @@ from metalearn.nn.each_task import EachTask, swapped
 from metalearn.nn.layers import TWINS, TaskBatchNorm
 from metalearn.nn.precision import Precision, check_precision, reduced, widened
 from metalearn.nn.structure import (
+    PLAIN,
     averages_calls,
     class_vectors,
     entries_of,
@@ -100,6 +101,22 @@ class TaskBatched:
         sizes += [len(vars(module)) for module in self._modules]
         children = [id(child) for m in self._modules for child in m._modules.values()]
         return globally_hooked(), sizes + children
+
+    def settings(self) -> Hashable:
+        """Return what decides, beside tensors, which operations the module runs.
+
+        It is made of the structure, the hooks, the training flags and the options of all modules.
+        """
+        hooks = [id(hook) for entries in self._entries for hook in entries.values()]
+        children = [type(child) for m in self._modules for child in m._modules.values()]
+        options = [
+            (name, value)
+            for module in self._modules
+            for name, value in vars(module).items()
+            if isinstance(value, PLAIN)
+        ]
+        hooked, state = self._state()
+        return hooked, tuple(state), tuple(hooks), tuple(children), tuple(options)
 
     def _twin_of(self, module: nn.Module) -> nn.Module:
         make = TWINS.get(type(module))

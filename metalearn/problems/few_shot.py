@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -15,7 +16,7 @@ from metalearn.nn import TaskBatched
 from metalearn.nn.body import head_layer
 from metalearn.nn.class_vectors import ClassVectors
 from metalearn.nn.precision import Precision
-from metalearn.nn.structure import frozen_parameters, refuse_frozen
+from metalearn.nn.structure import PLAIN, frozen_parameters, refuse_frozen
 from metalearn.problems.prediction_loss import (
     Loss,
     check_loss,
@@ -67,9 +68,10 @@ class FewShot(QueryStatistics):
             and linear solves in float32. "full": all in the parameters' type.
         capture: "replay": the operations of an inner gradient and of a Hessian product are captured
             at their first call for each set of shapes, and run again from then on without autograd
-            and without the model's Python code. The numbers are the same. The first two runs are
-            compared with the model's own. "compile": `torch.compile` makes a program of what was
-            captured. "none": nothing is captured. See `metalearn.captured`.
+            and without the model's Python code. The numbers are the same up to rounding. The first
+            two runs are compared with the model's own. Numbers that Python code holds are those of
+            the capture, but for the options of modules and loss. "compile": `torch.compile` makes a
+            program of what was captured. "none": nothing is captured. See `metalearn.captured`.
 
     `meta` is `self.begin()`: the named parameters of the model without those of
     `requires_grad=False`. These are constants, neither adapted nor learned, and are read from the
@@ -145,10 +147,16 @@ class FewShot(QueryStatistics):
         """The rounding of the objectives as a fraction of them; None: that of their type."""
         return None if self.model.precision == "full" else torch.finfo(torch.bfloat16).eps
 
-    def capture_key(self) -> tuple[Any, ...]:
+    def capture_key(self) -> Hashable:
         """Return what decides, beside the tensors, which operations the inner objective runs."""
-        modes = tuple(module.training for module in self._model.modules())
-        return (self.prox, self.prox_head, modes)
+        own = {**getattr(self.loss, "__dict__", {}), **getattr(self.loss, "keywords", {})}
+        options = tuple((name, x) for name, x in own.items() if isinstance(x, PLAIN))
+        return (self.prox, self.prox_head, self.model.settings(), options)
+
+    @staticmethod
+    def support_only(task: TaskBatch) -> TaskBatch:
+        """Return the task as the inner loop sees it, without queries."""
+        return replace(task, query_x=task.query_x[:, :0], query_y=task.query_y[:, :0])
 
     def constants(self) -> list[Tensor]:
         """Return the tensors that the inner objective reads beside its arguments."""

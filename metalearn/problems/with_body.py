@@ -154,7 +154,12 @@ class OnFeatures:
     def __init__(self, problem: CompositeProblem) -> None:
         self.problem = problem
         self.prox = float(getattr(problem, "prox", 0.0))
-        self.captured: Captured | None = getattr(problem, "captured", None)
+
+    @property
+    def captured(self) -> Captured | None:
+        """The captured functions of the problem."""
+        found: Captured | None = getattr(self.problem, "captured", None)
+        return found
 
     def capture_key(self) -> Hashable:
         """Return the key of the problem on features."""

@@ -10,27 +10,31 @@ import copy
 import pickle
 import warnings
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_run import TINY, rows
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from zoo import relative_difference
 
+from metalearn import captured
 from metalearn.captured import Captured
 from metalearn.commands.main import main
 from metalearn.errors import UsageError
 from metalearn.inner import Adam, GradientDescent
 from metalearn.linear_solve import CG
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
+from metalearn.metagrad.base import InnerObjective
 from metalearn.nn import SymmetricHead
 from metalearn.problem import FewShot
 from metalearn.problems.build import few_shot
 from metalearn.tasks import TaskBatch
-from metalearn.tree import leaves_of
+from metalearn.tree import leaves_of, requires_grad_copy
 
 STEPS = GradientDescent(4, 0.1)
 METHODS: dict[str, MetaGradient] = {
@@ -177,21 +181,50 @@ def test_a_training_does_not_run_the_model_in_its_inner_loop() -> None:
     assert captured[-1] == captured[-2] <= 2 * own[-1] / 5
 
 
-def test_what_changes_the_operations_is_captured_anew() -> None:
-    model = made("dropout")
-    problem, plain = FewShot(model, 1.0, capture="replay"), FewShot(model, 1.0)
-    for training in (True, False, True):
-        model.train(training)
-        tasks = [drawn(5), drawn(6)]
-        agree(
-            gradients(METHODS["implicit"], problem, tasks),
-            gradients(METHODS["implicit"], plain, tasks),
-        )
-    problem.prox = plain.prox = problem.prox_head = plain.prox_head = 3.0
-    agree(
-        gradients(METHODS["implicit"], problem, tasks),
-        gradients(METHODS["implicit"], plain, tasks),
-    )
+class Smoothed:
+    """The cross-entropy of smoothed labels, whose smoothing changes during a training."""
+
+    smoothing = 0.0
+
+    def __init__(self) -> None:
+        self.smoothing = 0.1
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        scores = outputs.transpose(1, 2)
+        smoothing = self.smoothing
+        return F.cross_entropy(scores, targets, reduction="none", label_smoothing=smoothing)
+
+
+def changed(problem: FewShot, model: Any, what: str) -> None:
+    def hook(module: nn.Module, args: Any, y: Tensor) -> Tensor:
+        return 0.5 * y
+
+    if what == "mode":
+        model.eval()
+    if what == "prox":
+        problem.prox = problem.prox_head = 3.0
+    if what == "option":
+        model[3].p = 0.1
+    if what == "child":
+        model[2] = nn.ReLU()
+    if what == "hook":
+        model[2].register_forward_hook(hook)
+    if what == "loss":
+        problem.loss.smoothing = 0.5  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("what", ["mode", "prox", "option", "child", "hook", "loss"])
+def test_what_changes_the_operations_is_captured_anew(what: str) -> None:
+    found = []
+    for how in ("replay", "none"):
+        model = made("dropout")
+        problem = FewShot(model, 1.0, loss=Smoothed(), capture=how)  # type: ignore[arg-type]
+        before = gradients(METHODS["implicit"], problem, [drawn(4), drawn(5)])
+        changed(problem, model, what)
+        after = gradients(METHODS["implicit"], problem, [drawn(5)])
+        assert relative_difference(after[0], before[1]) > 0.01
+        found.append(after)
+    agree(*found)
 
 
 def test_frozen_parameters_and_buffers_are_read_at_each_call() -> None:
@@ -232,9 +265,19 @@ class Problem:
     def inner_objective(self, params: Any, meta: Any, task: Any) -> Tensor:
         self.calls += 1
         factor: Any = 2.0
-        if self.how == "reads a number":
+        if self.how == "a number of a tensor":
             factor = 2.0 if bool((params["x"] < 1e9).all()) else 1.0
-        if self.how == "reads a tensor":
+        if self.how == "a list":
+            factor = params["x"].tolist()[0][0]
+        if self.how == "an array":
+            factor = float(params["x"].detach().numpy()[0, 0])
+        if self.how == "a number elsewhere":
+            factor = float(self.factor)
+        if self.how == "a count":
+            factor = float(len(params["x"].unique()))
+        if self.how == "a mask":
+            factor = 2.0 + 0.1 * params["x"][params["x"] > -1e9].tanh().mean()
+        if self.how == "a tensor elsewhere":
             factor = self.factor
         if self.how == "counts":
             factor = 1.0 + self.calls % 7
@@ -272,9 +315,22 @@ def own_gradients(problem: Problem, task: Any) -> list[list[Tensor]]:
     return gradients(METHODS["implicit"], problem, [task] * 4, META)
 
 
-@pytest.mark.parametrize("how", ["reads a number", "reads a tensor"])
+NUMBER = "it reads a number from a tensor"
+SHAPE = "the shape of a tensor depends on the numbers in another"
+REASONS = {
+    "a number of a tensor": NUMBER,
+    "a list": NUMBER,
+    "an array": NUMBER,
+    "a number elsewhere": NUMBER,
+    "a count": SHAPE,
+    "a mask": SHAPE,
+    "a tensor elsewhere": "it reads a tensor that is in neither params, meta nor task",
+}
+
+
+@pytest.mark.parametrize("how", REASONS)
 def test_a_problem_that_cannot_be_captured_runs_as_it_is_and_says_so(how: str) -> None:
-    with pytest.warns(UserWarning, match=how.replace("reads", "it reads")) as seen:
+    with pytest.warns(UserWarning, match=REASONS[how]) as seen:
         found = own_gradients(Problem(how), TASK)
     assert len(seen) == 1
     agree(found, own_gradients(uncaptured(how), TASK))
@@ -287,9 +343,98 @@ def test_tasks_of_an_unknown_class_run_as_they_are_with_a_warning() -> None:
     agree(found, own_gradients(uncaptured("plain"), Tasks()))
 
 
-def test_a_problem_whose_code_changes_what_it_does_is_refused() -> None:
-    with pytest.raises(UsageError, match="other operations at each call; set capture=none"):
-        own_gradients(Problem("counts"), TASK)
+def test_a_problem_whose_code_changes_what_it_does_runs_as_it_is() -> None:
+    with pytest.warns(UserWarning, match="its captured operations give other numbers"):
+        FirstOrder(STEPS)(Problem("counts"), META, TASK)
+
+
+def test_random_numbers_that_the_gradient_does_not_need_are_drawn_all_the_same() -> None:
+    """The passes forward and backward would draw other masks, if one of them left them out."""
+
+    class Noisy(Problem):
+        def inner_objective(self, params: Any, meta: Any, task: Any) -> Tensor:
+            value = super().inner_objective(params, meta, task) + torch.rand(3)
+            return value + F.dropout(params["x"], 0.5).sum(1)
+
+    for name in ("implicit", "unrolled", "unrolled, checkpointed", "unrolled, truncated"):
+        problem, plain = Noisy("plain"), Noisy("plain")
+        plain.captured = None
+        found, expected = (
+            gradients(METHODS[name], own, [TASK] * 4, META) for own in (problem, plain)
+        )
+        agree(found, expected)
+
+
+def test_writing_in_place_through_views_is_captured() -> None:
+    class Written(Problem):
+        def inner_objective(self, params: Any, meta: Any, task: Any) -> Tensor:
+            both = params["x"] * 1.0
+            both[:, 0].mul_(3.0)
+            torch._foreach_add_([both], 1.0)
+            return 0.5 * (both - meta["m"]).square().sum(1)
+
+    problem, plain = Written("plain"), Written("plain")
+    plain.captured = None
+    agree(own_gradients(problem, TASK), own_gradients(plain, TASK))
+
+
+def test_a_buffer_that_becomes_another_row_of_a_table_is_read_anew() -> None:
+    table = torch.arange(1.0, 5.0, dtype=torch.double)[:, None].expand(4, 3).contiguous()
+
+    class Shifted(nn.Linear):
+        b: Tensor
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.b
+
+    model = nn.Sequential(nn.Flatten(), Shifted(256, 3)).double()
+    model[1].register_buffer("b", table[0])
+    problem, plain = FewShot(model, 1.0, capture="replay"), FewShot(model, 1.0)
+    for row in (0, 3, 1):
+        model[1].b = table[row]
+        agree(
+            gradients(METHODS["implicit"], problem, [drawn(0)]),
+            gradients(METHODS["implicit"], plain, [drawn(0)]),
+        )
+
+
+def test_a_gradient_in_the_task_is_not_lost() -> None:
+    problem, task = FewShot(made("mlp"), capture="replay"), drawn(0)
+    task.support_x.requires_grad_()
+    meta = {name: p.detach() for name, p in problem.begin().items()}
+    state = STEPS.start(requires_grad_copy(problem.init(meta, task)))
+    end = STEPS.advance(InnerObjective(problem, meta, task), state, 2, create_graph=True)
+    end.params[next(iter(end.params))].sum().backward()
+    assert task.support_x.grad is not None and task.support_x.grad.norm() > 0
+
+
+def test_more_shapes_than_are_kept_give_the_same_numbers_and_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(captured, "MOST_PROGRAMS", 3)
+    problem = Problem("plain")
+    tasks = [torch.ones(n, 2, dtype=torch.double) for n in (2, 3, 2, 3)]
+    with pytest.warns(UserWarning, match="more than 3 sets of shapes") as seen:
+        found = gradients(METHODS["implicit"], problem, tasks, META)
+    assert len(seen) == 1
+    agree(found, gradients(METHODS["implicit"], uncaptured("plain"), tasks, META))
+
+
+def test_queries_of_another_number_need_no_capture() -> None:
+    calls = []
+
+    def counted(x: Tensor) -> Tensor:
+        calls.append(1)
+        return x.tanh()
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 16), Own(counted)).double()
+    problem, task, runs = FewShot(model, 1.0, capture="replay"), drawn(0), []
+    for queries in (6, 6, 6, 3):
+        calls.clear()
+        fewer = replace(task, query_x=task.query_x[:, :queries], query_y=task.query_y[:, :queries])
+        METHODS["implicit"](problem, problem.begin(), fewer)
+        runs.append(len(calls))
+    assert runs[3] == runs[2] < runs[0]
 
 
 def test_a_problem_of_ones_own_is_captured() -> None:
