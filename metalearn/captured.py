@@ -170,7 +170,7 @@ class Inputs:
 
     Args:
         early: those of the first pass.
-        late: those that are known later, of which the parts after the first depend.
+        late: those that are known later; the parts after the first depend on them.
         constants: the tensors that the function reads beside its inputs.
         rounding: the relative rounding of the function, if it is not that of the inputs' types.
     """
@@ -180,12 +180,9 @@ class Inputs:
     constants: Sequence[Tensor] = ()
     rounding: float | None = None
 
-    def all(self) -> list[Tensor]:
-        return [x.detach() for x in (*self.early, *self.constants, *self.late)]
-
     def described(self) -> Hashable:
         """Return what the operations depend on: shapes, layouts, types, and what autocast does."""
-        everything = self.all()
+        everything = [*self.early, *self.constants, *self.late]
         kinds = sorted({x.device.type for x in everything})
         narrowed = tuple(
             torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
@@ -308,8 +305,6 @@ def _traced(
     Raises:
         NotCaptured: the function reads numbers or unknown tensors, or its shapes depend on numbers.
     """
-    if any(x.layout != torch.strided for x in inputs.constants):
-        raise NotCaptured("it reads a sparse tensor")
     given = [x.detach() for x in (*inputs.early, *inputs.late)]
     try:
         with _NoReads():
@@ -324,9 +319,7 @@ def _traced(
     graph = module.graph
     placeholders = graph.find_nodes(op="placeholder")
     known = {_place(x): i for i, x in enumerate(inputs.constants)}
-    with graph.inserting_before(
-        placeholders[len(inputs.early)] if inputs.late else next(iter(graph.nodes))
-    ):
+    with graph.inserting_before(next(iter(graph.nodes))):
         own = [graph.placeholder(f"constant_{i}") for i in range(len(inputs.constants))]
     for node in graph.nodes:
         if node.op == "get_attr":

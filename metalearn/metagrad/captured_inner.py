@@ -160,8 +160,9 @@ class _Inner:
             )
             return None
         tensors = [x for x in leaves if isinstance(x, Tensor)]
-        if any(x.layout != torch.strided for x in tensors):
-            store.warn("cannot be captured: meta or the task holds a sparse tensor")
+        constants: list[Tensor] = getattr(problem, "constants", list)()
+        if any(x.layout != torch.strided for x in (*tensors, *constants)):
+            store.warn("cannot be captured: it reads a sparse tensor")
             return None
         own: Hashable = getattr(problem, "capture_key", tuple)()
         return cls(
@@ -171,7 +172,7 @@ class _Inner:
             sum(isinstance(x, Tensor) for x in leaves_of((params, meta))),
             plain,
             spec,
-            getattr(problem, "constants", list)(),
+            constants,
             getattr(problem, "relative_rounding", None),
         )
 
