@@ -102,6 +102,11 @@ class MetaGradient:
     def __call__(
         self, problem: BilevelProblem, meta: Meta, task: Any, **solver_state: Any
     ) -> MetaGradientResult:
+        if isinstance(meta, torch.nn.Module):
+            raise UsageError(
+                f"meta={type(meta).__name__}: expected tensors by name, not a module. Give "
+                "problem.begin(), or dict(model.named_parameters())."
+            )
         keep_freed_memory_by_default()
         differentiate: Callable[..., MetaGradientResult] = self.differentiate
         if self.one_by_one and getattr(problem, "couples_tasks", False):

@@ -86,7 +86,8 @@ class ImageTasks:
         if self.ways > len(data.classes):
             number = counted(len(data.classes), "class")
             raise UsageError(
-                f"ways={self.ways}, but the {split} split has {number}; ask for fewer ways"
+                f"ways={self.ways}, but the {split} split has {number}; ask for fewer ways "
+                "(tasks.ways=), or give the split more classes"
             )
         if not train:
             return ImageTaskSampler(data, self.ways, self.shots, self.test_queries, seed, device)

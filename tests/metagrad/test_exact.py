@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from zoo import problems, relative_difference
+from zoo import few_shot, problems, relative_difference
 
+from metalearn.errors import UsageError
 from metalearn.inner import GradientDescent, InnerSolver, NewtonCG
 from metalearn.linear_solve import CG, Dense
 from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
@@ -70,3 +71,9 @@ def test_a_problem_without_a_smooth_minimum_is_refused():
     meta = {"theta": torch.tensor([0.3], dtype=torch.float64)}
     with pytest.raises(NotConverged, match="gradient's norm"):
         exact_implicit(Kink(), meta, torch.zeros(1), Kink().init(meta, None))
+
+
+def test_a_module_in_the_place_of_meta_is_refused() -> None:
+    problem, _, task = few_shot(regression=False, prox=1.0)
+    with pytest.raises(UsageError, match="meta=Linear: expected tensors by name, not a module"):
+        FirstOrder(GradientDescent(1, 0.1))(problem, torch.nn.Linear(2, 2), task)
