@@ -64,13 +64,19 @@ def ours(
     precision: Precision = "full",
     capture: Capture = "none",
 ) -> Make:
-    """Return the function that prepares our meta-gradient of a setting."""
+    """Return the function that prepares our meta-gradient of a setting.
+
+    Settings of one workload have models of one structure, and share what is captured.
+    """
+    problems: dict[Workload, FewShot] = {}
 
     def make(setting: Setting) -> Run:
         w = setting.workload
         differentiate = metagrad(w)
         prox = w.prox if w.method == "imaml" else 0.0
-        problem = FewShot(setting.model, prox, precision=precision, capture=capture)
+        if w not in problems:
+            problems[w] = FewShot(setting.model, prox, precision=precision, capture=capture)
+        problem = problems[w]
         meta = dict(setting.model.named_parameters())
 
         def run() -> Gradient:
