@@ -149,8 +149,6 @@ class _Inner:
         store: Captured | None = getattr(problem, "captured", None)
         if store is None:
             return None
-        # The queries' shapes do not matter.
-        task = getattr(problem, "support_only", lambda task: task)(task)
         leaves, spec = tree_flatten((params, meta, task))
         plain = tuple(Tensor if isinstance(x, Tensor) else x for x in leaves)
         if odd := [x for x in plain if x is not Tensor and not isinstance(x, PLAIN)]:

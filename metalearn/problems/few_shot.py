@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -152,11 +151,6 @@ class FewShot(QueryStatistics):
         own = {**getattr(self.loss, "__dict__", {}), **getattr(self.loss, "keywords", {})}
         options = tuple((name, x) for name, x in own.items() if isinstance(x, PLAIN))
         return (self.prox, self.prox_head, self.model.settings(), options)
-
-    @staticmethod
-    def support_only(task: TaskBatch) -> TaskBatch:
-        """Return the task as the inner loop sees it, without queries."""
-        return replace(task, query_x=task.query_x[:, :0], query_y=task.query_y[:, :0])
 
     def constants(self) -> list[Tensor]:
         """Return the tensors that the inner objective reads beside its arguments."""

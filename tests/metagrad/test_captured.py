@@ -10,7 +10,6 @@ import copy
 import pickle
 import warnings
 from collections.abc import Callable, Hashable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +130,7 @@ def test_every_method_gives_the_same_gradient(method: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["conv", "zero", "prototypes", "own"])
 def test_every_kind_of_model_gives_the_same_gradient(kind: str) -> None:
     model = made(kind)
-    ways = (3, 4, 3, 4) if kind in ("zero", "prototypes") else (3,) * 4
+    ways = (3, 4, 3) if kind in ("zero", "prototypes") else (3,) * 3
     tasks = [drawn(seed, w) for seed, w in enumerate(ways)]
     for method in (METHODS["implicit"], METHODS["unrolled"]):
         expected = gradients(method, FewShot(model, 1.0), tasks)
@@ -420,23 +419,6 @@ def test_more_shapes_than_are_kept_give_the_same_numbers_and_a_warning(
     agree(found, gradients(METHODS["implicit"], uncaptured("plain"), tasks, META))
 
 
-def test_queries_of_another_number_need_no_capture() -> None:
-    calls = []
-
-    def counted(x: Tensor) -> Tensor:
-        calls.append(1)
-        return x.tanh()
-
-    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 16), Own(counted)).double()
-    problem, task, runs = FewShot(model, 1.0, capture="replay"), drawn(0), []
-    for queries in (6, 6, 6, 3):
-        calls.clear()
-        fewer = replace(task, query_x=task.query_x[:, :queries], query_y=task.query_y[:, :queries])
-        METHODS["implicit"](problem, problem.begin(), fewer)
-        runs.append(len(calls))
-    assert runs[3] == runs[2] < runs[0]
-
-
 def test_a_problem_of_ones_own_is_captured() -> None:
     problem = Problem("plain")
     own_gradients(problem, TASK)
@@ -507,6 +489,7 @@ def test_a_captured_training_is_the_same_training(tmp_path: Path) -> None:
     for how in ("none", "replay"):
         folder = tmp_path / how
         words = ["metagrad=maml_batched", f"problem.capture={how}", "wandb=disabled"]
+        words += ["steps=3", "validation.tasks=3", "test.tasks=3", "validation.every=3"]
         assert main(["train", *TINY, *words, f"run_dir={folder}"]) == 0
         norms.append([row["grad_norm"] for row in rows(folder)])
-    assert norms[1] == pytest.approx(norms[0], rel=1e-4)  # float32, over 6 meta-steps
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)  # float32, over 3 meta-steps
