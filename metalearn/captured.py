@@ -164,6 +164,28 @@ class Captured:
         return None
 
 
+class WrapsCaptured:
+    """A problem around another one, its attribute `problem`, by which it is captured."""
+
+    problem: Any
+
+    @property
+    def captured(self) -> Captured | None:
+        """The captured functions of the wrapped problem."""
+        found: Captured | None = getattr(self.problem, "captured", None)
+        return found
+
+    def capture_key(self) -> Hashable:
+        """Return the key of the wrapped problem."""
+        found: Hashable = getattr(self.problem, "capture_key", tuple)()
+        return found
+
+    def constants(self) -> list[Tensor]:
+        """Return the constants of the wrapped problem."""
+        found: list[Tensor] = getattr(self.problem, "constants", list)()
+        return found
+
+
 @dataclass(frozen=True)
 class Inputs:
     """The inputs of a captured function.

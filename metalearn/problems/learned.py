@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metalearn.captured import Captured
+from metalearn.captured import WrapsCaptured
 from metalearn.problems.protocol import (
     BilevelProblem,
     CompositeProblem,
@@ -27,7 +26,7 @@ from metalearn.problems.protocol import (
 from metalearn.tree import half_squared_distance, leaves_of
 
 
-class _Learned(TrainableProblem):
+class _Learned(WrapsCaptured, TrainableProblem):
     """A problem around a problem, whose meta is the wrapped one's "theta" and a learned part."""
 
     problem: Any
@@ -53,22 +52,6 @@ class _Learned(TrainableProblem):
     def relative_rounding(self) -> float | None:
         """The relative rounding of the wrapped problem."""
         found: float | None = getattr(self.problem, "relative_rounding", None)
-        return found
-
-    @property
-    def captured(self) -> Captured | None:
-        """The captured functions of the wrapped problem."""
-        found: Captured | None = getattr(self.problem, "captured", None)
-        return found
-
-    def capture_key(self) -> Hashable:
-        """Return the key of the wrapped problem."""
-        found: Hashable = getattr(self.problem, "capture_key", tuple)()
-        return found
-
-    def constants(self) -> list[Tensor]:
-        """Return those of the wrapped problem."""
-        found: list[Tensor] = getattr(self.problem, "constants", list)()
         return found
 
     def in_full_precision(self) -> _Learned:

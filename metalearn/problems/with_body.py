@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from metalearn.captured import Captured
+from metalearn.captured import WrapsCaptured
 from metalearn.nn.body import Body, Statistics
 from metalearn.nn.precision import Precision
 from metalearn.nn.structure import frozen_parameters, refuse_frozen
@@ -145,7 +145,7 @@ class WithBody(QueryStatistics):
         return {"features": self.features(meta, task), "rest": self.rest(meta)}
 
 
-class OnFeatures:
+class OnFeatures(WrapsCaptured):
     """The `problem` with the images' features in the images' place.
 
     meta is {"features": (T, n + m, F), "rest": the problem's own}, support features first.
@@ -154,22 +154,6 @@ class OnFeatures:
     def __init__(self, problem: CompositeProblem) -> None:
         self.problem = problem
         self.prox = float(getattr(problem, "prox", 0.0))
-
-    @property
-    def captured(self) -> Captured | None:
-        """The captured functions of the problem."""
-        found: Captured | None = getattr(self.problem, "captured", None)
-        return found
-
-    def capture_key(self) -> Hashable:
-        """Return the key of the problem on features."""
-        found: Hashable = getattr(self.problem, "capture_key", tuple)()
-        return found
-
-    def constants(self) -> list[Tensor]:
-        """Return those of the problem on features."""
-        found: list[Tensor] = getattr(self.problem, "constants", list)()
-        return found
 
     def init(self, meta: Any, task: TaskBatch) -> Params:
         return self.problem.init(meta["rest"], _with_features(meta, task))
