@@ -13,7 +13,7 @@ FLOORS = (
     ("errors",),
     ("system",),
     ("autograd",),
-    ("tree", "captured"),
+    ("tree", "traced", "captured"),
     ("config", "linear_solve", "tasks"),
     ("inner", "fixed_point", "nonlinear_solve", "implicit"),
     ("nn",),

@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from metalearn.captured import Captured, Inputs, Program
+from metalearn.captured import Captured
 from metalearn.inner.solver import value_and_grad
 from metalearn.metagrad.curvature import Hessian
+from metalearn.nn.structure import PLAIN
 from metalearn.problem import BilevelProblem, Meta, Params
+from metalearn.traced import Inputs, Program
 from metalearn.tree import Raveler, detached, leaves_of, requires_grad_copy
-
-PLAIN = (bool, int, float, str, type(None))
-"""The types of what meta and task may hold beside tensors."""
 
 
 def captured_gradient(
@@ -151,7 +150,9 @@ class _Inner:
             return None
         leaves, spec = tree_flatten((params, meta, task))
         plain = tuple(Tensor if isinstance(x, Tensor) else x for x in leaves)
-        if odd := [x for x in plain if x is not Tensor and not isinstance(x, PLAIN)]:
+        if odd := [
+            x for x in plain if x is not Tensor and x is not None and not isinstance(x, PLAIN)
+        ]:
             store.warn(
                 f"cannot be captured: meta or the task holds a {type(odd[0]).__name__}, expected "
                 "tensors in classes that torch's pytree knows"

@@ -19,7 +19,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 PLAIN = (bool, int, float, str)
-"""The types of the options that a module holds as attributes."""
+"""The types of plain options, which a module holds as attributes."""
 
 
 def is_hooked(module: nn.Module) -> bool:
