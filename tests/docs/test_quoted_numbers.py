@@ -290,8 +290,8 @@ def others() -> Iterator[tuple[str, str]]:
     ranks = [
         float(t) for t in re.findall(r"2 processes .*? train ([\d.]+) times", findings("ranks"))
     ]
-    assert {f"{t:.1f}" for t in ranks} == {"1.8"}
-    yield "processes", "2 processes train 1.8 times as fast as one"
+    gain = f"{min(ranks):.1f} to {max(ranks):.1f}"
+    yield "processes", f"2 processes train {gain} times as fast as one"
 
 
 def half_hour():
@@ -360,18 +360,23 @@ def shortfalls():
     )
 
 
-def bfloat16():
-    def accuracy(name: str) -> str:
-        return f"{percent(f'omniglot_quick/omniglot_5w1s_{name}_quick-5-way'):.2f}"
-
-    narrow = [
+def times_ours(variant: str) -> str:
+    """Return the range of a variant's time as a multiple of ours over the workloads."""
+    found = [
         first(row["times ours"])
         for workload in WORKLOADS
         for row in rows("speed", f"{workload}: {QUARTILES}")
-        if row["variant"] == "ours, bf16"
+        if row["variant"] == variant
     ]
-    took = f"takes {min(narrow):.2f} to {max(narrow):.2f} times the time of float32"
-    yield "memory_and_speed", took
+    return f"{min(found):.2f} to {max(found):.2f} times the time"
+
+
+def bfloat16_and_captured():
+    def accuracy(name: str) -> str:
+        return f"{percent(f'omniglot_quick/omniglot_5w1s_{name}_quick-5-way'):.2f}"
+
+    yield "memory_and_speed", f"takes {times_ours('ours, bf16')} of float32"
+    yield "memory_and_speed", f"`replay` takes {times_ours('ours, captured')} of the default"
     table = rows("time_to_accuracy", "Training time to 95 %")
     by = {row["training"]: 1000 * first(row["s"]) / first(row["meta-steps"]) for row in table}
     steps = (by[f"omniglot_5w1s_{name}_quick"] for name in ("maml_bf16", "maml"))
@@ -384,7 +389,7 @@ QUOTES = (
     time_to_accuracy,
     stable,
     shortfalls,
-    bfloat16,
+    bfloat16_and_captured,
     speed,
     recomputed,
     mixed_mode,
