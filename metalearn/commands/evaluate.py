@@ -80,10 +80,11 @@ def _evaluate(words: list[str], ranks: Ranks) -> None:
     for row in spread:
         show(f"  {describe(row)}, {100 * row['deviation']:.2f}")
     device = find_device(cfg.device)
+    earlier = out.is_file()
     ranks.on_rank_zero(
         lambda: write(out, {**provenance(device), "rows": rows, "over_checkpoints": spread})
     )
-    show(f"wrote {out}")
+    show(f"wrote {out}" + (" over an earlier evaluation; out=FILE keeps both" if earlier else ""))
 
 
 def _asked(words: list[str]) -> tuple[DictConfig, list[str], EvaluationProtocol]:

@@ -100,7 +100,7 @@ def _run(words: list[str]) -> int:
     if verb in PAGES and ("-h" in rest or "--help" in rest):
         from metalearn.config import help
 
-        print(help.verb_page(verb, PAGES[verb]))
+        print(help.verb_page(verb, PAGES[verb], rest))
         return 0
     if verb == "train":
         from metalearn.commands import train

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import ListConfig, OmegaConf
 
 from metalearn.config import config_folder, groups
+from metalearn.errors import UsageError, nearest
 
 
 def purpose(name: str) -> str:
@@ -15,17 +17,27 @@ def purpose(name: str) -> str:
     return _text(name).splitlines()[0].removeprefix("# ")
 
 
-def verb_page(verb: str, purpose: str) -> str:
-    """Return the help of a verb with one config file, `configs/VERB.yaml`."""
+def verb_page(verb: str, purpose: str, words: Sequence[str] = ()) -> str:
+    """Return the help of a verb with one config file, `configs/VERB.yaml`.
+
+    Args:
+        words: the other words of the command line. For `train` each choice among them, such as
+            metagrad=imaml, adds the file with its options.
+
+    Raises:
+        UsageError: a choice has no such name.
+    """
     lines = [f"metalearn {verb} [key=value ...]      {purpose}", ""]
     if verb == "train":
-        lines += ["Choices (key=name):"]
+        if chosen := [_choice(*word.split("=", 1)) for word in words if _is_choice(word)]:
+            return "\n\n".join(chosen)
+        lines += ["Choices (key=name; metalearn train --help key=name shows its options):"]
         for group in sorted(groups()):
             names = ", ".join(sorted(f.stem for f in (config_folder() / group).glob("*.yaml")))
             lines.append(f"  {group:11}{names}")
         lines += [
             "",
-            "Each choice brings options of its own: tasks.ways=20 tasks.shots=5 problem.prox=0.5",
+            "Each choice has options of its own: tasks.ways=20 tasks.shots=5 problem.prox=0.5",
             "metagrad.inner.steps=10 metagrad.linear_solver.max_iters=3 optimiser.lr=1e-4 ...",
             "Own images: metalearn train data=PATH (tasks=images tasks.dataset.source=PATH)",
             "Data that has moved: metalearn train resume=RUN source=PATH",
@@ -35,6 +47,24 @@ def verb_page(verb: str, purpose: str) -> str:
     body = re.split(r"^hydra:\n", _text(verb), flags=re.MULTILINE)[0]
     body = re.sub(r"^defaults:\n(?:  .*\n)*", "", body, flags=re.MULTILINE)
     return "\n".join([*lines, "Options and defaults:", *_options(body)])
+
+
+def _is_choice(word: str) -> bool:
+    return "=" in word and word.split("=")[0] in groups()
+
+
+def _choice(group: str, name: str) -> str:
+    """Return a choice's purpose and options: its file, after the files that it builds on."""
+    names = [f.stem for f in (config_folder() / group).glob("*.yaml")]
+    if name not in names:
+        raise UsageError(f"{group}={name} is no choice{nearest(name, names)}")
+    content = OmegaConf.load(config_folder() / group / f"{name}.yaml")
+    defaults = OmegaConf.select(content, "defaults", default=[])
+    bases = [word for word in defaults if isinstance(word, str) and word != "_self_"]
+    hidden = r"# @package _global_|defaults: \[.*\]"
+    lines = [x for x in _text(f"{group}/{name}").splitlines() if not re.fullmatch(hidden, x)]
+    own = "\n".join([f"{group}={name}", *(f"  {line}" for line in lines)])
+    return "\n\n".join([*(_choice(group, base) for base in bases), own])
 
 
 def study_page(verb: str, name: str) -> str:

@@ -25,7 +25,7 @@ from metalearn.problems.prediction_loss import (
 )
 from metalearn.problems.protocol import Params
 from metalearn.problems.query_statistics import QueryStatistics
-from metalearn.tasks.batch import TaskBatch
+from metalearn.tasks.batch import TaskBatch, check_shapes
 from metalearn.tree import half_squared_distance
 
 T = TypeVar("T")
@@ -81,7 +81,8 @@ class FewShot(QueryStatistics):
     "head" needs a chain of layers (`nn.Sequential`) that ends in a linear layer.
 
     Raises:
-        UsageError: an option has another value, or meta holds a frozen parameter.
+        UsageError: an option has another value, meta holds a frozen parameter, or a task's tensors
+            do not share a task axis.
     """
 
     def __init__(
@@ -203,6 +204,7 @@ class FewShot(QueryStatistics):
         return {**meta, **{name: own[name].detach() for name in self._frozen}}
 
     def init(self, meta: Params, task: TaskBatch) -> Params:
+        check_shapes(task)
         meta = self._with_frozen(meta)
         if self.loss is None:
             refuse_float_classes(task.support_y)

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import register_dataclass
 
+from metalearn.errors import UsageError
+
 
 @dataclass(frozen=True)
 class TaskBatch:
@@ -50,3 +52,19 @@ class TaskBatch:
 
 
 register_dataclass(TaskBatch)
+
+
+def check_shapes(task: TaskBatch) -> None:
+    """Raise UsageError unless the tensors share a task axis, and x and y their examples.
+
+    A task of another class is checked too if it has the attributes of a `TaskBatch`.
+    """
+    tasks = len(task)
+    for name in ("support", "query"):
+        x, y = getattr(task, f"{name}_x"), getattr(task, f"{name}_y")
+        if min(x.dim(), y.dim()) < 2 or x.shape[:2] != y.shape[:2] or len(x) != tasks:
+            raise UsageError(
+                f"{name}_x of shape {tuple(x.shape)} and {name}_y of shape {tuple(y.shape)}: "
+                f"expected (T, n, ...) and (T, n), with T = {tasks} as in support_x. Give a single "
+                "task its axis T by x[None] and y[None]."
+            )

@@ -282,6 +282,10 @@ HIDDEN = {"_target_", "presets", "expected_minutes"}
 HELP = {
     "demo": ["maml_steps", "runs/demo"],
     "train": ["imaml_authors_code", "on_nonfinite"],
+    "train metagrad=imaml_stable tasks.ways=5 problem=head": [
+        *("metagrad=imaml_stable", "decrease: 0.1", "problem=few_shot", "problem=head"),
+        "adapt: head",
+    ],
     "evaluate": ["checkpoint", "omniglot_official"],
     "adapt": ["support", "transductive"],
     "predict": ["predictions.csv"],
@@ -301,6 +305,11 @@ def test_help_names_the_choices_and_explains_options(verb, capsys):
     assert main([*verb.split(" "), "--help"]) == 0
     shown = capsys.readouterr().out
     assert not [part for part in HELP[verb] if part not in shown]
+
+
+def test_help_refuses_a_choice_that_does_not_exist(capsys):
+    assert main(["train", "--help", "metagrad=imaml_stabel"]) == 2
+    assert "did you mean 'imaml_stable'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["bench", "solve"])

@@ -155,3 +155,20 @@ def test_products_of_curvature_go_on_with_an_unused_parameter():
     for options in ({"curvature": "gauss_newton"}, {"linearisation": "recomputed"}):
         way = Implicit(NewtonCG(20, tol=1e-10), CG(50), **options)
         assert not way(FewShot(module, 0.5), meta, task).grads["b.weight"].any()
+
+
+@ways
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, y: (x[0], y[0], x[0], y[0]),
+        lambda x, y: (x, y, x[0], y[0]),
+        lambda x, y: (x, y, x[:1], y[:1]),
+        lambda x, y: (x, y[:, 1:], x, y),
+    ],
+    ids=["no task axis", "queries without it", "another T", "a label missing"],
+)
+def test_a_task_whose_tensors_do_not_fit_is_refused(way, change):
+    problem, meta, task = setting(way, lambda y: y)
+    with pytest.raises(UsageError, match=r"_x of shape .* expected \(T, n, \.\.\.\)"):
+        way(problem, meta, TaskBatch(*change(task.support_x, task.support_y)))
