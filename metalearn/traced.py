@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
@@ -78,7 +80,7 @@ class Inputs:
             for kind in kinds
         )
         sizes = len(self.early), len(self.constants), len(self.late)
-        return sizes, narrowed, tuple((x.shape, x.stride(), x.dtype, x.device) for x in everything)
+        return sizes, narrowed, tuple((x.shape, _strides(x), x.dtype, x.device) for x in everything)
 
 
 class Program:
@@ -167,6 +169,13 @@ class Program:
         return bool(away <= max(tolerances) * task_norm(wide[1]))
 
 
+def _strides(x: Tensor) -> tuple[int, ...]:
+    """Return the strides that decide where the numbers lie: those of axes of one element are 0."""
+    return tuple(
+        stride if size > 1 else 0 for size, stride in zip(x.shape, x.stride(), strict=True)
+    )
+
+
 def in_short(error: Exception) -> str:
     """Return the beginning of an error's text, on one line."""
     return " ".join(str(error).split())[:120]
@@ -197,7 +206,9 @@ def _traced(
     """
     given = [x.detach() for x in (*inputs.early, *inputs.late)]
     try:
-        with _NoReads():
+        # torch notes a tensor without numbers for each result; one mode serves all of them.
+        noted = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
+        with _NoReads(), tracing(noted):
             module = make_fx(function)(*given)
     except torch.OutOfMemoryError:
         raise

@@ -27,6 +27,9 @@ def captured_gradient(
 
     With `create_graph` it can be differentiated once, in params and meta.
     """
+    starts = any(0 in p.stride() for p in params.values())  # a layout of its own, which comes once
+    if create_graph and starts:
+        params = {name: p.clone() for name, p in params.items()}
     inputs = _Inner.of(problem, params, meta, task)
     if inputs is None:
         return None
@@ -37,8 +40,8 @@ def captured_gradient(
         if linearised is None:
             return None
         return list(_Gradient.apply(*linearised, inputs, *inputs.tensors))
-    if any(0 in p.stride() for p in params.values()):
-        return None  # the start of a loop, which has a layout of its own and comes once
+    if starts:
+        return None
 
     def gradient(*tensors: Tensor) -> list[list[Tensor]]:
         params, meta, task = inputs.filled(tensors)
