@@ -9,47 +9,27 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from captured_runs import METHODS, STEPS, agree, gradients
 from tiny_run import TINY, rows
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from zoo import relative_difference
 
-from metalearn import captured
 from metalearn.captured import Captured
 from metalearn.commands.main import main
 from metalearn.errors import UsageError
-from metalearn.inner import Adam, GradientDescent
-from metalearn.linear_solve import CG
-from metalearn.metagrad import FirstOrder, Implicit, MetaGradient, Unrolled
 from metalearn.metagrad.base import InnerObjective
 from metalearn.nn import SymmetricHead
 from metalearn.problem import FewShot
 from metalearn.problems.build import few_shot
 from metalearn.tasks import TaskBatch
-from metalearn.tree import leaves_of, requires_grad_copy
-
-STEPS = GradientDescent(4, 0.1)
-METHODS: dict[str, MetaGradient] = {
-    "implicit": Implicit(STEPS, CG(3)),
-    "implicit, no solver": Implicit(STEPS, None),
-    "implicit, Gauss-Newton": Implicit(STEPS, CG(3), curvature="gauss_newton"),
-    "implicit, Adam": Implicit(Adam(4, 0.01), CG(3)),
-    "first-order": FirstOrder(STEPS),
-    "unrolled": Unrolled(STEPS, "batched"),
-    "unrolled, momentum": Unrolled(GradientDescent(4, 0.1, momentum=0.5), "batched"),
-    "unrolled, Adam": Unrolled(Adam(4, 0.01), "batched"),
-    "unrolled, truncated": Unrolled(STEPS, "batched", truncate=2),
-    "unrolled, checkpointed": Unrolled(STEPS, "batched", checkpoint=2),
-    "unrolled, multi-step": Unrolled(STEPS, "batched", multi_step=10),
-    "unrolled, mixed mode": Unrolled(STEPS, "batched", mode="mixed"),
-}
+from metalearn.tree import requires_grad_copy
 
 
 class Own(nn.Module):
@@ -94,19 +74,6 @@ def drawn(seed: int, ways: int = 3, tasks: int = 2) -> TaskBatch:
     y = torch.arange(ways).repeat(tasks, 2)
     x = [torch.rand(tasks, 2 * ways, 1, 16, 16, generator=g, dtype=torch.double) for _ in range(2)]
     return TaskBatch(x[0], y, x[1], y)
-
-
-def gradients(
-    method: MetaGradient, problem: Any, tasks: list[TaskBatch], meta: Any = None
-) -> list[list[Tensor]]:
-    torch.manual_seed(1)
-    meta = problem.begin() if meta is None else meta
-    return [leaves_of(method(problem, meta, task).grads) for task in tasks]
-
-
-def agree(found: list[list[Tensor]], expected: list[list[Tensor]], within: float = 1e-12) -> None:
-    for a, b in zip(found, expected, strict=True):
-        assert relative_difference(a, b) < within
 
 
 @pytest.fixture(autouse=True)
@@ -247,136 +214,6 @@ def test_frozen_parameters_and_buffers_are_read_at_each_call() -> None:
         )
 
 
-class Problem:
-    """minimise |a params - meta|^2 / 2 in params, where `a` is read as `how` says."""
-
-    def __init__(self, how: str) -> None:
-        self.how, self.calls = how, 0
-        self.captured: Captured | None = Captured()
-        self.factor = torch.tensor(2.0, dtype=torch.double)
-
-    def capture_key(self) -> Hashable:
-        return self.how
-
-    def init(self, meta: Any, task: Any) -> dict[str, Tensor]:
-        return {"x": meta["m"].expand(len(task), -1) * 1.0}
-
-    def inner_objective(self, params: Any, meta: Any, task: Any) -> Tensor:
-        self.calls += 1
-        factor: Any = 2.0
-        if self.how == "a number of a tensor":
-            factor = 2.0 if bool((params["x"] < 1e9).all()) else 1.0
-        if self.how == "a list":
-            factor = params["x"].tolist()[0][0]
-        if self.how == "an array":
-            factor = float(params["x"].detach().numpy()[0, 0])
-        if self.how == "a number elsewhere":
-            factor = float(self.factor)
-        if self.how == "a count":
-            factor = float(len(params["x"].unique()))
-        if self.how == "a mask":
-            factor = 2.0 + 0.1 * params["x"][params["x"] > -1e9].tanh().mean()
-        if self.how == "a tensor elsewhere":
-            factor = self.factor
-        if self.how == "counts":
-            factor = 1.0 + self.calls % 7
-        given = getattr(task, "given", task).sum(1)
-        return 0.5 * (factor * params["x"] - meta["m"]).square().sum(1) + given
-
-    def outer_objective(
-        self, params: Any, meta: Any, task: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return params["x"].square().sum(1), {}
-
-
-META = {"m": torch.tensor([1.0, 2.0], dtype=torch.double)}
-
-
-TASK = torch.ones(3, 2, dtype=torch.double)
-
-
-class Tasks:
-    """Tasks in a class that torch's pytree does not know."""
-
-    given = TASK
-
-    def __len__(self) -> int:
-        return len(self.given)
-
-
-def uncaptured(how: str) -> Problem:
-    problem = Problem(how)
-    problem.captured = None
-    return problem
-
-
-def own_gradients(problem: Problem, task: Any) -> list[list[Tensor]]:
-    return gradients(METHODS["implicit"], problem, [task] * 4, META)
-
-
-NUMBER = "it reads a number from a tensor"
-SHAPE = "the shape of a tensor depends on the numbers in another"
-REASONS = {
-    "a number of a tensor": NUMBER,
-    "a list": NUMBER,
-    "an array": NUMBER,
-    "a number elsewhere": NUMBER,
-    "a count": SHAPE,
-    "a mask": SHAPE,
-    "a tensor elsewhere": "it reads a tensor that is in neither params, meta nor task",
-}
-
-
-@pytest.mark.parametrize("how", REASONS)
-def test_a_problem_that_cannot_be_captured_runs_as_it_is_and_says_so(how: str) -> None:
-    with pytest.warns(UserWarning, match=REASONS[how]) as seen:
-        found = own_gradients(Problem(how), TASK)
-    assert len(seen) == 1
-    agree(found, own_gradients(uncaptured(how), TASK))
-
-
-def test_tasks_of_an_unknown_class_run_as_they_are_with_a_warning() -> None:
-    with pytest.warns(UserWarning, match="holds a Tasks, expected tensors") as seen:
-        found = own_gradients(Problem("plain"), Tasks())
-    assert len(seen) == 1
-    agree(found, own_gradients(uncaptured("plain"), Tasks()))
-
-
-def test_a_problem_whose_code_changes_what_it_does_runs_as_it_is() -> None:
-    with pytest.warns(UserWarning, match="its captured operations give other numbers"):
-        FirstOrder(STEPS)(Problem("counts"), META, TASK)
-
-
-def test_random_numbers_that_the_gradient_does_not_need_are_drawn_all_the_same() -> None:
-    """The passes forward and backward would draw other masks, if one of them left them out."""
-
-    class Noisy(Problem):
-        def inner_objective(self, params: Any, meta: Any, task: Any) -> Tensor:
-            value = super().inner_objective(params, meta, task) + torch.rand(3)
-            return value + F.dropout(params["x"], 0.5).sum(1)
-
-    for name in ("implicit", "unrolled", "unrolled, checkpointed", "unrolled, truncated"):
-        problem, plain = Noisy("plain"), Noisy("plain")
-        plain.captured = None
-        found, expected = (
-            gradients(METHODS[name], own, [TASK] * 4, META) for own in (problem, plain)
-        )
-        agree(found, expected)
-
-
-def test_writing_in_place_through_views_is_captured() -> None:
-    class Written(Problem):
-        def inner_objective(self, params: Any, meta: Any, task: Any) -> Tensor:
-            both = params["x"] * 1.0
-            both[:, 0].mul_(3.0)
-            torch._foreach_add_([both], 1.0)
-            return 0.5 * (both - meta["m"]).square().sum(1)
-
-    problem, plain = Written("plain"), Written("plain")
-    plain.captured = None
-    agree(own_gradients(problem, TASK), own_gradients(plain, TASK))
-
-
 def test_a_buffer_that_becomes_another_row_of_a_table_is_read_anew() -> None:
     table = torch.arange(1.0, 5.0, dtype=torch.double)[:, None].expand(4, 3).contiguous()
 
@@ -407,35 +244,24 @@ def test_a_gradient_in_the_task_is_not_lost() -> None:
     assert task.support_x.grad is not None and task.support_x.grad.norm() > 0
 
 
-def test_more_shapes_than_are_kept_give_the_same_numbers_and_a_warning(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(captured, "MOST_PROGRAMS", 3)
-    problem = Problem("plain")
-    tasks = [torch.ones(n, 2, dtype=torch.double) for n in (2, 3, 2, 3)]
-    with pytest.warns(UserWarning, match="more than 3 sets of shapes") as seen:
-        found = gradients(METHODS["implicit"], problem, tasks, META)
-    assert len(seen) == 1
-    agree(found, gradients(METHODS["implicit"], uncaptured("plain"), tasks, META))
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["implicit", "unrolled"])
+def test_a_compiled_network_has_the_same_gradient(method: str) -> None:
+    model, tasks = made("conv"), [drawn(seed) for seed in range(3)]
+    expected = gradients(METHODS[method], FewShot(model, 1.0), tasks)
+    compiled = FewShot(model, 1.0, capture="compile")
+    agree(gradients(METHODS[method], compiled, tasks), expected, within=1e-10)
 
 
-def test_a_problem_of_ones_own_is_captured() -> None:
-    problem = Problem("plain")
-    own_gradients(problem, TASK)
-    problem.calls = 0
-    found = gradients(FirstOrder(STEPS), problem, [TASK], META)
-    # The figures at the end; the steps are captured.
-    assert problem.calls == 1
-    agree(found, gradients(FirstOrder(STEPS), uncaptured("plain"), [TASK], META))
-
-
-def test_under_a_mode_of_torch_the_problem_runs_as_it_is() -> None:
-    problem = Problem("plain")
-    own_gradients(problem, TASK)
-    problem.calls = 0
-    with FlopCounterMode(display=False):
-        gradients(FirstOrder(STEPS), problem, [TASK], META)
-    assert problem.calls == 1 + STEPS.steps
+def test_a_captured_training_is_the_same_training(tmp_path: Path) -> None:
+    norms = []
+    for how in ("none", "replay"):
+        folder = tmp_path / how
+        words = ["metagrad=maml_batched", f"problem.capture={how}", "wandb=disabled"]
+        words += ["steps=3", "validation.tasks=3", "test.tasks=3", "validation.every=3"]
+        assert main(["train", *TINY, *words, f"run_dir={folder}"]) == 0
+        norms.append([row["grad_norm"] for row in rows(folder)])
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)  # float32, over 3 meta-steps
 
 
 def test_copies_share_what_is_captured_and_pickles_do_not() -> None:
@@ -455,24 +281,6 @@ def test_an_unknown_way_to_capture_is_refused() -> None:
         FewShot(made("mlp"), capture="fast")  # type: ignore[arg-type]
 
 
-def test_a_compiled_gradient_equals_the_one_that_is_run_as_it_is() -> None:
-    problem, method = Problem("plain"), FirstOrder(STEPS)  # which compiles one part alone
-    problem.captured = Captured(compiled=True)
-    found, expected = (
-        gradients(method, own, [TASK] * 4, META) for own in (problem, uncaptured("plain"))
-    )
-    agree(found, expected)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["implicit", "unrolled"])
-def test_a_compiled_network_has_the_same_gradient(method: str) -> None:
-    model, tasks = made("conv"), [drawn(seed) for seed in range(3)]
-    expected = gradients(METHODS[method], FewShot(model, 1.0), tasks)
-    compiled = FewShot(model, 1.0, capture="compile")
-    agree(gradients(METHODS[method], compiled, tasks), expected, within=1e-10)
-
-
 def test_without_a_compiler_captured_operations_run_one_by_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -485,14 +293,3 @@ def test_without_a_compiler_captured_operations_run_one_by_one(
         found = gradients(METHODS["implicit"], FewShot(model, 1.0, capture="compile"), tasks)
     assert len(seen) == 1
     agree(found, gradients(METHODS["implicit"], FewShot(model, 1.0), tasks))
-
-
-def test_a_captured_training_is_the_same_training(tmp_path: Path) -> None:
-    norms = []
-    for how in ("none", "replay"):
-        folder = tmp_path / how
-        words = ["metagrad=maml_batched", f"problem.capture={how}", "wandb=disabled"]
-        words += ["steps=3", "validation.tasks=3", "test.tasks=3", "validation.every=3"]
-        assert main(["train", *TINY, *words, f"run_dir={folder}"]) == 0
-        norms.append([row["grad_norm"] for row in rows(folder)])
-    assert norms[1] == pytest.approx(norms[0], rel=1e-4)  # float32, over 3 meta-steps
