@@ -84,7 +84,10 @@ def _evaluate(words: list[str], ranks: Ranks) -> None:
     ranks.on_rank_zero(
         lambda: write(out, {**provenance(device), "rows": rows, "over_checkpoints": spread})
     )
-    show(f"wrote {out}" + (" over an earlier evaluation; out=FILE keeps both" if earlier else ""))
+    if earlier:
+        show(f"replaced the earlier evaluation in {out}; to keep both, give out=OTHER.json")
+    else:
+        show(f"wrote {out}")
 
 
 def _asked(words: list[str]) -> tuple[DictConfig, list[str], EvaluationProtocol]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from omegaconf import ListConfig, OmegaConf
 
-from metalearn.config import config_folder, groups
+from metalearn.config import config_folder, groups, parse, read_defaults
+from metalearn.config.overrides import check_choice, is_group
 from metalearn.errors import UsageError, nearest
 
 
@@ -22,15 +23,15 @@ def verb_page(verb: str, purpose: str, words: Sequence[str] = ()) -> str:
 
     Args:
         words: the other words of the command line. For `train` each choice among them, such as
-            metagrad=imaml, adds the file with its options.
+            metagrad=imaml, shows its own options in the place of the page.
 
     Raises:
-        UsageError: a choice has no such name.
+        UsageError: a word is neither a choice nor an option of `train`.
     """
     lines = [f"metalearn {verb} [key=value ...]      {purpose}", ""]
     if verb == "train":
-        if chosen := [_choice(*word.split("=", 1)) for word in words if _is_choice(word)]:
-            return "\n\n".join(chosen)
+        if chosen := _chosen([word for word in words if word not in ("-h", "--help")]):
+            return "\n\n".join(_choice(group, name) for group, name in chosen)
         lines += ["Choices (key=name; metalearn train --help key=name shows its options):"]
         for group in sorted(groups()):
             names = ", ".join(sorted(f.stem for f in (config_folder() / group).glob("*.yaml")))
@@ -49,15 +50,28 @@ def verb_page(verb: str, purpose: str, words: Sequence[str] = ()) -> str:
     return "\n".join([*lines, "Options and defaults:", *_options(body)])
 
 
-def _is_choice(word: str) -> bool:
-    return "=" in word and word.split("=")[0] in groups()
+def _chosen(words: list[str]) -> list[tuple[str, str]]:
+    """Return the groups and names of the choices among the words of `train`.
+
+    Raises:
+        UsageError: a word is neither a choice nor an option.
+    """
+    options = {*groups(), *read_defaults("train"), "data", "source"}
+    found = []
+    for override in parse(words):
+        key = override.key_or_group
+        if is_group(override):
+            check_choice(override)
+            name = override.value()
+            if isinstance(name, str):
+                found.append((key, name))
+        elif key.split(".")[0] not in options:
+            raise UsageError(f"{key} is no choice{nearest(key, groups())}")
+    return found
 
 
 def _choice(group: str, name: str) -> str:
     """Return a choice's purpose and options: its file, after the files that it builds on."""
-    names = [f.stem for f in (config_folder() / group).glob("*.yaml")]
-    if name not in names:
-        raise UsageError(f"{group}={name} is no choice{nearest(name, names)}")
     content = OmegaConf.load(config_folder() / group / f"{name}.yaml")
     defaults = OmegaConf.select(content, "defaults", default=[])
     bases = [word for word in defaults if isinstance(word, str) and word != "_self_"]

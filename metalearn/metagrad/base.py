@@ -25,6 +25,7 @@ from metalearn.metagrad.certificate import Certificate
 from metalearn.problem import BilevelProblem, Meta, Params, RatedProblem
 from metalearn.system.memory import keep_freed_memory_by_default
 from metalearn.system.random_state import TorchStates, replayed
+from metalearn.tasks.batch import TaskBatch, check_shapes
 from metalearn.tree import detached, leaves_of, like_tree, named_leaves, requires_grad_copy
 
 
@@ -91,6 +92,9 @@ class MetaGradient:
     It keeps no state. A method that continues from the previous meta-step takes
     `**previous.solver_state` too.
 
+    Raises:
+        UsageError: meta is a module, or the tensors of a `TaskBatch` do not share a task axis.
+
     The features of a `FeatureProblem` are computed once, and differentiated once.
     """
 
@@ -107,6 +111,8 @@ class MetaGradient:
                 f"meta={type(meta).__name__}: expected tensors by name, not a module. Give "
                 "problem.begin(), or dict(model.named_parameters())."
             )
+        if isinstance(task, TaskBatch):
+            check_shapes(task)
         keep_freed_memory_by_default()
         differentiate: Callable[..., MetaGradientResult] = self.differentiate
         if self.one_by_one and getattr(problem, "couples_tasks", False):
@@ -150,6 +156,8 @@ class MetaGradient:
 
         The objective of a `FeatureProblem` holds the features, which are computed here.
         """
+        if isinstance(task, TaskBatch):
+            check_shapes(task, queries=False)
         meta = detached(meta)
         if hasattr(problem, "on_features"):
             shared: Any = problem

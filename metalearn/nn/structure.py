@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +20,49 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 PLAIN = (bool, int, float, str)
 """The types of plain options, which a module holds as attributes."""
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+class _Identity:
+    """An object as a key that is equal to no other object's."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value  # held, so that its address is not another's
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def as_key(value: Any) -> Hashable:
+    """Return a key that changes when `value` does.
+
+    Numbers, text and the lists, tuples and dicts of them count by what they hold; any other object
+    counts by itself. Tensors do not count.
+    """
+    if isinstance(value, Tensor):
+        return None
+    if value is None or isinstance(value, PLAIN):
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(map(as_key, value))
+    if isinstance(value, dict):
+        return tuple((as_key(name), as_key(own)) for name, own in value.items())
+    return _Identity(value)
+
+
+def options_of(module: nn.Module) -> Hashable:
+    """Return a key of the module's attributes beside its mode, hooks, tensors and children."""
+    return tuple(
+        (
+            name,
+            x if type(x) in PLAIN else as_key(x),
+        )  # the usual case apart: it is asked at each call
+        for name, x in vars(module).items()
+        if name not in _OF_EVERY_MODULE
+    )
 
 
 def is_hooked(module: nn.Module) -> bool:

@@ -16,7 +16,6 @@ from metalearn.nn.each_task import EachTask, swapped
 from metalearn.nn.layers import TWINS, TaskBatchNorm
 from metalearn.nn.precision import Precision, check_precision, reduced, widened
 from metalearn.nn.structure import (
-    PLAIN,
     averages_calls,
     class_vectors,
     entries_of,
@@ -24,6 +23,7 @@ from metalearn.nn.structure import (
     globally_hooked,
     is_entered,
     is_leaf,
+    options_of,
     refuse_running_statistics,
     refuse_shared_state,
 )
@@ -63,7 +63,8 @@ class TaskBatched:
     - precision="bf16" computes convolutions and products in bfloat16, and batch norm in float32.
       Params and the result are float32 all the same.
 
-    Of the module, the structure is read once, and again when hooks, parameters or children change.
+    Of the module, the structure is read once, and again when hooks, parameters, children or options
+    change, such as `LeakyReLU.negative_slope`.
     Training flags, buffers and frozen parameters are read at each call. A norm's running averages
     are constants in evaluation mode.
 
@@ -86,7 +87,7 @@ class TaskBatched:
         refuse_shared_state(self._module)
         self._modules = list(self._module.modules())
         self._entries = [entries for module in self._modules for entries in entries_of(module)]
-        self._built_for = self._state()
+        self._copied: list[nn.Module] = []
         self._entered: list[tuple[nn.Module, nn.Module]] = []
         self._twin = EachTask(self._module) if globally_hooked() else self._twin_of(self._module)
         own = (name for name, _ in self._module.named_parameters())
@@ -94,13 +95,17 @@ class TaskBatched:
         self._with_statistics = [
             m for m in self._twin.modules() if isinstance(m, TaskBatchNorm | EachTask)
         ]
+        self._built_for = self._state()
 
-    def _state(self) -> tuple[bool, list[int]]:
-        """Return a value that changes when hooks, attributes, parameters or children do."""
+    def _state(self) -> tuple[bool, list[int], Hashable]:
+        """Return a value that changes when hooks, attributes, parameters or children do.
+
+        Options count where a twin has a copy of them.
+        """
         sizes = [len(entries) for entries in self._entries]
         sizes += [len(vars(module)) for module in self._modules]
         children = [id(child) for m in self._modules for child in m._modules.values()]
-        return globally_hooked(), sizes + children
+        return globally_hooked(), sizes + children, tuple(map(options_of, self._copied))
 
     def settings(self) -> Hashable:
         """Return what decides, beside tensors, which operations the module runs.
@@ -109,21 +114,18 @@ class TaskBatched:
         """
         hooks = [id(hook) for entries in self._entries for hook in entries.values()]
         children = [type(child) for m in self._modules for child in m._modules.values()]
-        options = [
-            (name, value)
-            for module in self._modules
-            for name, value in vars(module).items()
-            if isinstance(value, PLAIN)
-        ]
-        hooked, state = self._state()
+        options = [(module.training, options_of(module)) for module in self._modules]
+        hooked, state, _ = self._state()
         return hooked, tuple(state), tuple(hooks), tuple(children), tuple(options)
 
     def _twin_of(self, module: nn.Module) -> nn.Module:
         make = TWINS.get(type(module))
         if make is not None and is_leaf(module):
+            self._copied.append(module)
             return make(module)
         if not is_entered(module):
             return EachTask(module)
+        self._copied.append(module)
         twin = copy.copy(module)
         twin._modules = {
             name: None if child is None else self._twin_of(child)

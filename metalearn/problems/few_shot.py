@@ -15,7 +15,7 @@ from metalearn.nn import TaskBatched
 from metalearn.nn.body import head_layer
 from metalearn.nn.class_vectors import ClassVectors
 from metalearn.nn.precision import Precision
-from metalearn.nn.structure import PLAIN, frozen_parameters, refuse_frozen
+from metalearn.nn.structure import as_key, frozen_parameters, options_of, refuse_frozen
 from metalearn.problems.prediction_loss import (
     Loss,
     check_loss,
@@ -25,7 +25,7 @@ from metalearn.problems.prediction_loss import (
 )
 from metalearn.problems.protocol import Params
 from metalearn.problems.query_statistics import QueryStatistics
-from metalearn.tasks.batch import TaskBatch, check_shapes
+from metalearn.tasks.batch import TaskBatch
 from metalearn.tree import half_squared_distance
 
 T = TypeVar("T")
@@ -67,10 +67,11 @@ class FewShot(QueryStatistics):
             and linear solves in float32. "full": all in the parameters' type.
         capture: "replay": the operations of an inner gradient and of a Hessian product are captured
             at their first call for each set of shapes, and run again from then on without autograd
-            and without the model's Python code. The numbers are the same up to rounding. The first
-            two runs are compared with the model's own. Numbers that Python code holds are those of
-            the capture, but for the options of modules and loss. "compile": `torch.compile` makes a
-            program of what was captured. "none": nothing is captured. See `metalearn.captured`.
+            and without the model's Python code. The numbers are the same up to rounding; runs 1,
+            2, 4, 8 and so on are compared with the model's own. Numbers that Python code holds are
+            those of the capture, but for the options of modules and loss. "compile":
+            `torch.compile` makes a program of what was captured. "none": nothing is captured. See
+            `metalearn.captured`.
 
     `meta` is `self.begin()`: the named parameters of the model without those of
     `requires_grad=False`. These are constants, neither adapted nor learned, and are read from the
@@ -81,8 +82,7 @@ class FewShot(QueryStatistics):
     "head" needs a chain of layers (`nn.Sequential`) that ends in a linear layer.
 
     Raises:
-        UsageError: an option has another value, meta holds a frozen parameter, or a task's tensors
-            do not share a task axis.
+        UsageError: an option has another value, or meta has not the names and shapes of `begin()`.
     """
 
     def __init__(
@@ -149,9 +149,7 @@ class FewShot(QueryStatistics):
 
     def capture_key(self) -> Hashable:
         """Return what decides, beside the tensors, which operations the inner objective runs."""
-        own = {**getattr(self.loss, "__dict__", {}), **getattr(self.loss, "keywords", {})}
-        options = tuple((name, x) for name, x in own.items() if isinstance(x, PLAIN))
-        return (self.prox, self.prox_head, self.model.settings(), options)
+        return (self.prox, self.prox_head, self.model.settings(), _options(self.loss))
 
     def constants(self) -> list[Tensor]:
         """Return the tensors that the inner objective reads beside its arguments."""
@@ -195,6 +193,17 @@ class FewShot(QueryStatistics):
                 f"give it an output a class (model.ways={classes}, or sizes that end in {classes})"
             )
 
+    def _check_meta(self, meta: Params) -> None:
+        """Raise UsageError if meta lacks a parameter, or has one of another shape."""
+        for name, p in self.begin().items():
+            found = meta.get(name) if isinstance(meta, dict) else None
+            if found is None or found.shape != p.shape:
+                what = "is not there" if found is None else f"has shape {tuple(found.shape)}"
+                raise UsageError(
+                    f"meta[{name!r}] {what}: expected a dict of tensors, and one of shape "
+                    f"{tuple(p.shape)} here. Give problem.begin(), or tensors like its own."
+                )
+
     def _with_frozen(self, meta: Params) -> Params:
         """Return meta and the frozen parameters, which it must not hold."""
         if not self._frozen:
@@ -204,7 +213,7 @@ class FewShot(QueryStatistics):
         return {**meta, **{name: own[name].detach() for name in self._frozen}}
 
     def init(self, meta: Params, task: TaskBatch) -> Params:
-        check_shapes(task)
+        self._check_meta(meta)
         meta = self._with_frozen(meta)
         if self.loss is None:
             refuse_float_classes(task.support_y)
@@ -281,6 +290,15 @@ class FewShot(QueryStatistics):
         meta = self._with_frozen(meta)
         shared = {name: p[None] for name, p in meta.items() if name not in params}
         return self.model({**shared, **params}, x, statistics_from, training)
+
+
+def _options(loss: str | Loss | None) -> Hashable:
+    """Return a key of a loss's options: its own, and those of the modules in it."""
+    own = {**getattr(loss, "__dict__", {}), **getattr(loss, "keywords", {})}
+    held = [x for x in (loss, *own.values()) if isinstance(x, nn.Module)]
+    modules = [module for x in held for module in x.modules()]
+    options = tuple((module.training, options_of(module)) for module in modules)
+    return options if isinstance(loss, nn.Module) else (as_key(own), options)
 
 
 def try_inputs(run: Callable[[], T], task: TaskBatch) -> T:

@@ -17,7 +17,7 @@ from metalearn.problems.convex_head import ConvexHead
 from metalearn.problems.few_shot import FewShot, try_inputs
 from metalearn.problems.protocol import CompositeProblem, Params, query_predictions
 from metalearn.problems.query_statistics import QueryStatistics
-from metalearn.tasks.batch import TaskBatch, check_shapes
+from metalearn.tasks.batch import TaskBatch
 
 
 class WithBody(QueryStatistics):
@@ -96,7 +96,6 @@ class WithBody(QueryStatistics):
 
     def features(self, meta: Params, task: TaskBatch) -> Tensor:
         """Return the features, (T, n + m, F), of the n support images and then of the m queries."""
-        check_shapes(task)
         refuse_frozen(meta, self._frozen)
         own = {name: meta[name] for name in self._names}
         return self._body(own, task.support_x, task.query_x, self.transductive)

@@ -54,17 +54,26 @@ class TaskBatch:
 register_dataclass(TaskBatch)
 
 
-def check_shapes(task: TaskBatch) -> None:
+def check_shapes(task: TaskBatch, queries: bool = True) -> None:
     """Raise UsageError unless the tensors share a task axis, and x and y their examples.
 
-    A task of another class is checked too if it has the attributes of a `TaskBatch`.
+    Args:
+        queries: False: the query set is not looked at, and may be empty.
     """
-    tasks = len(task)
-    for name in ("support", "query"):
+    for name in ("support", "query") if queries else ("support",):
         x, y = getattr(task, f"{name}_x"), getattr(task, f"{name}_y")
-        if min(x.dim(), y.dim()) < 2 or x.shape[:2] != y.shape[:2] or len(x) != tasks:
+        what = (
+            f"{name}_x of shape {tuple(x.shape)} and {name}_y of shape {tuple(y.shape)}: expected"
+        )
+        if min(x.dim(), y.dim()) < 2:
             raise UsageError(
-                f"{name}_x of shape {tuple(x.shape)} and {name}_y of shape {tuple(y.shape)}: "
-                f"expected (T, n, ...) and (T, n), with T = {tasks} as in support_x. Give a single "
-                "task its axis T by x[None] and y[None]."
+                f"{what} (T, n, ...) and (T, n) for T tasks. Give one task its axis by x[None]."
+            )
+        if 0 in x.shape[:2]:
+            raise UsageError(f"{what} a task and an example at least. Give tasks with examples.")
+        if x.shape[:2] != y.shape[:2]:
+            raise UsageError(f"{what} a label for each example. Give y for the examples of x.")
+        if len(x) != len(task):
+            raise UsageError(
+                f"{what} {len(task)} tasks, as in support_x. Give the queries of the same tasks."
             )

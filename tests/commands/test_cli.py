@@ -307,9 +307,12 @@ def test_help_names_the_choices_and_explains_options(verb, capsys):
     assert not [part for part in HELP[verb] if part not in shown]
 
 
-def test_help_refuses_a_choice_that_does_not_exist(capsys):
-    assert main(["train", "--help", "metagrad=imaml_stabel"]) == 2
-    assert "did you mean 'imaml_stable'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("word", "meant"), [("metagrad=imaml_stabel", "imaml_stable"), ("metagard=imaml", "metagrad")]
+)
+def test_help_refuses_a_choice_that_does_not_exist(word, meant, capsys):
+    assert main(["train", "--help", word]) == 2
+    assert f"did you mean {meant!r}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["bench", "solve"])

@@ -377,6 +377,14 @@ def bfloat16_and_captured():
 
     yield "memory_and_speed", f"takes {times_ours('ours, bf16')} of float32"
     yield "memory_and_speed", f"`replay` takes {times_ours('ours, captured')} of the default"
+    with (RESULTS / "speed/rows.csv").open() as file:
+        peaks = {
+            (row["workload"], row["competitor"]): float(row["peak_bytes"] or 0)
+            for row in csv.DictReader(file)
+            if row["part"] == "workload"
+        }
+    more = [peaks[w, "ours, captured"] / peaks[w, "ours"] for w in WORKLOADS]
+    yield "memory_and_speed", f"peak memory is {min(more):.2f} to {max(more):.2f} times as large"
     table = rows("time_to_accuracy", "Training time to 95 %")
     by = {row["training"]: 1000 * first(row["s"]) / first(row["meta-steps"]) for row in table}
     steps = (by[f"omniglot_5w1s_{name}_quick"] for name in ("maml_bf16", "maml"))

@@ -164,11 +164,33 @@ def test_products_of_curvature_go_on_with_an_unused_parameter():
         lambda x, y: (x[0], y[0], x[0], y[0]),
         lambda x, y: (x, y, x[0], y[0]),
         lambda x, y: (x, y, x[:1], y[:1]),
+        lambda x, y: (x, y, x.repeat(2, 1, 1), y.repeat(2, 1)),
         lambda x, y: (x, y[:, 1:], x, y),
+        lambda x, y: (x[:, :0], y[:, :0], x, y),
+        lambda x, y: (x, y, x[:, :0], y[:, :0]),
     ],
-    ids=["no task axis", "queries without it", "another T", "a label missing"],
+    ids=[
+        *("no task axis", "queries without it", "a task less", "tasks more"),
+        *("a label missing", "no example", "no query"),
+    ],
 )
 def test_a_task_whose_tensors_do_not_fit_is_refused(way, change):
     problem, meta, task = setting(way, lambda y: y)
-    with pytest.raises(UsageError, match=r"_x of shape .* expected \(T, n, \.\.\.\)"):
+    with pytest.raises(UsageError, match=r"_x of shape .* expected"):
         way(problem, meta, TaskBatch(*change(task.support_x, task.support_y)))
+
+
+@ways
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda meta: {**meta, "2.bias": torch.zeros(1)}, r"2.bias'\] has shape \(1,\)"),
+        (lambda meta: {"2.bias": meta["2.bias"]}, r"0.weight'\] is not there"),
+        (lambda meta: list(meta.values()), "expected a dict"),
+    ],
+    ids=["another shape", "a name missing", "a list"],
+)
+def test_a_meta_that_is_not_the_models_is_refused(way, change, sentence):
+    problem, meta, task = setting(way, lambda y: y)
+    with pytest.raises(UsageError, match=sentence):
+        way(problem, change(meta), task)
