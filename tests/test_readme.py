@@ -81,7 +81,7 @@ def test_the_tables_take_the_experiments_own_trainings_once(front_table, tmp_pat
     with pytest.raises(SystemExit, match="5w1s more than once"):
         front_table["pages"](tmp_path)
     origin = json.loads((mine / "provenance.json").read_text())
-    origin["options"]["words"] = ["model.channels=8"]
+    origin["options"]["overrides"] = ["model.channels=8"]
     (mine / "provenance.json").write_text(json.dumps(origin))
     assert front_table["pages"](tmp_path) == once
     (tmp_path / "omniglot_long" / "another_long.json").write_text("{}")
