@@ -91,7 +91,7 @@ class Captured:
             self._programs.move_to_end(own)
             found = self._programs[own]
             if found is not None and not found.checked(function, inputs):
-                self.warn("gives other numbers than the problem at a later run")
+                self.warn("gives other numbers than the problem at its second run")
                 found = self._programs[own] = None
             return found
         self._programs[own] = self._new(function, inputs)

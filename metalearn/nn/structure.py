@@ -55,14 +55,9 @@ def as_key(value: Any) -> Hashable:
 
 def options_of(module: nn.Module) -> Hashable:
     """Return a key of the module's attributes beside its mode, hooks, tensors and children."""
-    return tuple(
-        (
-            name,
-            x if type(x) in PLAIN else as_key(x),
-        )  # the usual case apart: it is asked at each call
-        for name, x in vars(module).items()
-        if name not in _OF_EVERY_MODULE
-    )
+    own = [(name, x) for name, x in vars(module).items() if name not in _OF_EVERY_MODULE]
+    # Plain values apart: this runs at each call of a network.
+    return tuple((name, x if type(x) in PLAIN else as_key(x)) for name, x in own)
 
 
 def is_hooked(module: nn.Module) -> bool:

@@ -67,11 +67,10 @@ class FewShot(QueryStatistics):
             and linear solves in float32. "full": all in the parameters' type.
         capture: "replay": the operations of an inner gradient and of a Hessian product are captured
             at their first call for each set of shapes, and run again from then on without autograd
-            and without the model's Python code. The numbers are the same up to rounding; runs 1,
-            2, 4, 8 and so on are compared with the model's own. Numbers that Python code holds are
-            those of the capture, but for the options of modules and loss. "compile":
-            `torch.compile` makes a program of what was captured. "none": nothing is captured. See
-            `metalearn.captured`.
+            and without the model's Python code. The numbers are the same up to rounding. The first
+            two runs are compared with the model's own. Numbers that Python code holds are those of
+            the capture, but for the options of modules and loss. "compile": `torch.compile` makes a
+            program of what was captured. "none": nothing is captured. See `metalearn.captured`.
 
     `meta` is `self.begin()`: the named parameters of the model without those of
     `requires_grad=False`. These are constants, neither adapted nor learned, and are read from the
