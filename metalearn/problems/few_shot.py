@@ -81,7 +81,7 @@ class FewShot(QueryStatistics):
     "head" needs a chain of layers (`nn.Sequential`) that ends in a linear layer.
 
     Raises:
-        UsageError: an option has another value, or meta has not the names and shapes of `begin()`.
+        UsageError: an option has another value, or meta lacks a name or shape of `begin()`.
     """
 
     def __init__(
