@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,15 +27,16 @@ def captured_gradient(
 
     With `create_graph` it can be differentiated once, in params and meta.
     """
-    starts = any(0 in p.stride() for p in params.values())  # a layout of its own, which comes once
-    if create_graph and starts:
-        params = {name: p.clone() for name, p in params.items()}
     inputs = _Inner.of(problem, params, meta, task)
     if inputs is None:
         return None
+    starts = any(0 in p.stride() for p in params.values())  # a layout of its own, which comes once
     if create_graph:
         if inputs.depend_on_more():
             return None
+        if starts:
+            laid_out = [p.clone() for p in params.values()]
+            inputs = replace(inputs, tensors=laid_out + inputs.tensors[len(params) :])
         linearised = _linearised(problem, inputs, [p.contiguous() for p in params.values()])
         if linearised is None:
             return None

@@ -97,15 +97,16 @@ class TaskBatched:
         ]
         self._built_for = self._state()
 
-    def _state(self) -> tuple[bool, list[int], Hashable]:
-        """Return a value that changes when hooks, attributes, parameters or children do.
+    def _state(self) -> tuple[Hashable, Hashable]:
+        """Return a value that changes when the structure does, or an option that a twin copies."""
+        return self._structure(), tuple(map(options_of, self._copied))
 
-        Options count where a twin has a copy of them.
-        """
+    def _structure(self) -> Hashable:
+        """Return a value that changes when hooks, attributes, parameters or children do."""
         sizes = [len(entries) for entries in self._entries]
         sizes += [len(vars(module)) for module in self._modules]
         children = [id(child) for m in self._modules for child in m._modules.values()]
-        return globally_hooked(), sizes + children, tuple(map(options_of, self._copied))
+        return globally_hooked(), tuple(sizes + children)
 
     def settings(self) -> Hashable:
         """Return what decides, beside tensors, which operations the module runs.
@@ -115,8 +116,7 @@ class TaskBatched:
         hooks = [id(hook) for entries in self._entries for hook in entries.values()]
         children = [type(child) for m in self._modules for child in m._modules.values()]
         options = [(module.training, options_of(module)) for module in self._modules]
-        hooked, state, _ = self._state()
-        return hooked, tuple(state), tuple(hooks), tuple(children), tuple(options)
+        return self._structure(), tuple(hooks), tuple(children), tuple(options)
 
     def _twin_of(self, module: nn.Module) -> nn.Module:
         make = TWINS.get(type(module))
