@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,10 +131,10 @@ METHODS = {
 def trained(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
     """Yield the cells of `scripts/train_experiments`, in the form of `_studies`.
 
-    Their networks have a symmetric head and are judged on 4,000 tasks. Inductive accuracies stand
-    in brackets; a convex head has these alone. The time of a training that starts from another's
-    weights includes that of the other.
+    Their networks have a symmetric head and are judged on 4,000 tasks. The time of a training that
+    starts from another's weights includes that of the other. Seeds share a cell.
     """
+    seeds: dict[tuple[str, str, str, str], list[Judged]] = {}
     for path in sorted(results.glob("omniglot_*/*-way.json")):
         experiment, ways = path.name.removesuffix("-way.json").rsplit("-", 1)
         if path.parent.name == "omniglot_long":
@@ -160,27 +161,47 @@ def trained(results: Path) -> Iterator[tuple[str, str, str, float, str, str]]:
         if name[1] not in (None, setting):
             continue  # of other ways than it was trained for
         method = METHODS[name[2]] + (", products in bfloat16" if name[3] else "")
-        shown_as = "{:.2f} ± {:.2f}".format(*_percent(by_mode["inductive"]))
-        if name[2] != "ridge":
-            accuracy = "{:.2f} ± {:.2f}".format(*_percent(by_mode["transductive"]))
-            shown_as = f"{accuracy} ({_percent(by_mode['inductive'])[0]:.2f})"
+        modes = ("inductive",) if name[2] == "ridge" else ("transductive", "inductive")
         seconds = run["train_s"]
         if first := followed.init_from:
             earlier = path.parent / f"{first}.json"
             if not earlier.is_file():
                 raise SystemExit(f"{summary} starts from {first}: expected {earlier}. Train it.")
-            # The trainings of one line start from trainings of as many shots.
-            method += f", from the weights of {first.replace('_5shot', '')}"
+            # The trainings of one line start from trainings of as many shots, of their own seeds.
+            common = first.removesuffix(f"-seed{run['seed']}").replace("_5shot", "")
+            method += f", from the weights of {common}"
             seconds += json.loads(earlier.read_text())["train_s"]
         if "-ensemble" in experiment:
             method += f", ensemble of {by_mode['inductive']['ensemble']} checkpoints"
-        seed = f", seed {run['seed']}" if run["seed"] else ""
-        where = _where("cpu", run["threads"])
-        yield method + seed, path.parent.name, where, seconds, setting, shown_as
+        key = method, path.parent.name, _where("cpu", run["threads"]), setting
+        judged = Judged(seconds, [by_mode[mode] for mode in modes])
+        seeds.setdefault(key, []).append(judged)
+    for (method, budget, where, setting), each in seeds.items():
+        seconds = statistics.mean(one.seconds for one in each)
+        yield method, budget, where, seconds, setting, _cell([one.rows for one in each])
 
 
-def _percent(row: dict[str, float]) -> tuple[float, float]:
-    return 100 * row["accuracy"], 100 * row["accuracy_interval"]
+@dataclass(frozen=True)
+class Judged:
+    """A trained seed: its seconds of training, and its accuracies by mode."""
+
+    seconds: float
+    rows: Sequence[Any]
+
+
+def _cell(seeds: Sequence[Sequence[Any]]) -> str:
+    """Return "98.93 ± 0.08 (98.53), seeds 0.05", in percent, of the rows of each seed.
+
+    The numbers are the mean over seeds, the 95 % interval over tasks (averaged over seeds), the
+    mean inductive accuracy if the first one is not inductive, and the standard deviation over
+    seeds if there are several.
+    """
+    means = [[100 * row["accuracy"] for row in by_seed] for by_seed in zip(*seeds, strict=True)]
+    half = statistics.mean(100 * rows[0]["accuracy_interval"] for rows in seeds)
+    first, *others = means
+    text = f"{statistics.mean(first):.2f} ± {half:.2f}"
+    text += "".join(f" ({statistics.mean(mean):.2f})" for mean in others)
+    return text + (f", seeds {statistics.stdev(first):.2f}" if len(first) > 1 else "")
 
 
 def _duration(least: float, most: float) -> str:

@@ -3,6 +3,7 @@ front table is what results/ holds."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import runpy
@@ -69,6 +70,41 @@ def test_the_tables_refuse_a_training_that_is_not_the_experiments(front_table, t
     run = json.loads(path.read_text())
     path.write_text(json.dumps({**run, "command": f"{run['command']} metagrad=imaml"}))
     with pytest.raises(SystemExit, match=r"omniglot_maml_table, changed: .*metagrad"):
+        front_table["pages"](tmp_path)
+
+
+def test_seeds_share_a_cell_of_the_tables(front_table, tmp_path):
+    folder = tmp_path / "omniglot_table"
+    shutil.copytree(
+        ROOT / "results" / "omniglot_table", folder, ignore=shutil.ignore_patterns("*-seed*")
+    )
+    names = "omniglot_ridge_table", "omniglot_imaml_table"
+    for name, seed in itertools.product(names, (1, 2)):
+        run = json.loads((folder / f"{name}.json").read_text())
+        first = f" init_from={names[0]}-seed{seed}" if name == names[1] else ""
+        run |= {"command": f"metalearn train experiment={name}{first}", "seed": seed}
+        (folder / f"{name}-seed{seed}.json").write_text(json.dumps(run))
+        judged = json.loads((folder / f"{name}-5-way.json").read_text())
+        for row in judged["rows"]:
+            row["accuracy"] -= seed / 100
+        (folder / f"{name}-seed{seed}-5-way.json").write_text(json.dumps(judged))
+    lines = front_table["pages"](tmp_path)["README.md"].splitlines()
+    imaml, ridge = (
+        next(line.split(" | ")[2] for line in lines if f"{method} | here" in line)
+        for method in ("from the weights of omniglot_ridge_table", "ridge head (inductive)")
+    )
+    mean = {}
+    for name in names:
+        judged = json.loads((folder / f"{name}-seed1-5-way.json").read_text())
+        for row in judged["rows"]:
+            half = 100 * row["accuracy_interval"]
+            mean[name, row["mode"]] = f"{100 * row['accuracy']:.2f}", f"{half:.2f}"
+    centre, half = mean[names[1], "transductive"]
+    assert imaml == f"{centre} ± {half} ({mean[names[1], 'inductive'][0]}), seeds 1.00"
+    assert ridge == "{} ± {}, seeds 1.00".format(*mean[names[0], "inductive"])
+    path = folder / f"{names[1]}-seed1.json"
+    path.write_text(path.read_text().replace(f"{names[0]}-seed1", f"{names[0]}-seed2"))
+    with pytest.raises(SystemExit, match="omniglot_imaml_table, changed: init_from"):
         front_table["pages"](tmp_path)
 
 

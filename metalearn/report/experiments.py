@@ -57,6 +57,9 @@ def name_method(
 ) -> str:
     """Return the method of the run's experiment, or the run's name with the changes to it."""
     name, stem = str(summary["name"]), path.stem.partition("-seed")[0]
+    if own is not None and own.get("init_from"):
+        own = own.copy()  # a seed of a second training starts from its own seed of the first
+        own["init_from"] = own["init_from"].removesuffix(f"-seed{summary.get('seed')}")
     changes = {
         e: _changes_to(e, own, path) for e in dict.fromkeys((name, stem)) if is_experiment(e)
     }

@@ -22,6 +22,19 @@ def test_a_run_is_resumed_by_the_words_it_was_begun_with(tmp_path):
     assert "was begun with 'steps=5', not 'steps=6'" in refused.stderr
 
 
+def test_a_seed_starts_from_the_same_seed_of_its_first_training(tmp_path):
+    run = noted_script(tmp_path, "train_experiments")
+    second, first = "omniglot_imaml_table", "omniglot_ridge_table"
+    assert run("mine", second, "seed=2").stdout.startswith(
+        f"train experiment={second} threads=1 run_dir=runs/mine/{second}-seed2 "
+        f"seed=2 init_from={first}-seed2\n"
+    )
+    for words in ([], ["seed=0"]):
+        assert run("mine", second, *words).stdout.startswith(
+            f"train experiment={second} threads=1 run_dir=runs/mine/{second}\n"
+        )
+
+
 def finished(tmp_path, config: str):
     folder = tmp_path / "runs" / "mine" / NAME
     folder.mkdir(parents=True)
