@@ -3,6 +3,8 @@
 import difflib
 import signal
 from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
 
 MAX_FLOAT32 = 3.4028234663852886e38
 """The largest float32; options are checked against it. A larger learning rate would raise an error
@@ -37,6 +39,16 @@ class TrainingInterrupted(Exception):
     def __init__(self, signum: int, sentence: str) -> None:
         super().__init__(f"{signal.Signals(signum).name}: {sentence}")
         self.status = 128 + signum
+
+
+def is_count(value: Any, least: int = 0) -> bool:
+    """Return True for a whole number of at least `least`, whatever its type but bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def is_number(value: Any) -> bool:
+    """Return True for a real number, whatever its type but bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

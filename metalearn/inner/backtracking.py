@@ -9,7 +9,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from metalearn.errors import MAX_FLOAT32, UsageError
+from metalearn.errors import MAX_FLOAT32, UsageError, is_count, is_number
 from metalearn.inner.solver import (
     InnerPoint,
     InnerSolver,
@@ -53,10 +53,10 @@ class BacktrackingDescent(InnerSolver):
     tol: float | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or not 0 < self.lr <= MAX_FLOAT32:
+        if not is_count(self.steps) or not is_number(self.lr) or not 0 < self.lr <= MAX_FLOAT32:
             raise UsageError(
-                f"BacktrackingDescent(steps={self.steps}, lr={self.lr}): expected steps of at "
-                f"least 0 and a rate above 0, up to {MAX_FLOAT32:.1e}. Change them."
+                f"BacktrackingDescent(steps={self.steps!r}, lr={self.lr!r}): expected a whole "
+                f"number of steps and a rate above 0, up to {MAX_FLOAT32:.1e}. Change them."
             )
         if not 1 <= self.growth <= MAX_FLOAT32 or not 0 < self.decrease < 1:
             raise UsageError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from metalearn.errors import MAX_FLOAT32, UsageError
+from metalearn.errors import MAX_FLOAT32, UsageError, is_count, is_number
 from metalearn.inner.solver import (
     InnerPoint,
     InnerSolver,
@@ -72,10 +72,10 @@ class GradientMethod(InnerSolver):
     lr: float
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or not 0 < self.lr <= MAX_FLOAT32:
+        if not is_count(self.steps) or not is_number(self.lr) or not 0 < self.lr <= MAX_FLOAT32:
             raise UsageError(
-                f"{type(self).__name__}(steps={self.steps}, lr={self.lr}); "
-                f"steps must be at least 0 and lr above 0, up to {MAX_FLOAT32:.1e}"
+                f"{type(self).__name__}(steps={self.steps!r}, lr={self.lr!r}); steps must be "
+                f"a whole number of at least 0 and lr above 0, up to {MAX_FLOAT32:.1e}"
             )
         check_tol(self.stopping())
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, is_count
 from metalearn.inner.line_search import backtrack
 from metalearn.inner.solver import (
     InnerSolver,
@@ -41,10 +41,10 @@ class LBFGS(InnerSolver):
     halvings: int = 12
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.memory < 1 or self.halvings < 0:
+        if not (is_count(self.steps) and is_count(self.memory, 1) and is_count(self.halvings)):
             raise UsageError(
                 f"LBFGS(steps={self.steps}, memory={self.memory}, halvings={self.halvings}); "
-                "steps and halvings must be at least 0, memory at least 1"
+                "steps and halvings must be whole numbers of at least 0, memory at least 1"
             )
         check_tol(self.tol)
 

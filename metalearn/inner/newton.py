@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metalearn.autograd import gradients
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, is_count
 from metalearn.inner.line_search import backtrack
 from metalearn.inner.solver import (
     InnerSolver,
@@ -45,10 +45,10 @@ class NewtonCG(InnerSolver):
     halvings: int = 12
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.cg_iters < 1 or self.halvings < 0:
+        if not (is_count(self.steps) and is_count(self.cg_iters, 1) and is_count(self.halvings)):
             raise UsageError(
                 f"NewtonCG(steps={self.steps}, cg_iters={self.cg_iters}, halvings={self.halvings});"
-                " steps and halvings must be at least 0, cg_iters at least 1"
+                " steps and halvings must be whole numbers of at least 0, cg_iters at least 1"
             )
         check_tol(self.tol)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metalearn.autograd import partials
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, is_number
 from metalearn.tree import task_norm
 
 Params = dict[str, Tensor]
@@ -75,10 +75,10 @@ def check_tol(tol: float | None) -> None:
     """Check that tol is None or a number of at least 0.
 
     Raises:
-        UsageError: tol is negative or NaN.
+        UsageError: tol is negative, NaN or no number.
     """
-    if tol is not None and not tol >= 0:
-        raise UsageError(f"tol={tol}; expected a gradient norm of at least 0, or None")
+    if tol is not None and not (is_number(tol) and tol >= 0):
+        raise UsageError(f"tol={tol!r}; expected a gradient norm of at least 0, or None")
 
 
 def value_and_grad(

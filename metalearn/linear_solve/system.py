@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from metalearn.errors import is_count, is_number
 from metalearn.linear_solve.solution import MatVec, Solution, Status, finish
 from metalearn.tree import Raveler, Tree
 
@@ -216,16 +218,17 @@ def seeded(shape: tuple[int, ...], seed: int, like: Tensor) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(like)
 
 
-def require(options: object, least: float, *names: str) -> None:
-    """Check that the named options are at least `least`.
+def require(options: Any, least: float, *names: str) -> None:
+    """Check that the named options are numbers of at least `least`, whole where typed int.
 
     Raises:
-        ValueError: an option is below `least`, or NaN.
+        ValueError: an option is below `least`, NaN, or of another type.
     """
+    typed = {field.name: field.type for field in fields(options)}
     for name in names:
-        value = getattr(options, name)
-        if not value >= least:
+        value, whole = getattr(options, name), typed[name] == "int"
+        if not is_number(value) or not value >= least or (whole and not is_count(value)):
             raise ValueError(
-                f"{type(options).__name__}({name}={value}); expected at least {least}"
-                + (", not a negative number" if least == 0 else "")
+                f"{type(options).__name__}({name}={value!r}); expected "
+                f"{'a whole number of ' if whole else ''}at least {least}"
             )

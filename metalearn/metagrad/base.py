@@ -68,7 +68,7 @@ class MetaGradientResult:
             bad = int((~self.outer_loss.isfinite()).sum())
             raise NonFiniteGradient(
                 f"the outer loss of {bad} of {len(self.outer_loss)} tasks is not finite; "
-                "a smaller inner learning rate is the usual cure"
+                "a smaller inner learning rate is the usual cure, where the tasks are finite"
             )
         if not all(g.isfinite().all() for g in leaves_of(self.grads)):
             raise NonFiniteGradient(
@@ -93,7 +93,8 @@ class MetaGradient:
     `**previous.solver_state` too.
 
     Raises:
-        UsageError: meta is a module, or the tensors of a `TaskBatch` do not share a task axis.
+        UsageError: an argument is in another's place, meta is a module, or the tensors of a
+            `TaskBatch` do not share a task axis.
 
     The features of a `FeatureProblem` are computed once, and differentiated once.
     """
@@ -111,6 +112,7 @@ class MetaGradient:
                 f"meta={type(meta).__name__}: expected tensors by name, not a module. Give "
                 "problem.begin(), or dict(model.named_parameters())."
             )
+        _check_parts(self, problem)
         if isinstance(task, TaskBatch):
             check_shapes(task)
         keep_freed_memory_by_default()
@@ -156,6 +158,7 @@ class MetaGradient:
 
         The objective of a `FeatureProblem` holds the features, which are computed here.
         """
+        _check_parts(self, problem)
         if isinstance(task, TaskBatch):
             check_shapes(task, queries=False)
         meta = detached(meta)
@@ -167,6 +170,21 @@ class MetaGradient:
             problem = shared.on_features
         solver = at_learned_rates(self.inner, problem, meta)
         return solver, InnerObjective(problem, meta, task), problem.init(meta, task)
+
+
+def _check_parts(method: MetaGradient, problem: Any) -> None:
+    """Raise UsageError if an argument is in another's place."""
+    inner = getattr(method, "inner", None)
+    if inner is not None and not hasattr(inner, "minimise"):
+        raise UsageError(
+            f"inner={inner}: expected an inner solver. Give GradientDescent(steps=16, lr=0.1), or "
+            "another of metalearn.inner."
+        )
+    if not hasattr(problem, "inner_objective"):
+        raise UsageError(
+            f"problem={type(problem).__name__}: expected a problem with an inner and an outer "
+            "objective. Give FewShot(model), or a problem of your own."
+        )
 
 
 @dataclass(frozen=True)

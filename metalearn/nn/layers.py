@@ -57,6 +57,7 @@ class TaskConv2d(TaskLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         tasks = x.shape[1]
+        _check_inputs(x, 2, self.weight.shape[2] * self.groups, "channels")
         if len(self.weight) < tasks:
             geometry = Geometry(self.stride, self.padding, self.dilation, self.groups)
             y = grouped_conv2d(_task_by_task(x), self.weight[0], geometry)
@@ -71,6 +72,15 @@ class TaskConv2d(TaskLayer):
         if self.bias is not None:
             y = y + _per_channel(self.bias, x).view(-1, 1, 1).to(y.dtype)
         return y.unflatten(1, (tasks, -1))
+
+
+def _check_inputs(x: Tensor, axis: int, expected: int, what: str) -> None:
+    """Raise UsageError unless an axis of the inputs has the length that the weights expect."""
+    if x.shape[axis] != expected:
+        raise UsageError(
+            f"inputs of {x.shape[axis]} {what}: expected {expected}, as in the layer's weights. "
+            f"Give inputs of {expected}, or a model for {x.shape[axis]}."
+        )
 
 
 def _task_by_task(x: Tensor) -> Tensor:
@@ -96,6 +106,7 @@ def _folded(weight: Tensor) -> Tensor:
 class TaskLinear(TaskLayer):
     def forward(self, x: Tensor) -> Tensor:
         shape = x.shape
+        _check_inputs(x, -1, self.weight.shape[-1], "features")
         if len(self.weight) < shape[1]:
             shared = None if self.bias is None or len(self.bias) > 1 else self.bias[0]
             # In two dimensions: with more, torch's choice of product depends on requires_grad.

@@ -70,7 +70,8 @@ class TaskBatched:
 
     Raises:
         UsageError: a layer cannot be task-batched, for example a batch norm in training mode with
-            running averages, or two layers share a parameter.
+            running averages, or two layers share a parameter. Or the module fails on inputs of
+            another type than its parameters.
     """
 
     names: frozenset[str]
@@ -149,11 +150,15 @@ class TaskBatched:
         with _mode(self._module, training), reduced(self.precision, x.device):
             if any(averages_calls(module) for module in self._modules):
                 refuse_running_statistics(self._module)
-            if isinstance(self._twin, EachTask):
-                return tree_map(widened, self._twin.run(params, x))
             for twin, module in self._entered:
                 twin.training = module.training
-            y = torch.func.functional_call(self._twin, params, (x.transpose(0, 1),))
+            try:
+                if isinstance(self._twin, EachTask):
+                    return tree_map(widened, self._twin.run(params, x))
+                y = torch.func.functional_call(self._twin, params, (x.transpose(0, 1),))
+            except RuntimeError:
+                _check_type(x, params)
+                raise
             y = tree_map(widened, y)
         return y.transpose(0, 1) if isinstance(y, Tensor) else tree_map(swapped, y)
 
@@ -175,6 +180,16 @@ class TaskBatched:
         if odd := sorted(self.names.symmetric_difference({*params, *frozen})):
             raise ValueError(f"parameters {odd} are missing or not the module's")
         return {**params, **frozen}
+
+
+def _check_type(x: Tensor, params: Mapping[str, Tensor]) -> None:
+    """Raise UsageError if inputs that a module failed on are of another type than its params."""
+    own = {p.dtype for p in params.values()}
+    if x.dtype not in own and (x.is_floating_point() or x.dtype == torch.uint8):
+        names = " or ".join(map(str, own))
+        raise UsageError(
+            f"inputs of {x.dtype}: expected {names}, the type of the parameters. Give x.to of it."
+        )
 
 
 @contextmanager

@@ -19,8 +19,8 @@ from metalearn.nn.structure import as_key, frozen_parameters, options_of, refuse
 from metalearn.problems.prediction_loss import (
     Loss,
     check_loss,
+    check_targets,
     prediction_metrics,
-    refuse_float_classes,
     select_loss,
 )
 from metalearn.problems.protocol import Params
@@ -214,9 +214,14 @@ class FewShot(QueryStatistics):
     def init(self, meta: Params, task: TaskBatch) -> Params:
         self._check_meta(meta)
         meta = self._with_frozen(meta)
+        if not isinstance(task, TaskBatch):
+            raise UsageError(
+                f"task={type(task).__name__}: expected a TaskBatch. Give "
+                "TaskBatch(support_x, support_y, query_x, query_y)."
+            )
         if self.loss is None:
-            refuse_float_classes(task.support_y)
-            refuse_float_classes(task.query_y)
+            check_targets(task.support_y)
+            check_targets(task.query_y)
         per_task = self._head.names if self._head is not None and self._head.per_task else ()
         start = {
             name: p if name in per_task else p.expand(len(task), *p.shape)

@@ -23,7 +23,7 @@ def prediction_loss(predictions: Tensor, targets: Tensor) -> Tensor:
 
     Raises:
         UsageError: the targets have another shape than the outputs, or, for labels, than the
-            outputs without their last axis.
+            outputs without their last axis; or a label is of no output.
     """
     tasks, regression = len(targets), targets.is_floating_point()
     shape = predictions.shape if regression else predictions.shape[:2]
@@ -35,7 +35,14 @@ def prediction_loss(predictions: Tensor, targets: Tensor) -> Tensor:
         )
     if regression:
         return F.mse_loss(predictions, targets, reduction="none").reshape(tasks, -1).mean(dim=1)
-    losses = F.cross_entropy(predictions.flatten(0, 1), targets.flatten(), reduction="none")
+    labels, outputs = targets.flatten().long(), predictions.shape[-1]
+    try:
+        losses = F.cross_entropy(predictions.flatten(0, 1), labels, reduction="none")
+    except IndexError as error:
+        raise UsageError(
+            f"class labels from {int(labels.min())} to {int(labels.max())}: expected 0 to "
+            f"{outputs - 1} beside {outputs} outputs. Give the model an output for each class."
+        ) from error
     return losses.view(tasks, -1).mean(dim=1)
 
 
@@ -172,9 +179,19 @@ def prediction_metrics(
     return {"label_accuracy": shares.mean(dim=(1, 2)), "exact_match": shares.amin(2).mean(1)}
 
 
-def refuse_float_classes(targets: Tensor) -> None:
-    """Raise UsageError if floating-point targets are both 0.0 and 1.0, and nothing else."""
-    if not targets.is_floating_point() or not concrete():
+def check_targets(targets: Tensor) -> None:
+    """Raise UsageError for a negative class, or floating-point targets that may be classes.
+
+    These are both 0.0 and 1.0, and nothing else.
+    """
+    if not concrete() or not targets.numel():
+        return
+    if not targets.is_floating_point():
+        if (least := int(targets.min())) < 0:
+            raise UsageError(
+                f"a class label is {least}: expected 0 or more, since no example is left out. Give "
+                "tasks without it, or FewShot(loss=...) a loss of your own."
+            )
         return
     zero, one = targets == 0, targets == 1
     if zero.any() and one.any() and (zero | one).all():

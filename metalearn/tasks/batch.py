@@ -55,13 +55,19 @@ register_dataclass(TaskBatch)
 
 
 def check_shapes(task: TaskBatch, queries: bool = True) -> None:
-    """Raise UsageError unless the tensors share a task axis, and x and y their examples.
+    """Raise UsageError unless a task has tensors that share a task axis, x and y their examples.
 
     Args:
         queries: False: the query set is not looked at, and may be empty.
     """
     for name in ("support", "query") if queries else ("support",):
         x, y = getattr(task, f"{name}_x"), getattr(task, f"{name}_y")
+        for tensor, of in ((x, "x"), (y, "y")):
+            if not isinstance(tensor, Tensor):
+                raise UsageError(
+                    f"{name}_{of}={type(tensor).__name__}: expected a torch.Tensor. Give "
+                    "torch.as_tensor of it."
+                )
         what = (
             f"{name}_x of shape {tuple(x.shape)} and {name}_y of shape {tuple(y.shape)}: expected"
         )

@@ -106,6 +106,12 @@ def test_bad_objectives_are_refused():
     [
         lambda: GradientDescent(-1, 0.1),
         lambda: GradientDescent(1, 0.0),
+        lambda: GradientDescent(0.1, 3),
+        lambda: GradientDescent(3, "0.1"),
+        lambda: BacktrackingDescent(2.5, 0.1),
+        lambda: GradientDescent(3, 0.1, tol="1e-3"),
+        lambda: NewtonCG(3, cg_iters=1.5),
+        lambda: LBFGS(True),
         lambda: GradientDescent(1, 0.1, 1.0),
         lambda: Adam(1, float("nan")),
         lambda: NewtonCG(1, 0),

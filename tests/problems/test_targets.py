@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -194,3 +196,56 @@ def test_a_meta_that_is_not_the_models_is_refused(way, change, sentence):
     problem, meta, task = setting(way, lambda y: y)
     with pytest.raises(UsageError, match=sentence):
         way(problem, change(meta), task)
+
+
+@ways
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda x, y: (x.double(), y, x, y), "inputs of torch.float64: expected torch.float32"),
+        (lambda x, y: (x, y, x.byte(), y), "inputs of torch.uint8: expected torch.float32"),
+        (lambda x, y: (x[..., :3], y, x, y), "inputs of 3 features: expected 4"),
+        (lambda x, y: (x.numpy(), y, x, y), "support_x=ndarray: expected a torch.Tensor"),
+        (lambda x, y: (x, y, x, y.numpy()), "query_y=ndarray: expected a torch.Tensor"),
+        (lambda x, y: (x, y + 1, x, y), "labels from 1 to 3: expected 0 to 2 beside 3 outputs"),
+        (lambda x, y: (x, y - 1, x, y), "a class label is -1: expected 0 or more"),
+        (lambda x, y: (x, y, x, y - 100), "a class label is -100: expected 0 or more"),
+    ],
+    ids=[
+        *("float64", "uint8", "another width", "numpy images", "numpy labels"),
+        *("a class too many", "a negative class", "torch's ignored class"),
+    ],
+)
+def test_a_task_of_other_types_or_classes_is_refused(way, change, sentence):
+    problem, meta, task = setting(way, lambda y: y)
+    with pytest.raises(UsageError, match=sentence):
+        way(problem, meta, TaskBatch(*change(task.support_x, task.support_y)))
+
+
+@ways
+def test_an_argument_in_the_place_of_another_is_refused(way):
+    problem, meta, task = setting(way, lambda y: y)
+    x, y = task.support_x, task.support_y
+    with pytest.raises(UsageError, match="task=tuple: expected a TaskBatch"):
+        way(problem, meta, (x, y, x, y))
+    with pytest.raises(UsageError, match="problem=dict: expected a problem"):
+        way(meta, problem, task)
+    with pytest.raises(UsageError, match=r"inner=CG\(.*: expected an inner solver"):
+        replace(way, inner=CG(5))(problem, meta, task)
+
+
+@ways
+def test_integers_of_every_width_are_classes(way):
+    problem, meta, task = setting(way, lambda y: y)
+    x, y = task.support_x, task.support_y
+    expected = way(problem, meta, task).grads
+    for dtype in (torch.uint8, torch.int32):
+        found = way(problem, meta, TaskBatch(x, y.to(dtype), x, y.to(dtype))).grads
+        assert relative_difference(found, expected) == 0
+
+
+def test_images_of_other_channels_are_refused():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3))
+    x, y = torch.rand(2, 6, 3, 4, 4), (torch.arange(6) % 3).expand(2, -1)
+    with pytest.raises(UsageError, match="inputs of 3 channels: expected 1"):
+        Unrolled(INNER)(FewShot(model), dict(model.named_parameters()), TaskBatch(x, y, x, y))
