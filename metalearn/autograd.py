@@ -155,7 +155,15 @@ def partials(
     """Return `torch.autograd.grad`, with None for inputs that the outputs do not depend on.
 
     Outputs without a graph are left out.
+
+    Raises:
+        UsageError: inference mode is on, in which torch records no graph.
     """
+    if torch.is_inference_mode_enabled():
+        raise UsageError(
+            "torch.inference_mode() is on: expected a mode with derivatives, which an inner loop "
+            "takes too. Use torch.no_grad() in its place."
+        )
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     weights = list(grad_outputs) if grad_outputs is not None else [None] * len(outputs)
     pairs = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]

@@ -55,10 +55,11 @@ def attach(
         )
         shapes = [tuple(getattr(v, "shape", ())) for v in found]
         expected = [tuple(v.shape) for v in x]
-        if found_spec != x_spec or shapes != expected:
+        if shapes != expected:
+            raise ValueError(f"the residual has leaves of shapes {shapes}; expected {expected}")
+        if found_spec != x_spec:
             raise ValueError(
-                f"the residual has leaves of shapes {shapes}; expected {expected}, with the "
-                "structure of the solution"
+                f"the residual has the structure {found_spec}; expected the solution's, {x_spec}"
             )
         if any(v.is_complex() for v in found):
             raise ValueError(

@@ -54,13 +54,12 @@ def judge(
     numbers = sum(v.numel() for v in x) / max(size.numel(), 1)
     rounding = step <= 4 * eps * numbers**0.5
     distance = torch.where(rounding, 0.0, step / _lengths(x, batched))
+    distance = torch.where(distance.isnan(), torch.inf, distance)
     if callable(check):
         check(distance)
         return
     tolerance = max(TOLERANCE, 10 * eps)
     unsolved = distance > tolerance
-    if check == "warn":  # a residual that is not finite makes the linear solve an error
-        unsolved = unsolved & size.isfinite()
     if not unsolved.any():
         return
     worst = torch.where(unsolved, distance, -1.0).argmax()

@@ -18,6 +18,14 @@ from metalearn.linear_solve.system import seeded
 Leaves = tuple[Tensor, ...]
 Report = Callable[[Solution], None]
 
+MORE = "give linear_solver more iterations"
+REMEDIES = {
+    Status.NEGATIVE_CURVATURE: "the Hessian is not positive definite: check that x is a minimum, "
+    "or give linear_solver=GMRES()",
+    Status.BREAKDOWN: "use float64, or linear_solver=GMRES() with a larger restart",
+}
+"""What to do about a solve that stopped early, by its status; `MORE` where it is not named."""
+
 
 class InexactDerivative(UserWarning):
     """The warning that the linear solve of a derivative stopped before its tolerance."""
@@ -98,13 +106,16 @@ class Equation:
         if self.report is not None:
             self.report(solution)
             return
-        if solution.converged.all():
+        rounding = 100 * torch.finfo(solution.relative_residual.dtype).eps
+        inexact = ~solution.converged & (solution.relative_residual > rounding)
+        if not inexact.any():
             return
         if lost(solution).any():
             raise no_derivative(solution)
+        worst = torch.where(inexact, solution.relative_residual, -1.0).argmax()
+        ended = Status(int(solution.status.flatten()[worst]))
         warnings.warn(
-            f"{_ending(solution)}; give linear_solver more iterations, or take its Solution by "
-            "report=",
+            f"{_ending(solution)}; {REMEDIES.get(ended, MORE)}, or take its Solution by report=",
             InexactDerivative,
             stacklevel=2,
         )

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from metalearn import implicit
+from metalearn.errors import UsageError
 from metalearn.fixed_point import FixedPointSolver
 from metalearn.implicit.equation import Report
 from metalearn.implicit.search import Result, search
@@ -27,7 +28,10 @@ from metalearn.inner import InnerSolver
 from metalearn.linear_solve import CG, GMRES, LinearSolver
 from metalearn.nonlinear_solve import (
     LBFGS,
+    Bisection,
     Found,
+    GaussNewton,
+    GradientDescent,
     LevenbergMarquardt,
     Newton,
     run_fixed_point,
@@ -36,6 +40,10 @@ from metalearn.nonlinear_solve import (
 from metalearn.tree import Tree
 
 RowFunction = Callable[[Tensor], Tensor]
+
+ROOTS = (Newton, Bisection)
+MINIMISERS = (LBFGS, GradientDescent)
+SQUARES = (LevenbergMarquardt, GaussNewton)
 
 
 class Solver(Protocol):
@@ -69,12 +77,14 @@ def root_find(
         report: called with the `Solution` of every linear solve of a derivative.
 
     Raises:
-        ValueError: max_steps is negative, x0 has no floating-point tensors, or as in `root`.
+        ValueError: max_steps is negative, the solver is of another kind of problem, x0 has no
+            floating-point tensors, or as in `root`.
 
     Warns:
         NotSolved: a problem's status is not CONVERGED. Its derivative is then wrong.
     """
     _check(max_steps)
+    _check_kind(solver, "Newton()", *MINIMISERS, *SQUARES, InnerSolver)
 
     def run(function: RowFunction, start: Tensor) -> Found:
         return solver(_square(function), start, max_steps)
@@ -104,6 +114,7 @@ def minimise(
     Hessian, as in `argmin`.
     """
     _check(max_steps)
+    _check_kind(solver, "LBFGS()", *ROOTS, *SQUARES)
 
     def values(x: Tree, *args: Tree) -> Tensor:
         value = objective(x, *args)
@@ -148,6 +159,7 @@ def least_squares(
     is the norm of the gradient J'r. The other arguments, errors and warnings are as in `root_find`.
     """
     _check(max_steps)
+    _check_kind(solver, "LevenbergMarquardt()", *ROOTS, *MINIMISERS, InnerSolver)
 
     def run(function: RowFunction, start: Tensor) -> Found:
         return solver(function, start, max_steps)
@@ -183,6 +195,7 @@ def find_fixed_point(
     The other arguments, errors and warnings are as in `root_find`.
     """
     _check(max_steps, least=1)
+    _check_kind(solver, "Anderson()", *ROOTS, *MINIMISERS, *SQUARES, InnerSolver)
 
     def run(of_rows: RowFunction, start: Tensor) -> Found:
         return run_fixed_point(solver, _square(of_rows), start, max_steps)
@@ -210,6 +223,16 @@ def _check(max_steps: int, least: int = 0) -> None:
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < least:
         raise ValueError(
             f"max_steps={max_steps!r}: expected a whole number of at least {least}. Change it."
+        )
+
+
+def _check_kind(solver: object, right: str, *others: type) -> None:
+    """Raise UsageError for a solver of another kind of problem, or a class without its options."""
+    if isinstance(solver, (type, *others)):
+        shown = f"the class {solver.__name__}" if isinstance(solver, type) else solver
+        raise UsageError(
+            f"solver={shown}: expected a solver of this kind of problem, with its options. Give "
+            f"{right}."
         )
 
 

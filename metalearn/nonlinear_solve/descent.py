@@ -146,7 +146,7 @@ def _descend(
         rounding = 4 * torch.finfo(value.dtype).eps * before.abs()
         better = (value < before - rounding) | (norms(g) < least)
         least, idle = least.minimum(norms(g)), torch.where(better, 0, idle + 1)
-        progress.stop(~moved | (idle >= PATIENCE), SolveStatus.STALLED)
+        progress.stall(~moved | (idle >= PATIENCE), norms(g))
     failed = progress.status == SolveStatus.NON_FINITE
     return progress.found(x, torch.where(failed, torch.inf, norms(g)))
 

@@ -73,7 +73,7 @@ class LevenbergMarquardt:
             damped = mu * dot(scaled, scaled)
             # The step without damping, exact for one unknown: d is short where damping makes it so.
             free = torch.where(damped > 0, 1 + damped / dot(image, image), 1.0)
-            progress.judge(x * scale, norms(g), free[:, None] * scaled, trusted=damped >= 0)
+            progress.judge(x, norms(g), free[:, None] * d, trusted=damped >= 0, scale=scale)
             if step == max_steps or not progress.running.any():
                 break
             trial = torch.where(progress.running[:, None], x + d, x)
@@ -97,7 +97,7 @@ class LevenbergMarquardt:
             growth = torch.where(taken, 2.0, 2 * growth)
             progress.steps += progress.running
             # With this damping, the step is below the rounding of x.
-            progress.stop(mu > 1 / eps**2, SolveStatus.STALLED)
+            progress.stall(mu > 1 / eps**2, norms(g))
         failed = progress.status == SolveStatus.NON_FINITE
         return progress.found(x, torch.where(failed, torch.inf, norms(g)))
 
@@ -147,7 +147,7 @@ class GaussNewton:
             r, pull = _pull(residuals, x)
             g = torch.where(progress.running[:, None], pull(r), g)
             progress.steps += progress.running
-            progress.stop(~moved, SolveStatus.STALLED)
+            progress.stall(~moved, norms(g))
         failed = progress.status == SolveStatus.NON_FINITE
         return progress.found(x, torch.where(failed, torch.inf, norms(g)))
 

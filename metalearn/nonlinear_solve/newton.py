@@ -56,14 +56,15 @@ class Newton:
             push = jacobian_product(residual, x)
             right = torch.where(progress.running[:, None], -f, 0.0)
             solved = self.linear_solver(push, right, batched=True)
-            progress.judge(x, norms(f), solved.value, trusted=solved.converged)
+            singular = solved.status == Status.SINGULAR  # its step leaves out a direction
+            step_left = torch.where(singular[:, None], torch.inf, solved.value)
+            progress.judge(x, norms(f), step_left, trusted=solved.converged)
             if step == max_steps or not progress.running.any():
                 break
             x, f, moved = _line_search(residual, x, f, solved.value, progress.running)
             progress.steps += progress.running
-            singular = solved.status == Status.SINGULAR
             why = torch.where(singular, SolveStatus.SINGULAR, SolveStatus.STALLED)
-            progress.stop(~moved, why)
+            progress.stall(~moved, norms(f), why)
         failed = progress.status == SolveStatus.NON_FINITE
         return progress.found(x, torch.where(failed, torch.inf, norms(f)))
 

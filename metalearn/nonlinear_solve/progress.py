@@ -19,6 +19,9 @@ SETTLED = 1e-3
 limit at infinity, but there the steps do not become short.
 """
 
+AT_ZERO = 1e-7
+"""The largest next step, over the way from the start, at a solution of 0."""
+
 
 class Options(Protocol):
     """The options of every solver here."""
@@ -49,13 +52,17 @@ def default_rtol(dtype: torch.dtype) -> float:
 class Progress:
     """The state of T problems that stop one by one.
 
-    A problem is solved if one of these holds, where d is the step that comes next:
+    A step d, the one that comes next, is short if |d| is at most 1e-3 |x| or 1e-7 |x - x0|. A
+    problem is solved if one of these holds:
 
     - |F(x)| <= atol;
-    - |F(x)| <= rtol |F(x0)|, and |d| is below 1e-3 of the larger of |x| and |x - x0|;
-    - |d| <= rtol |x|, where d is known to be near the distance from the solution.
+    - |F(x)| <= rtol |F(x0)|, |F(x)| <= rtol^(1/2) |F(y)|, and d is short. y is the point of the
+      least residual among those of a long step. So F is not judged by a start far away alone;
+    - |d| <= rtol |x|, where d is known to be near the distance from the solution;
+    - |F(x)| <= rtol |F(x0)|, d is short, and no step lowers the residual.
 
-    A problem ends as DIVERGED if |F(x)| <= eps^2 |F(x0)| while its steps are long.
+    A problem ends as DIVERGED if |F(x)| <= eps^2 |F(x0)|, and |d| is above 1e-3 of |x| and of
+    |x - x0|.
 
     Args:
         x0: (T, N), finite.
@@ -66,28 +73,49 @@ class Progress:
         self.x0 = x0
         self.rtol = default_rtol(x0.dtype) if solver.rtol is None else solver.rtol
         self.atol = solver.atol
-        self.first = residual_norm
+        self.first = self.reference = residual_norm
         self.running = residual_norm.isfinite()
         self.status = torch.where(self.running, SolveStatus.MAX_STEPS, SolveStatus.NON_FINITE)
         self.steps = torch.zeros_like(self.status)
+        self.short = torch.zeros_like(self.running)
 
     def judge(
-        self, x: Tensor, residual_norm: Tensor, step: Tensor, trusted: Tensor | None = None
+        self,
+        x: Tensor,
+        residual_norm: Tensor,
+        step: Tensor,
+        trusted: Tensor | None = None,
+        scale: Tensor | float = 1.0,
     ) -> None:
         """Stop the problems that are solved at x.
 
         Args:
             step: (T, N), the step that comes next.
             trusted: (T,) bool, where the step is near the distance from the solution.
+            scale: (T, N), the weights of the numbers of x and step in their norms.
         """
-        size, length = norms(x), norms(step)
-        settled = length <= SETTLED * size.maximum(norms(x - self.x0))
-        solved = (residual_norm <= self.rtol * self.first) & settled
+        size, length, away = (norms(v * scale) for v in (x, step, x - self.x0))
+        self.short = length <= (SETTLED * size).maximum(AT_ZERO * away)
+        least = self.reference.minimum(residual_norm)
+        self.reference = torch.where(self.short, self.reference, least)
+        solved = self.short & (residual_norm <= self.rtol * self.first)
+        solved = solved & (residual_norm <= self.rtol**0.5 * self.reference)
         if trusted is not None:
             solved = solved | (trusted & (length <= self.rtol * size))
         self.stop(solved | (residual_norm <= self.atol), SolveStatus.CONVERGED)
         vanished = torch.finfo(x.dtype).eps ** 2 * self.first
-        self.stop((residual_norm <= vanished) & ~settled, SolveStatus.DIVERGED)
+        long = length > SETTLED * size.maximum(away)
+        self.stop((residual_norm <= vanished) & long, SolveStatus.DIVERGED)
+
+    def stall(
+        self, where: Tensor, residual_norm: Tensor, why: SolveStatus | Tensor = SolveStatus.STALLED
+    ) -> None:
+        """Stop the running problems of the mask `where`, (T,), which no step improves.
+
+        They are solved, or end with the status `why`.
+        """
+        enough = self.short & (residual_norm <= self.rtol * self.first)
+        self.stop(where, torch.where(enough, SolveStatus.CONVERGED, why))
 
     def stop(self, where: Tensor, why: SolveStatus | Tensor) -> None:
         """Stop the running problems of the mask `where`, (T,), with the status `why`."""

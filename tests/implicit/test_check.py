@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
@@ -237,3 +238,43 @@ def test_the_old_vmap_is_refused_by_the_name_of_the_new(kind):
         with warnings.catch_warnings(), pytest.raises(UsageError, match=r"torch\.func\.jacrev"):
             warnings.simplefilter("ignore")
             use()
+
+
+@pytest.mark.parametrize("x", [math.nan, math.inf])
+def test_a_solution_that_is_not_finite_is_unsolved(x):
+    c = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    given = torch.tensor(x, dtype=torch.float64)
+    with pytest.warns(implicit.InexactSolution, match="from a solution"):
+        implicit.root(lambda x, c: 2 * x - c, given, c)
+    with pytest.raises(UsageError, match="from a solution"):
+        implicit.root(lambda x, c: 2 * x - c, given, c, check="raise")
+
+
+def test_the_warning_of_a_maximum_names_its_cure():
+    c = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    top = implicit.argmin(lambda x, c: -((x - c) ** 2), torch.tensor(2.0, dtype=torch.float64), c)
+    with pytest.warns(implicit.InexactDerivative, match=r"is a minimum, or .*GMRES"):
+        top.backward()
+    top = implicit.argmin(
+        lambda x, c: -((x - c) ** 2),
+        torch.tensor(2.0, dtype=torch.float64),
+        c,
+        linear_solver=GMRES(),
+    )
+    assert torch.autograd.grad(top, c)[0].item() == pytest.approx(1.0)
+
+
+def test_a_float32_solve_at_rounding_level_does_not_warn(recwarn):
+    """Condition 1e3; the relative residual ends above the solver's 1e-6, near the rounding."""
+    torch.manual_seed(0)
+    for _ in range(8):
+        q = torch.linalg.qr(torch.randn(10, 10, dtype=torch.float64))[0]
+        matrix = (q * torch.logspace(-3, 0, 10, dtype=torch.float64)) @ q.mT
+        c = torch.ones(10, requires_grad=True)
+        x = torch.linalg.solve(matrix, c.detach().double()).float()
+        single = matrix.float()
+        y = implicit.root(lambda x, c, a: a @ x - c, x, c, single, check="silent")
+        (found,) = torch.autograd.grad(y.sum(), c)
+        expected = torch.linalg.solve(matrix, torch.ones(10, dtype=torch.float64))
+        assert (found - expected).norm() <= 1e-3 * expected.norm()
+    assert not recwarn.list
