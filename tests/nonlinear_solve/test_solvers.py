@@ -390,7 +390,7 @@ def test_a_direction_that_a_singular_system_leaves_out_is_not_solved():
         (implicit.least_squares, LBFGS()),
         (implicit.find_fixed_point, Newton()),
     ],
-    ids=repr,
+    ids=lambda value: getattr(value, "__name__", None) or type(value).__name__,
 )
 def test_a_solver_of_another_problem_is_refused(find, solver):
     with pytest.raises(UsageError, match=r"solver=.*: expected a solver of this kind of problem"):
