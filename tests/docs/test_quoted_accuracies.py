@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import statistics
 from collections.abc import Iterator
 from typing import Any
 
@@ -208,8 +209,12 @@ def shortfalls():
     papers = published().set_index(["dataset", "method", "ways", "shots"]).percent["omniglot"]
 
     def above(method: str, title: str, ways: int, shots: int) -> float:
-        name = f"omniglot_{method}{'_5shot' if shots == 5 else ''}_table-{ways}-way"
-        return round(percent(f"omniglot_table/{name}"), 2) - float(papers[title, ways, shots])
+        name = f"omniglot_{method}{'_5shot' if shots == 5 else ''}_table"
+        seeds = (RESULTS / "omniglot_table").glob(f"{name}-seed?-{ways}-way.json")
+        names = [f"{name}-{ways}-way", *(path.stem for path in seeds)]
+        assert len(names) == (2 if (method, shots) == ("maml", 1) else 1)
+        mean = statistics.mean(percent(f"omniglot_table/{one}") for one in names)
+        return round(mean, 2) - float(papers[title, ways, shots])
 
     maml = {at: above("maml", "MAML", *at) for at in ((5, 1), (20, 1), (5, 5), (20, 5))}
     assert abs(maml[20, 1]) < 0.1 and 0 < maml[5, 1] < 0.4
