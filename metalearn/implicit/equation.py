@@ -24,7 +24,7 @@ REMEDIES = {
     "or give linear_solver=GMRES()",
     Status.BREAKDOWN: "use float64, or linear_solver=GMRES() with a larger restart",
 }
-"""What to do about a solve that stopped early, by its status; `MORE` where it is not named."""
+"""The cures of a solve that stopped early, by its status; `MORE` where it is not named."""
 
 
 class InexactDerivative(UserWarning):
