@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from metalearn import implicit
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, is_count
 from metalearn.fixed_point import FixedPointSolver
 from metalearn.implicit.equation import Report
 from metalearn.implicit.search import Result, search
@@ -220,7 +220,7 @@ def _attach(
 
 
 def _check(max_steps: int, least: int = 0) -> None:
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < least:
+    if not is_count(max_steps, least):
         raise ValueError(
             f"max_steps={max_steps!r}: expected a whole number of at least {least}. Change it."
         )

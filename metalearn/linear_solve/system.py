@@ -227,7 +227,7 @@ def require(options: Any, least: float, *names: str) -> None:
     typed = {field.name: field.type for field in fields(options)}
     for name in names:
         value, whole = getattr(options, name), typed[name] == "int"
-        if not is_number(value) or not value >= least or (whole and not is_count(value)):
+        if not (is_count(value) if whole else is_number(value)) or not value >= least:
             raise ValueError(
                 f"{type(options).__name__}({name}={value!r}); expected "
                 f"{'a whole number of ' if whole else ''}at least {least}"

@@ -365,7 +365,7 @@ def test_a_solution_of_zero_is_found(dtype):
 
 
 def test_a_direction_that_a_singular_system_leaves_out_is_not_solved():
-    """In float32 the small equation's direction is rounding beside the large one's."""
+    """The small equation's direction is rounding beside the large one's in float32."""
 
     def residual(x, c):
         return {"large": 1e8 * (x["large"] ** 2 - c), "small": x["small"] ** 2 - c}
