@@ -25,7 +25,10 @@ REFUSED = [
     ("train problem.prox=-1", "at least 0"),
     ("train problem.prox=0", "prox above 0"),
     ("train metagrad.curvature=gauss", "'hessian' or 'gauss_newton'"),
-    ("train metagrad.linear_solver.max_iters=-2", "negative"),
+    (
+        "train metagrad.linear_solver.max_iters=-2",
+        "CG(max_iters=-2); expected a whole number of at least 0",
+    ),
     ("train metagrad.inner.lr=0", "lr above 0"),
     ("train problem.adapt=tail", "'all', 'head'"),
     ("train problem.adapt=3", "expected text or a list of values"),

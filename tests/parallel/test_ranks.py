@@ -147,6 +147,8 @@ def test_what_rank_0_does_or_refuses_is_everyones(error, seen):
 
 
 def _left(ranks: Ranks) -> str:
+    """Rank 1 leaves once both have met, so that rank 0 loses it in its next exchange."""
+    ranks.all_reduce_max(0)
     if ranks.rank == 1:
         return "left"
     try:
