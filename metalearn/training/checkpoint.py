@@ -87,7 +87,7 @@ def load(path: Path) -> dict[str, Any]:
         )
     if missing := sorted(KEYS - state.keys()):
         raise UsageError(f"{path} is a checkpoint without {', '.join(missing)}; train it again")
-    check_fields(state, (*KEYS, "average", "constants"), path)
+    check_fields(state, (*KEYS, "average", "constants", "data"), path)
     return state
 
 

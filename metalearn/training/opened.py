@@ -18,6 +18,7 @@ from metalearn.training import checkpoint
 from metalearn.training.data_source import move
 from metalearn.training.evaluation import Member
 from metalearn.training.experiment import Experiment
+from metalearn.training.fingerprint import DataRecord
 
 MODES = {"transductive": True, "inductive": False}
 """The modes: True where batch norm takes the queries' own statistics, not the support set's."""
@@ -25,7 +26,11 @@ MODES = {"transductive": True, "inductive": False}
 
 @dataclass(frozen=True)
 class OpenedCheckpoint:
-    """A checkpoint with its experiment, and a problem for each mode."""
+    """A checkpoint with its experiment, and a problem for each mode.
+
+    Args:
+        data: the record of the data of its training; empty in a checkpoint of an earlier release.
+    """
 
     path: Path
     step: int
@@ -33,6 +38,7 @@ class OpenedCheckpoint:
     experiment: Experiment
     problems: Mapping[str, BilevelProblem]
     inner_steps: int
+    data: DataRecord
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -115,5 +121,11 @@ def open_checkpoint(
         for mode in [mode for mode in modes if mode in own] or own
     }
     return OpenedCheckpoint(
-        path, state["step"], run, experiment, problems, run.metagrad.inner.steps
+        path,
+        state["step"],
+        run,
+        experiment,
+        problems,
+        run.metagrad.inner.steps,
+        state.get("data", {}),
     )

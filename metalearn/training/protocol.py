@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from metalearn.errors import UsageError
 from metalearn.parallel.ranks import ALONE, Ranks
@@ -19,8 +18,12 @@ from metalearn.tasks.omniglot_official import RUNS, WAYS, FixedTasks, official_r
 from metalearn.training.agreement import check_same, on_every_rank
 from metalearn.training.estimate import Estimate
 from metalearn.training.evaluation import evaluate_each, evaluate_ensemble
-from metalearn.training.experiment import Experiment
-from metalearn.training.fingerprint import describe_start
+from metalearn.training.fingerprint import (
+    describe_data,
+    describe_start,
+    digest_names,
+    find_other_data,
+)
 from metalearn.training.opened import MODES, OpenedCheckpoint, open_checkpoint
 
 BENCHMARKS = ("held_out", "omniglot_official")
@@ -177,8 +180,9 @@ class EvaluationProtocol:
         for other in others:
             first.check_same_tasks(other)
         judged = self._held_out if self.benchmark == "held_out" else self._official
-        make_sampler, tasks, about = judged(first.path, first.run, first.experiment)
+        make_sampler, tasks, about = judged(first)
         for one in opened:
+            about |= self._compare_data(one)
             one.experiment.check(make_sampler().sample(1))
         return make_sampler, tasks, about
 
@@ -190,6 +194,8 @@ class EvaluationProtocol:
     @staticmethod
     def note(row: Mapping[str, Any]) -> str:
         """Return the remark that belongs to the figures, or ""."""
+        if "other_data" in row:
+            return f"{row['other_data']} in training"
         if not row.get("characters_trained_on"):
             return ""
         seen, shown = row["characters_trained_on"], row["characters"]
@@ -198,16 +204,38 @@ class EvaluationProtocol:
             "tasks=omniglot_background trains on none of them"
         )
 
-    def _held_out(self, path: Path, run: DictConfig, experiment: Experiment) -> _JudgedTasks:
+    def _compare_data(self, one: OpenedCheckpoint) -> dict[str, str]:
+        """Compare the data with those of a checkpoint's training; return a row's entry on it.
+
+        Raises:
+            UsageError: the model was trained on what it is to be judged by, or may have been.
+        """
+        official = self.benchmark == "omniglot_official"
+        split = "train" if official else self.split
+        tasks = one.experiment.tasks
+        shared = OmegaConf.select(one.run, "tasks.dataset.split_by") == "images"  # as asked for
+        trained = {*tasks.classes("train"), *one.data.get("train", {}).get("classes", ())}
+        both = sorted(trained.intersection(tasks.classes(split)))
+        if both and not shared and not official:
+            raise UsageError(
+                f"{one.path} was trained on class {both[0]!r}, which is in the {split} split: "
+                "expected other classes. Give the data of its training by source=, or "
+                "tasks.dataset whose splits are of different classes"
+            )
+        own = describe_data(tasks, [split])
+        if not (difference := find_other_data(own, one.data)):
+            return {}
+        if shared or official:
+            raise UsageError(
+                f"{difference} when {one.path} was trained, perhaps on images of this test: "
+                "expected the same data. Put them back, or give their place by source="
+            )
+        return {"other_data": difference}
+
+    def _held_out(self, one: OpenedCheckpoint) -> _JudgedTasks:
+        run, experiment = one.run, one.experiment
         tasks, split = experiment.tasks, self.split
         classes = tasks.classes(split)
-        shared = OmegaConf.select(run, "tasks.dataset.split_by") == "images"  # as was asked for
-        both = sorted(set(classes).intersection(tasks.classes("train")))
-        if both and not shared:
-            raise UsageError(
-                f"{path}: the {split} split of its tasks shares {both[0]} with the training split; "
-                "give tasks.dataset whose splits are of different classes"
-            )
         return (
             lambda: tasks.sampler(split, self.seed, experiment.device),
             self.tasks,
@@ -215,11 +243,12 @@ class EvaluationProtocol:
                 **{"benchmark": self.benchmark, "split": split, "tasks": self.tasks},
                 **{"tasks_seed": self.seed, "queries": run.tasks.get("test_queries")},
                 **{"ways": run.tasks.get("ways"), "shots": run.tasks.get("shots")},
-                **{"classes": len(classes), "classes_sha256": digest(classes)},
+                **{"classes": len(classes), "classes_sha256": digest_names(classes)},
             },
         )
 
-    def _official(self, path: Path, run: DictConfig, experiment: Experiment) -> _JudgedTasks:
+    def _official(self, one: OpenedCheckpoint) -> _JudgedTasks:
+        path, run, experiment = one.path, one.run, one.experiment
         ways, channels = run.tasks.get("ways"), run.tasks.get("channels")
         if ways != WAYS or channels != 1:
             raise UsageError(
@@ -255,11 +284,6 @@ def _common(values: Sequence[int]) -> int | None:
 def label(path: Path) -> str:
     """Return the name of a checkpoint in a row: the run's folder and the file."""
     return f"{path.parent.name}/{path.name}"
-
-
-def digest(classes: Sequence[str]) -> str:
-    """Return the SHA-256 of the names, a line each."""
-    return hashlib.sha256("\n".join(classes).encode()).hexdigest()
 
 
 def _figures(scores: Mapping[str, Estimate]) -> dict[str, float | None]:

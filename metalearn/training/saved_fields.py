@@ -94,6 +94,10 @@ _FIELDS: dict[str, tuple[str, Check]] = {
         lambda v: isinstance(v, dict) and all(map(is_text, v)) and all(map(is_tensor, v.values())),
     ),
     "config": ("the options of a run", lambda value: isinstance(value, dict)),
+    "data": (
+        "the classes of each split by name",
+        lambda v: isinstance(v, dict) and all(map(record(classes=each(is_text)), v.values())),
+    ),
     "average": ("null, or updates and meta", optional(record(updates=is_count, meta=is_tree))),
     "chosen": ("null, or step and meta", optional(record(step=is_count, meta=is_tree))),
     "runners_up": (

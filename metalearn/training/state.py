@@ -21,6 +21,7 @@ from metalearn.tasks import TaskBatch
 from metalearn.training.averaging import MovingAverage
 from metalearn.training.best import Best
 from metalearn.training.experiment import Setup
+from metalearn.training.fingerprint import describe_data, find_other_data
 from metalearn.training.guards import Guards
 from metalearn.training.optimiser import OuterOptimiser
 from metalearn.training.saved_fields import MISFITS, check_fields, check_fit, misfit
@@ -38,6 +39,7 @@ class TrainingState:
     def __init__(self, config: DictConfig, experiment: Setup, ranks: Ranks) -> None:
         _check(config, experiment, ranks)
         self._config, self.experiment, self.ranks = config, experiment, ranks
+        self.data = describe_data(experiment.tasks)
         self.sampler = experiment.tasks.sampler("train", config.seed, experiment.device)
         self.optimiser = OuterOptimiser(
             experiment.optimiser(experiment.leaves),
@@ -152,6 +154,7 @@ class TrainingState:
             **self.optimiser.state_dict(),
             "guards": self.guards.state_dict(),
             "parts": self.ranks.gather(self._split.micro_batches),
+            "data": self.data,
             "job": job(),
             "peak": self.peak,
             "config": OmegaConf.to_container(self._config, resolve=True),
@@ -168,6 +171,7 @@ class TrainingState:
         config = OmegaConf.to_container(self._config, resolve=True)
         return [
             {"step": one.step, "best": one.score, "meta": one.meta, "config": config}
+            | {"data": self.data}
             | self._constants()
             for one in self.best.kept
         ]
@@ -179,10 +183,15 @@ class TrainingState:
             where: the state's file, for the error.
 
         Raises:
-            UsageError: the meta-parameters are another model's, or a field is of another type.
+            UsageError: the data or the meta-parameters are others, or a field is of another type.
         """
         device, meta = self.experiment.device, self.experiment.meta
         check_fields(state, state.keys() - {"format"}, where)
+        if difference := find_other_data(self.data, state.get("data", {})):
+            raise UsageError(
+                f"{difference} when {where} was trained: expected the same data. Put them back, or "
+                "give their place by source=, or train anew"
+            )
         self.experiment.load(state["meta"])
         self.experiment.load_constants(state.get("constants", {}))
         averages = [state["average"]] if state.get("average") else []

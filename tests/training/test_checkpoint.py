@@ -205,7 +205,7 @@ def test_one_that_lacks_what_a_run_goes_on_with_is_refused(finished, tmp_path, c
 
 def test_all_that_a_run_saves_and_reads_is_asked_for(finished):
     """A key that a resumed run reads without having asked for it would be a traceback."""
-    read_where_there = {"format", "wandb_id", "job", "average", "runners_up"}
+    read_where_there = {"format", "wandb_id", "job", "average", "runners_up", "data"}
     own = checkpoint.load(finished / "last.pt").keys() - read_where_there
     assert own == checkpoint.KEYS | checkpoint.RESUMED_KEYS
 

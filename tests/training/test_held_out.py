@@ -21,7 +21,8 @@ from metalearn.tasks import ImageTaskSampler, LabelledImages
 from metalearn.training import checkpoint
 from metalearn.training.estimate import Estimate
 from metalearn.training.evaluation import evaluate, evaluate_each
-from metalearn.training.protocol import EvaluationProtocol, digest
+from metalearn.training.fingerprint import digest_names
+from metalearn.training.protocol import EvaluationProtocol
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_a_split_that_shares_a_class_with_training_is_no_held_out_one(trained, m
     from metalearn.tasks import ImageTasks
 
     monkeypatch.setattr(ImageTasks, "classes", lambda self, split: ("x", split))
-    with pytest.raises(UsageError, match="shares x with the training split"):
+    with pytest.raises(UsageError, match="trained on class 'x', which is in the test split"):
         EvaluationProtocol(tasks=4).rows(trained)
 
 
@@ -101,7 +102,7 @@ def test_a_digest_is_that_of_the_names(trained):
 
     classes = glyphs(drawings=4)["validation"].classes
     assert row["classes_sha256"] == hashlib.sha256("\n".join(classes).encode()).hexdigest()
-    assert digest(classes) == row["classes_sha256"] and row["classes"] == len(classes)
+    assert digest_names(classes) == row["classes_sha256"] and row["classes"] == len(classes)
 
 
 def test_each_problem_is_judged_as_alone():

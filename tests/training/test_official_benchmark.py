@@ -18,6 +18,7 @@ from metalearn.commands.main import main
 from metalearn.errors import UsageError
 from metalearn.tasks import LabelledImages
 from metalearn.tasks.omniglot_official import official_runs
+from metalearn.training import checkpoint
 from metalearn.training.protocol import EvaluationProtocol
 
 
@@ -139,7 +140,13 @@ def test_characters_that_a_run_trained_on_are_counted(all_runs, tmp_path, monkey
     shown = (runs.support_x[0, :7] * 255).round().to(torch.uint8)
     train = LabelledImages(shown, torch.arange(7), tuple("abcdefg"))
     monkeypatch.setattr("metalearn.tasks.ImageTasks.split", lambda self, name: train)
-    (row, *_) = EvaluationProtocol("omniglot_official", str(all_runs)).rows(path)
+    protocol = EvaluationProtocol("omniglot_official", str(all_runs))
+    with pytest.raises(UsageError, match=f"was in train when {path} was trained"):
+        protocol.rows(path)
+    state = checkpoint.load(path)
+    del state["data"]  # as in a checkpoint of an earlier release
+    checkpoint.save(path, state)
+    (row, *_) = protocol.rows(path)
     assert row["characters_trained_on"] == 7 and row["characters"] == 400
     assert "7 of the 400 characters" in EvaluationProtocol.note(row)
 
