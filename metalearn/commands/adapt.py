@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from metalearn import config
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, counted
 
 
 def run(words: list[str]) -> int:
@@ -45,9 +45,11 @@ def run(words: list[str]) -> int:
     named = zip(model.classes, counts, strict=True)
     if model.inverted:
         print("swapped dark and light, as in the run's own images (invert=false leaves it)")
+    steps = state["adapted"]["inner_steps"]
+    taken = "" if steps is None else f" in {counted(steps, 'inner step')}"
     print(
-        f"{path}: adapted to {len(counts)} classes in {state['adapted']['inner_steps']} inner "
-        f"steps: {', '.join(f'{name} ({count})' for name, count in named)}"
+        f"{path}: adapted to {len(counts)} classes{taken}: "
+        f"{', '.join(f'{name} ({count})' for name, count in named)}"
     )
     print(f"{100 * right:.1f} % of these images get their own class")
     try:

@@ -12,7 +12,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from metalearn import config
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, counted
 from metalearn.training.estimate import Estimate
 
 if TYPE_CHECKING:  # slow imports
@@ -144,9 +144,12 @@ def _find_files(cfg: DictConfig, given: Sequence[str]) -> tuple[list[Path], Path
 
 def describe(row: Mapping[str, Any]) -> str:
     """Return a row as a line for the screen."""
-    steps = "step" if row["inner_steps"] == 1 else "steps"
-    number = "each its own" if row["inner_steps"] is None else row["inner_steps"]
-    shown = [f"{row['mode']}, {number} inner {steps}:"]
+    number = row["inner_steps"]
+    if number is not None:
+        about = counted(number, "inner step")
+    else:
+        about = "each its own inner steps" if "ensemble" in row else "its own inner loop"
+    shown = [f"{row['mode']}, {about}:"]
     for name in [key for key in row if f"{key}_interval" in row]:
         value, interval = row[name], row[f"{name}_interval"]
         if value is None:

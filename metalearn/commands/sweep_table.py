@@ -19,12 +19,12 @@ Run = tuple[Ended, Mapping[str, Any]]
 
 
 def print_sweep(ended: Sequence[Ended], folder: Path) -> None:
-    """Print a table of the finished runs, and write a row for each run to `folder`/runs.csv.
+    """Print a table of the runs, and write a row for each, also if refused, to `folder`/runs.csv.
 
     A setting is what the swept options but for the seed are. Its figures are means over its runs,
     with the standard deviation between them (n - 1).
     """
-    runs = [(one, read_figures(Path(one.folder))) for one in ended if one.folder]
+    runs = [(one, read_figures(Path(one.folder)) if one.folder else {}) for one in ended]
     if not any("test_loss" in figures for _, figures in runs):
         return
     print(f"\n{format_table(summarise(runs))}")

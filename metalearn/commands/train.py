@@ -85,6 +85,11 @@ def _in_full(words: list[str]) -> list[str]:
         )
     if "data=" in words:
         raise UsageError("data=: expected the path of your images. Give it")
+    if "source" in names and not {"tasks", "resume", "experiment"}.intersection(names):
+        raise UsageError(
+            "source=PATH: expected tasks=, experiment= or resume= beside it. Give data=PATH to "
+            "train on your own images"
+        )
     return [
         full.format(value) if name in SHORT else full
         for word, name, value in pairs

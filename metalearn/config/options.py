@@ -50,7 +50,8 @@ def one_of(known: Collection[str]) -> AfterValidator:
 
     def check(value: str) -> str:
         if value not in known:
-            raise ValueError(f"one of {', '.join(known)}")
+            names = [f"'{name}'" if "," in name else name for name in known]
+            raise ValueError(f"one of {', '.join(names)}")
         return value
 
     return AfterValidator(check)

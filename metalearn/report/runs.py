@@ -21,9 +21,9 @@ from metalearn.report.experiments import (
 )
 from metalearn.system.files import read_json
 
-_FRACTIONS = ("test_accuracy", "test_accuracy_interval", "accuracy", "accuracy_interval")
 _RANGES = {
-    **dict.fromkeys(_FRACTIONS, (0.0, 1.0)),
+    **dict.fromkeys(("test_accuracy", "accuracy"), (0.0, 1.0)),
+    **dict.fromkeys(("test_accuracy_interval", "accuracy_interval"), (0.0, math.inf)),
     **dict.fromkeys(("steps", "meta_batch", "peak_memory_bytes"), (0.0, 1e30)),
     "test_loss": (-math.inf, math.inf),
 }

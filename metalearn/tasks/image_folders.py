@@ -97,6 +97,20 @@ def by_class(folder: Path) -> Files:
     return [(path, one.name) for one in folders_in(folder) for path in images_in(one)]
 
 
+def left_out(files: Files) -> list[Path]:
+    """Return what is not read in the folders of classes: files of other kinds, and folders.
+
+    Hidden ones do not count.
+    """
+    read_ones = {path for path, _ in files}
+    return sorted(
+        p
+        for folder in {path.parent for path, label in files if path.parent.name == label}
+        for p in folder.iterdir()
+        if p not in read_ones and not p.name.startswith(_HIDDEN)
+    )
+
+
 def _first(root: Path, names: Sequence[str], suffix: str = "") -> Path | None:
     found = [root / f"{n}{suffix}" for n in names if (root / f"{n}{suffix}").exists()]
     if len(found) > 1:

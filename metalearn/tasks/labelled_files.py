@@ -44,7 +44,8 @@ def find_splits(root: Path) -> dict[str, Files]:
         if split := sorted(folders.intersection(MODE_OF)):
             raise ValueError(
                 f"it has the folder {split[0]} of a split, but not each of train, val and test "
-                "with a folder of images for each class"
+                "with a folder of images for each class; add them, or give a class of this name "
+                "another"
             )
         place = image_folders.only_folder(place)
     return {UNDRAWN: _by_class(_folder_of_classes(root, LAYOUTS))}

@@ -25,6 +25,7 @@ from metalearn.tasks.drawn_splits import MODES
 from metalearn.tasks.image_folders import Files
 from metalearn.tasks.images import LabelledImages
 from metalearn.tasks.labelled_files import LAYOUTS, UNDRAWN
+from metalearn.tasks.pixels import SUFFIXES
 from metalearn.tasks.unfinished import restore
 
 BUILDABLE = ("images",)
@@ -83,6 +84,7 @@ def images(
     except (OSError, ValueError) as fault:
         raise UsageError(f"source={root} cannot be read: {fault}") from fault
     drawn = splits is not None or UNDRAWN in listed
+    every = [file for own in listed.values() for file in own]
     small = _leave_out(listed, min_images)
     split_of: dict[str, str] = {}
     if drawn:
@@ -109,7 +111,7 @@ def images(
 
     def build() -> Splits:
         made = _read(listed, image_size, channels)
-        _report(made, small, root)
+        _report(made, small, image_folders.left_out(every) if root.is_dir() else [], root)
         if split_of and splits is None:
             print(f"metalearn: drew the splits, which {written} lists.", file=sys.stderr)
         return made
@@ -233,7 +235,7 @@ def _read(splits: dict[str, Files], size: int, channels: int) -> Splits:
     return made
 
 
-def _report(splits: Splits, small: dict[str, int], root: Path) -> None:
+def _report(splits: Splits, small: dict[str, int], unread: list[Path], root: Path) -> None:
     """Print what was read, and what was left out."""
     parts = [
         f"{mode} {counted(len(data.images), 'image')} of {counted(len(data.classes), 'class')}"
@@ -242,6 +244,13 @@ def _report(splits: Splits, small: dict[str, int], root: Path) -> None:
     unpacked = root.is_relative_to(cache_folder())  # an archive, perhaps beside its later place
     where = "" if unpacked else f" in {root}"
     print(f"metalearn: read the images{where}: {', '.join(parts)}.", file=sys.stderr)
+    if unread:
+        print(
+            f"metalearn: left out {len(unread)} in the folders of classes, such as "
+            f"{_inside(unread[0], root)}: an image lies in the folder of its class and ends in "
+            f"{', '.join(SUFFIXES)}.",
+            file=sys.stderr,
+        )
     if small:
         named = ", ".join(f"{name} ({counted(n, 'image')})" for name, n in sorted(small.items()))
         print(f"metalearn: left out the classes {named}: too small.", file=sys.stderr)

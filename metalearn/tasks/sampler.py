@@ -74,7 +74,7 @@ class ImageTaskSampler:
             raise UsageError(
                 f"shots={shots} and queries={queries} need {shots + queries} images a class, but "
                 f"the smallest class, {data.classes[int(counts.argmin())]!r}, has {fewest}; ask "
-                "for fewer, or leave the class out"
+                "for fewer, give the class more, or leave it out"
             )
         self.ways, self.shots, self.queries = ways, shots, queries
         self._images = data.images.to(device)

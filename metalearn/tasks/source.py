@@ -89,12 +89,16 @@ class ImageTasks:
                 f"ways={self.ways}, but the {split} split has {number}; ask for fewer ways "
                 "(tasks.ways=), or give the split more classes"
             )
-        if not train:
-            return ImageTaskSampler(data, self.ways, self.shots, self.test_queries, seed, device)
-        shots = self.shots if self.train_shots is None else self.train_shots
-        return ImageTaskSampler(
-            data, self.ways, shots, self.queries, seed, device, self.task_pool, self.affine
-        )
+        shots, queries, task_pool, affine = self.shots, self.test_queries, None, 0.0
+        if train:
+            shots = self.shots if self.train_shots is None else self.train_shots
+            queries, task_pool, affine = self.queries, self.task_pool, self.affine
+        try:
+            return ImageTaskSampler(
+                data, self.ways, shots, queries, seed, device, task_pool, affine
+            )
+        except UsageError as error:
+            raise UsageError(f"tasks of the {split} split: {error}") from error
 
     def classes(self, split: str) -> tuple[str, ...]:
         return self.split(split).classes
@@ -112,7 +116,7 @@ class ImageTasks:
         expected = (self.channels, self.image_size, self.image_size)
         if tuple(data.images.shape[1:]) != expected:
             raise UsageError(
-                f"the images are {tuple(data.images.shape[1:])}, but tasks.channels and "
-                f"tasks.image_size say {expected}; make them agree"
+                f"tasks.channels={self.channels}, tasks.image_size={self.image_size}: expected "
+                f"those of the images, {tuple(data.images.shape[1:])}. Give these"
             )
         return data

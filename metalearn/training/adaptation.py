@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from metalearn import config
-from metalearn.config.build import build
 from metalearn.errors import UsageError
 from metalearn.metagrad import MetaGradient
 from metalearn.parallel.batches import in_micro_batches
@@ -23,6 +22,7 @@ from metalearn.training import checkpoint
 from metalearn.training.adapted import make_task
 from metalearn.training.data_source import move
 from metalearn.training.experiment import Experiment
+from metalearn.training.opened import build_metagrad, trained_steps
 
 
 @dataclass(frozen=True)
@@ -109,21 +109,8 @@ class Adaptable:
         Raises:
             UsageError: `inner_steps` is below 0, or the inner loop has no number of steps.
         """
-        trained = OmegaConf.select(self.run, "metagrad.inner.steps")
-        if inner_steps is None:
-            return trained, build(self.run.metagrad, MetaGradient)
-        if inner_steps < 0:
-            raise UsageError(
-                f"inner_steps={inner_steps}: expected a whole number of at least 0. Give one."
-            )
-        if trained is None:
-            raise UsageError(
-                f"inner_steps={inner_steps}: expected a run whose inner loop has a number of "
-                f"steps, which that of {self.path} has not. Leave inner_steps= out"
-            )
-        options = self.run.metagrad.copy()
-        options.inner.steps = inner_steps
-        return inner_steps, build(options, MetaGradient)
+        metagrad = build_metagrad(self.run, inner_steps, self.path)
+        return trained_steps(self.run) if inner_steps is None else inner_steps, metagrad
 
 
 def adapt(

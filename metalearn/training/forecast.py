@@ -21,7 +21,7 @@ TIMED = 3
 """The meta-steps that are timed before a run says what it takes."""
 WORTH_SAYING_S = 10.0
 """The shortest time left that is said."""
-SHORTER = ("steps", "meta_batch", "validation.tasks")
+SHORTER = ("steps", "meta_batch", "validation.tasks", "test.tasks")
 """The options of `metalearn train` that make a run shorter."""
 
 
@@ -33,7 +33,9 @@ def describe_time_left(
     tests: bool,
     shorter: Sequence[str] = SHORTER,
 ) -> str | None:
-    """Return the sentence about the time that a run has left; None for a few seconds.
+    """Return the sentence about the time that a run has left.
+
+    None: a few seconds are left, or no meta-step, so that no option could make the run shorter.
 
     A task of a validation or of the test is counted as one of training. Both adapt to it; the
     first also predicts more queries, and the second differentiates.
@@ -52,12 +54,14 @@ def describe_time_left(
     judged = validations * config.validation.tasks if validates else 0
     judged += config.test.tasks if tests else 0
     judging = each / config.meta_batch * judged
-    if left + judging < WORTH_SAYING_S:
+    if done == config.steps or left + judging < WORTH_SAYING_S:
         return None
+    absent = [name for name, given in (("validation", validates), ("test", tests)) if not given]
+    helps = [f"{name}=" for name in shorter if not name.startswith(tuple(absent))]
     also = f", {judged} tasks of validation and test up to about {format_duration(judging)}"
     return (
         f"{config.steps - done} meta-steps take about {format_duration(left)} on this machine"
-        f"{also if judged else ''}. For less: {', '.join(f'{name}=' for name in shorter)}"
+        f"{also if judged else ''}. For less: {', '.join(helps)}"
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from metalearn import config
 from metalearn.config.build import build
@@ -29,6 +29,7 @@ class OpenedCheckpoint:
     """A checkpoint with its experiment, and a problem for each mode.
 
     Args:
+        inner_steps: those of the training; None: the inner loop has no number of steps.
         data: the record of the data of its training; empty in a checkpoint of an earlier release.
     """
 
@@ -37,7 +38,7 @@ class OpenedCheckpoint:
     run: DictConfig
     experiment: Experiment
     problems: Mapping[str, BilevelProblem]
-    inner_steps: int
+    inner_steps: int | None
     data: DataRecord
 
     @property
@@ -45,9 +46,12 @@ class OpenedCheckpoint:
         return {"name": self.run.get("name"), "seed": self.run.seed, "chosen_step": self.step}
 
     def member(self, steps: int | None) -> Member:
-        """Return the member that takes `steps` inner steps; None: as many as it trained with."""
-        self.run.metagrad.inner.steps = self.inner_steps if steps is None else steps
-        metagrad = build(self.run.metagrad, MetaGradient)
+        """Return the member that takes `steps` inner steps; None: as many as it trained with.
+
+        Raises:
+            UsageError: its inner loop has no number of steps.
+        """
+        metagrad = build_metagrad(self.run, steps, self.path)
         return Member(self.problems, metagrad, self.experiment.meta)
 
     def check_same_tasks(self, other: OpenedCheckpoint) -> None:
@@ -69,6 +73,36 @@ class OpenedCheckpoint:
         return {name: tasks.get(name) for name in names} | {
             f"dataset.{name}": value for name, value in data.items() if name != "source"
         }
+
+
+def trained_steps(run: DictConfig) -> int | None:
+    """Return the inner steps of a run; None: its inner loop has no number of steps."""
+    steps: int | None = OmegaConf.select(run, "metagrad.inner.steps")
+    return steps
+
+
+def build_metagrad(run: DictConfig, inner_steps: int | None, path: Path) -> MetaGradient:
+    """Build the meta-gradient of a run with another number of inner steps; None: with its own.
+
+    Args:
+        path: the run's checkpoint, for the error.
+
+    Raises:
+        UsageError: `inner_steps` is below 0, or the inner loop has no number of steps.
+    """
+    options = run.metagrad.copy()
+    if inner_steps is not None:
+        if inner_steps < 0:
+            raise UsageError(
+                f"inner_steps={inner_steps}: expected a whole number of at least 0. Give one."
+            )
+        if trained_steps(run) is None:
+            raise UsageError(
+                f"inner_steps={inner_steps}: expected a run whose inner loop has a number of "
+                f"steps, which that of {path} has not. Leave inner_steps= out"
+            )
+        options.inner.steps = inner_steps
+    return build(options, MetaGradient)
 
 
 def open_checkpoint(
@@ -126,6 +160,6 @@ def open_checkpoint(
         run,
         experiment,
         problems,
-        run.metagrad.inner.steps,
+        trained_steps(run),
         state.get("data", {}),
     )

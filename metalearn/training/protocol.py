@@ -276,7 +276,7 @@ def _say_of(ranks: Ranks) -> Callable[[str], None]:
     return print if ranks.rank == 0 else lambda said: print(f"rank {ranks.rank}: {said}")
 
 
-def _common(values: Sequence[int]) -> int | None:
+def _common(values: Sequence[int | None]) -> int | None:
     """Return the common value; None if the values differ."""
     return values[0] if len(set(values)) == 1 else None
 

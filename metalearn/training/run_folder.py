@@ -97,8 +97,13 @@ class RunFolder:
 
     @led
     def start(self, say: Callable[[str], None], step: int = 0, wandb_id: str | None = None) -> None:
-        """Begins after meta-step `step`: later rows and damaged checkpoints are dropped, W&B gets
-        the earlier rows that it lacks. `wandb_id` is that of the run which is gone on with.
+        """Begin after meta-step `step`.
+
+        Later rows, damaged checkpoints and the summary of an earlier end are dropped. W&B gets the
+        earlier rows that it lacks.
+
+        Args:
+            wandb_id: that of the run which is gone on with.
 
         Raises:
             UsageError: the folder cannot be written, or rows are missing.
@@ -108,6 +113,7 @@ class RunFolder:
             checkpoint.drop_unfinished(self.folder)
             for path in self._damaged:
                 path.unlink()  # it would push the whole ones out
+            (self.folder / "summary.json").unlink(missing_ok=True)  # of an end that is none now
             replace_text(self.folder / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
         except OSError as error:
             raise self._unwritable(error) from error

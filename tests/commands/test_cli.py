@@ -30,6 +30,10 @@ REFUSED = [
         "CG(max_iters=-2); expected a whole number of at least 0",
     ),
     ("train metagrad.inner.lr=0", "lr above 0"),
+    ("train tasks.image_size=20", "tasks.image_size=20: expected those of the images, (1, 28, 28)"),
+    ("train tasks.queries=99", "tasks of the train split: shots=1 and queries=99 need 100 images"),
+    ("train tasks.test_queries=99", "tasks of the validation split: shots=1 and queries=99"),
+    ("bench memory methods=[imaml]", "expected one of 'unrolled, higher', 'unrolled, batched'"),
     ("train problem.adapt=tail", "'all', 'head'"),
     ("train problem.adapt=3", "expected text or a list of values"),
     ("train problem.learn_rates=1", "true or false"),
@@ -262,6 +266,11 @@ REFUSED = [
     ("solve distill dataset=mnist source='~nosuchuser/x'", "a user who is not known here"),
 ]
 """A row for each place that refuses: the words, and a part of the sentence."""
+
+
+def test_a_source_without_tasks_names_data(capsys):
+    assert main(["train", "source=photos"]) == 2
+    assert "Give data=PATH to train on your own images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("line", "sentence"), REFUSED, ids=[line[:80] for line, _ in REFUSED])

@@ -131,6 +131,19 @@ def test_a_sweep_ends_in_a_table_over_seeds(tmp_path, capsys):
         ]
 
 
+def test_a_refused_job_is_named_and_has_a_row(tmp_path, capsys):
+    words = [*WORDS, "metagrad=maml_batched", "steps=2", "tasks.ways=5,500"]
+    assert main(["train", "-m", *words]) == 2
+    said = capsys.readouterr()
+    assert (
+        "metalearn: glyphs_maml_batched-ways500: ways=500, but the validation split has" in said.err
+    )
+    (row,) = [line for line in said.out.splitlines() if line.startswith("| 500")]
+    assert "0 of 1" in row
+    (file,) = (tmp_path / "runs" / "sweeps").glob("*/runs.csv")
+    assert list(pd.read_csv(file).status) == [0, 2]
+
+
 def test_an_unfinished_run_is_no_zero():
     swept = [{"seed": 0, "steps": 1}, {"seed": 1, "steps": 1}, {"seed": 0, "steps": 2}]
     ended = [sweep.Ended(i, 0, "", f"r{i}", own) for i, own in enumerate(swept)]

@@ -135,6 +135,11 @@ def test_rows_of_metrics_that_cannot_be_drawn_are_left_out(tmp_path, results, me
     assert "Validation accuracy over training" in made.text
 
 
+def test_an_interval_of_two_tasks_may_be_wider_than_all_accuracies(tmp_path, results):
+    (results / "run.json").write_text(json.dumps({**SUMMARY, "test_accuracy_interval": 1.27}))
+    assert main(["report", f"results={results}", f"out={tmp_path}/r.html"]) == 0
+
+
 @pytest.mark.parametrize(
     "change",
     [

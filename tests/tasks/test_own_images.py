@@ -142,6 +142,20 @@ def test_small_classes_are_left_out_by_name(
     assert "left out the classes rare (1 image)" in capsys.readouterr().err
 
 
+def test_what_is_not_read_in_the_folders_of_classes_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = photos(tmp_path / "photos")
+    images(root, image_size=8)
+    assert "left out" not in capsys.readouterr().err
+    photo(root / "class0" / "more" / "1.png", (0, 0, 0))
+    (root / "class2" / "moving.gif").touch()
+    (root / "class2" / ".hidden").touch()
+    (root / "class2" / "0.png").touch()  # another time: the cache is another
+    images(root, image_size=8)
+    assert "left out 2 in the folders of classes, such as class0/more: " in capsys.readouterr().err
+
+
 def listed(root: Path, *lines: str, head: str = "path,label") -> Path:
     (root / "list.csv").write_text("\n".join([head, *lines]))
     return root / "list.csv"
@@ -160,7 +174,11 @@ BAD: dict[str, tuple[Callable[[Path], Path | None], dict[str, Any], str]] = {
         {},
         "the folder test of a split",
     ),
-    "one split": (lambda r: photos(r / "train") and r, {}, "the folder train of a split"),
+    "one split": (
+        lambda r: photos(r / "train") and r,
+        {},
+        "the folder train of a split.* or give a class of this name another",
+    ),
     "twice": (
         lambda r: listed(r, "class0/0.png,a", "class0/0.png,b"),
         {},

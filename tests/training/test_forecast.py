@@ -27,7 +27,11 @@ def test_the_time_left_is_of_the_timed_meta_steps_and_of_all_that_is_judged():
     assert "100 meta-steps take about 3 min 20 s on this machine" in said
     assert ", 50 tasks of validation and test up to about 25 s." in said
     assert "validation" not in describe_time_left(config, [2.0], 3, False, False).split(".")[0]
+    assert said.endswith("For less: steps=, meta_batch=, validation.tasks=, test.tasks=")
+    only = describe_time_left(config, [2.0], 3, True, False)
+    assert only is not None and only.endswith("For less: steps=, meta_batch=, validation.tasks=")
     assert describe_time_left(config, [0.5, 0.01, 0.01], 3, True, True) is None
+    assert describe_time_left(config, [2.0], 103, True, True) is None
 
 
 def test_a_run_says_its_time_once(tmp_path, capsys, monkeypatch):

@@ -32,6 +32,14 @@ class Net(nn.Sequential):
         )
         self[2].running_mean += torch.rand(8)
 """
+GRADIENT = """
+from metalearn.inner import GradientDescent
+from metalearn.metagrad import Unrolled
+
+class Fixed(Unrolled):
+    def __init__(self, lr: float = 0.1) -> None:
+        super().__init__(GradientDescent(2, lr), backend="batched")
+"""
 OWN_NET = [*TINY[:2], *TINY[4:], "import=small_net", "model._target_=small_net.Net"]
 OWN_NET += ["wandb=disabled", "metagrad=maml_batched"]
 
@@ -43,11 +51,12 @@ def modules(tmp_path, monkeypatch):
     for name, block in zip(NAMES, code, strict=True):
         (tmp_path / f"{name}.py").write_text(block)
     (tmp_path / "small_net.py").write_text(NET)
+    (tmp_path / "own_gradient.py").write_text(GRADIENT)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(build, "_IMPORTED", set())
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
-    for name in (*NAMES, "small_net"):
+    for name in (*NAMES, "small_net", "own_gradient"):
         sys.modules.pop(name, None)
 
 
@@ -104,6 +113,18 @@ def test_tasks_with_several_labels_are_learned_and_evaluated(modules, capsys):
     assert row["label_accuracy"] > 0.6 and "accuracy" not in row
     ensemble = ["evaluate", "import=my_labels", "checkpoint=[r/best.pt,r/last.pt]", "ensemble=true"]
     assert "expected tasks of classes" in refused(capsys, *ensemble)
+
+
+def test_a_meta_gradient_without_inner_options_is_trained_and_judged(modules, capsys):
+    own = ["import=own_gradient", "wandb=disabled", "run_dir=r"]
+    assert main(["train", *TINY[:-2], *own, "metagrad._target_=own_gradient.Fixed"]) == 0
+    words = ["evaluate", "import=own_gradient", "checkpoint=r/best.pt", "tasks=4"]
+    assert main(words) == 0
+    assert "its own inner loop: " in capsys.readouterr().out
+    (row, *_) = json.loads(Path("r/evaluation.json").read_text())["rows"]
+    assert row["inner_steps"] is None and row["trained_inner_steps"] is None
+    assert "Leave inner_steps= out" in refused(capsys, *words, "inner_steps=[1]")
+    assert main(["report", "runs=[r]", "out=r.html"]) == 0
 
 
 def test_pretrained_weights_of_the_pages_network(modules, capsys):

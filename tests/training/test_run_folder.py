@@ -201,6 +201,22 @@ def test_a_folder_that_is_trained_into_is_locked(half, tmp_path, capsys):
     assert main(["train", f"resume={folder}", "steps=6"]) == 0
 
 
+def test_a_run_that_is_extended_has_no_summary_until_it_ends(tmp_path, monkeypatch, whole):
+    """Else its earlier end would count as the end of what goes on."""
+    folder = shutil.copytree(whole, tmp_path / "r")
+    assert (folder / "summary.json").exists()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_newest", full)
+        assert main(["train", f"resume={folder}", "steps=9"]) == 1
+    assert not (folder / "summary.json").exists()
+    assert main(["train", f"resume={folder}", "steps=9"]) == 0
+    assert (folder / "summary.json").exists()
+
+
 def test_what_was_killed_before_its_first_checkpoint_begins_anew(tmp_path):
     folder = tmp_path / "r"
     folder.mkdir()
