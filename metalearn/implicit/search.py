@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from metalearn.errors import UsageError
 from metalearn.nonlinear_solve import Found, NotSolved, SolveStatus
 from metalearn.tree import Raveler, Tree
 
@@ -71,8 +72,22 @@ def search(
         filled = list(leaves)
         for i, tensor in zip(places, c, strict=True):
             filled[i] = tensor
-        out = function(tree_unflatten(list(x), x_spec), *tree_unflatten(filled, spec))
-        return tuple(tree_flatten(out)[0])
+        try:
+            out = function(tree_unflatten(list(x), x_spec), *tree_unflatten(filled, spec))
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            raise UsageError(
+                f"{name}: the function calls torch.autograd.grad, and nothing is recorded there: "
+                "expected torch.func.grad inside it. Take this."
+            ) from error
+        found = tree_flatten(out)[0]
+        if odd := [type(leaf).__name__ for leaf in found if not isinstance(leaf, Tensor)]:
+            raise UsageError(
+                f"{name}: the function gives {odd[0]}: expected a tensor or a pytree of tensors. "
+                "Return these."
+            )
+        return tuple(found)
 
     c = [leaves[i].detach() for i in places]
     task = _Search(name, run, on_leaves, depth=int(batched))

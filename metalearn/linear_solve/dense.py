@@ -13,6 +13,15 @@ from metalearn.linear_solve.system import System, divide, power_of_two, rows, ro
 from metalearn.tree import Tree
 
 
+def check_factorised(name: str, dtype: torch.dtype) -> None:
+    """Raise UsageError for a type without factorisations in torch: half precision."""
+    if torch.finfo(dtype).bits < 32:
+        raise UsageError(
+            f"{name} in {dtype}: expected float32 or float64, in which torch factorises a matrix. "
+            "Convert the tensors, or take an iterative solver."
+        )
+
+
 @dataclass(frozen=True)
 class Dense:
     """The direct solver, which applies A to each unit vector and factorises the result.
@@ -25,7 +34,8 @@ class Dense:
     The solve takes memory of T N^2, N applications of A, and one more for the residual.
 
     Raises:
-        UsageError: A x is not what A's columns give: the matvec is not linear, or mixes systems.
+        UsageError: A x is not what A's columns give: the matvec is not linear, or mixes systems;
+            or the systems are in half precision.
     """
 
     @torch.no_grad()
@@ -33,6 +43,7 @@ class Dense:
         self, matvec: MatVec, b: Tree, x0: Tree | None = None, batched: bool = False
     ) -> Solution:
         system = System.of(matvec, b, None, batched, rtol=0.0)
+        check_factorised("Dense", system.b.dtype)
         iterations = torch.zeros_like(system.status)
         size, eps = system.b.shape[1], torch.finfo(system.b.dtype).eps
         if size == 0:

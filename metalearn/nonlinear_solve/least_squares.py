@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metalearn.fixed_point.newton import jacobian_product
 from metalearn.linear_solve import CG, LinearSolver
+from metalearn.linear_solve.dense import check_factorised
 from metalearn.linear_solve.system import dot, norms, require
 from metalearn.nonlinear_solve.progress import (
     Progress,
@@ -182,7 +183,8 @@ def _pull(function: RowFunction, x: Tensor) -> tuple[Tensor, RowFunction]:
 
 
 def _jacobian(function: RowFunction, x: Tensor) -> Tensor:
-    """Return the Jacobian of each row, (T, M, N)."""
+    """Return the Jacobian of each row, (T, M, N), which is to be factorised."""
+    check_factorised("least squares", x.dtype)
     push = jacobian_product(function, x)
     columns = []
     for i in range(x.shape[1]):

@@ -342,6 +342,30 @@ def test_a_solver_of_another_problem_is_refused(find, solver):
         find(lambda x: x.sum(), torch.ones(2), solver=solver)
 
 
+@pytest.mark.parametrize(
+    "find", [implicit.root_find, implicit.least_squares, implicit.find_fixed_point]
+)
+def test_functions_that_cannot_be_searched_are_refused(find):
+    c = torch.tensor(2.0, requires_grad=True)
+    for function, said in (
+        (lambda x, c: None, "gives NoneType: expected a tensor"),
+        (lambda x, c: [x - c, 1.0], "gives float: expected a tensor"),
+        (lambda x, c: torch.autograd.grad(((x - c) ** 2).sum(), x)[0], r"torch\.func\.grad"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            find(function, torch.ones(1), c)
+
+
+def test_half_precision_is_solved_or_refused():
+    c = torch.tensor(2.0, dtype=torch.bfloat16, requires_grad=True)
+    start = torch.ones(1, dtype=torch.bfloat16)
+    for find in (implicit.root_find, implicit.least_squares):
+        with pytest.raises(UsageError, match="expected float32 or float64"):
+            find(lambda x, c: x**3 - c, start, c)
+    found = implicit.minimise(lambda x, c: ((x - c) ** 2).sum(), start, c)
+    assert found.value.item() == 2.0
+
+
 @pytest.mark.parametrize("solver", [LBFGS(), GradientDescent()], ids=repr)
 def test_inference_mode_is_refused(solver):
     with torch.inference_mode(), pytest.raises(UsageError, match="no_grad"):
