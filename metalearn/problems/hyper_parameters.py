@@ -15,10 +15,10 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.errors import UsageError
+from metalearn.problems.prediction_loss import prediction_loss
 from metalearn.problems.protocol import Meta, Params
 from metalearn.problems.training_task import Training, TrainingTask
 from metalearn.tasks.image_splits import Labelled
@@ -128,8 +128,8 @@ class ParameterDecays(FixedExamples):
 class ExampleWeights(FixedExamples):
     """The learned weights of training examples, which say which examples to trust.
 
-    inner = mean_n sigmoid(logit_n) loss_n + decay / 2 |w|^2. meta is {"logits": (n,)}, one for each
-    training example, which has a label.
+    inner = mean_n sigmoid(logit_n) loss_n + decay / 2 |w|^2, with loss_n as `prediction_loss` has
+    it. meta is {"logits": (n,)}, one for each training example.
     """
 
     def weights(self, meta: Meta) -> Tensor:
@@ -137,8 +137,10 @@ class ExampleWeights(FixedExamples):
         return torch.sigmoid(meta["logits"])
 
     def inner_loss(self, outputs: dict[str, Any], meta: Meta, task: TrainingTask) -> Tensor:
-        labels = self.train.y.repeat(len(task))
-        losses = F.cross_entropy(outputs["predictions"].flatten(0, 1), labels, reduction="none")
+        y = self.train.y.expand(len(task), *self.train.y.shape)
+        # Each example stands alone, as a task of its own would.
+        alone = [x.flatten(0, 1).unsqueeze(1) for x in (outputs["predictions"], y)]
+        losses = prediction_loss(*alone)
         loss = (self.weights(meta) * losses.view(len(task), -1)).mean(dim=1)
         return loss + self.decay * sum(task_half_square(p) for p in outputs["params"].values())
 
@@ -154,7 +156,7 @@ class ExampleInfluence(ExampleWeights):
 
     def begin(self) -> Meta:
         """Return the weights with which every example counts once."""
-        return {"weights": torch.ones_like(self.train.x[:, 0])}
+        return {"weights": self.train.x.new_ones(len(self.train.x))}
 
     def without(self, example: int) -> Meta:
         """Return the weights that leave one example out."""

@@ -61,6 +61,28 @@ def test_the_gradient_in_the_weights_is_that_of_retraining():
         assert found[i].item() == pytest.approx((ends[0] - ends[1]) / 2e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_the_influence_on_a_regression_is_that_of_its_closed_form(outputs):
+    g = torch.Generator().manual_seed(0)
+    x, y, held_x, held_y = (
+        torch.randn(n, k, generator=g, dtype=torch.float64)
+        for n, k in ((20, 4), (20, outputs), (9, 4), (9, outputs))
+    )
+    decay = 0.1
+    model = nn.Linear(4, outputs, bias=False).double()
+    problem = ExampleInfluence(model, Labelled(x, y), decay=decay)
+    task = TrainingTask({"weight": torch.zeros(1, outputs, 4).double()}, held_x, held_y)
+    found = Implicit(NEWTON, CG(200, rtol=1e-12))(problem, problem.begin(), task).grads["weights"]
+
+    def held_out_loss(weights):  # the mean over the outputs divides the loss, and not the decay
+        scaled = weights[:, None] * x
+        w = torch.linalg.solve(x.T @ scaled + 20 * outputs * decay / 2 * torch.eye(4), scaled.T @ y)
+        return (held_x @ w - held_y).square().mean()
+
+    expected = torch.func.grad(held_out_loss)(torch.ones(20, dtype=torch.float64))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
 def test_a_left_out_example_has_no_effect():
     problem, task = small_problem()
     with_it = loss_at(problem, task, problem.without(3)["weights"])
