@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_map
 
 from metalearn import implicit
 from metalearn.autograd import gradients
+from metalearn.errors import UsageError
 from metalearn.fixed_point import Anderson, FixedPointSolver
 from metalearn.implicit.equation import lost, no_derivative
 from metalearn.linear_solve import GMRES, LinearSolver, Solution, Status
@@ -26,8 +29,8 @@ class DEQ(nn.Module):
     `linear_solver`. The iterations leave no graph. The memory is that of one application and of
     what the solvers keep, such as Anderson's window or GMRES's basis.
 
-    The cell must be the same function at every call of one forward pass: no dropout and no running
-    statistics. `torch.func.vmap` does not reach through the solvers: pass a batch.
+    The cell must be the same function at every call of one forward pass. `torch.func.vmap` does not
+    reach through the solvers: pass a batch.
 
     Args:
         cell: a module (z, x) -> z'. Its tensors z are (B, ...).
@@ -42,6 +45,7 @@ class DEQ(nn.Module):
             backward_solution.
 
     Raises:
+        UsageError: a layer of the cell is a dropout, or keeps running averages, in training mode.
         ValueError: z0 is not given, and x is not a floating-point tensor to take zeros from.
         NoDerivative: forward if the cell gives infinities or NaN; backward if no system of the
             batch is solved (I - J is singular, or beyond the solver).
@@ -75,6 +79,7 @@ class DEQ(nn.Module):
             x: the cell's input beside z, a pytree.
             z0: the start of the iteration; None: zeros like x, which is then one tensor.
         """
+        _check_same_at_every_call(self.cell)
         if z0 is None:
             if not isinstance(x, Tensor) or not x.is_floating_point():
                 what = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -211,6 +216,24 @@ class DEQ(nn.Module):
         if not self.batched:
             raise ValueError(
                 "batched=False says that the samples meet in this cell: J has no part for each"
+            )
+
+
+def _check_same_at_every_call(cell: nn.Module) -> None:
+    """Raise UsageError for a layer that changes from call to call."""
+    for name, layer in cell.named_modules():
+        if not layer.training:
+            continue
+        where = f"the cell's {name or 'module'}, {type(layer).__name__}, in training"
+        if isinstance(layer, _NormBase) and layer.running_mean is not None:
+            raise UsageError(
+                f"{where}: expected the same function at every call, and its running averages "
+                "change. Set track_running_stats=False, or call eval() on it."
+            )
+        if isinstance(layer, _DropoutNd) and layer.p > 0:
+            raise UsageError(
+                f"{where}: expected the same function at every call, and it draws a new mask. Draw "
+                "one mask outside and give it in x, or call eval() on it."
             )
 
 

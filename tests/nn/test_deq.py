@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from metalearn.errors import UsageError
 from metalearn.fixed_point import Anderson, Broyden, NewtonGMRES, Picard
 from metalearn.implicit import InexactDerivative, NoDerivative
 from metalearn.linear_solve import GMRES, BiCGStab, Dense, Neumann, NormalCG
@@ -306,3 +307,33 @@ def test_it_starts_where_it_is_told():
     z = deq(x).detach()
     deq(x, z)
     assert (deq.forward_solution.iterations == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (nn.BatchNorm1d(4), "the cell's 1, BatchNorm1d, in training.*track_running_stats=False"),
+        (nn.Dropout(0.1), "the cell's 1, Dropout, in training.*one mask outside"),
+    ],
+    ids=["averages", "dropout"],
+)
+def test_a_cell_that_changes_from_call_to_call_is_refused(layer, said):
+    class Two(nn.Sequential):
+        def forward(self, z, x):
+            return torch.tanh(0.1 * super().forward(z) + x)
+
+    layer = DEQ(Two(nn.Linear(4, 4), layer)).double()
+    with pytest.raises(UsageError, match=said):
+        layer(draw(5, 4))
+    layer.eval()(draw(5, 4)).sum().backward()
+    assert layer.cell[0].weight.grad.isfinite().all()
+
+
+def test_a_cell_may_normalise_each_batch_by_itself():
+    class Normed(nn.BatchNorm1d):
+        def forward(self, z, x):
+            return torch.tanh(0.1 * super().forward(z) + x)
+
+    layer = DEQ(Normed(4, track_running_stats=False), batched=False).double()
+    layer(draw(5, 4)).sum().backward()
+    assert layer.forward_solution.converged.all() and layer.cell.weight.grad.isfinite().all()
