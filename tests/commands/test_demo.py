@@ -19,7 +19,7 @@ from metalearn.training.session import Session
 
 TINY = [
     "tasks=glyphs",
-    "maml_steps=3",
+    "maml_steps=4",
     "imaml_steps=2",
     "inner_steps=[1,3]",
     "test_tasks=4",
