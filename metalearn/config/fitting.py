@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import InterpolationKeyError
 
 from metalearn.config.build import read_arguments
 
@@ -13,33 +13,37 @@ from metalearn.config.build import read_arguments
 def fit_targets(config: DictConfig, given: Collection[str]) -> None:
     """Leave out what an overridden `_target_` does not take, of its group's other options.
 
-    An option of another group that refers to one of these is left out too.
+    An option that refers to one of these is left out too.
 
     Args:
         given: the names of the overridden options, which stay in any case.
     """
+    left_out: list[str] = []
     for name in given:
         group, _, last = name.rpartition(".")
         if last != "_target_":
             continue
         node = OmegaConf.select(config, group)
         taken = read_arguments(node["_target_"])
-        for key in list(node):
-            plain = not str(key).startswith("_") and f"{group}.{key}" not in given
-            if taken is not None and plain and key not in taken:
+        if taken is None:
+            continue
+        for key in [key for key in node if not str(key).startswith("_") and key not in taken]:
+            option = f"{group}.{key}"
+            if not any(f"{other}.".startswith(f"{option}.") for other in given):
                 with open_dict(node):
                     del node[key]
-    if any(name.endswith("._target_") for name in given):
-        for node in config.values():
-            if isinstance(node, DictConfig):
-                _leave_unresolved_out(node)
+                left_out.append(option)
+    references = tuple(f"${{{option}{end}" for option in left_out for end in (".", "}"))
+    for node in config.values():
+        if isinstance(node, DictConfig):
+            _leave_references_out(node, references)
 
 
-def _leave_unresolved_out(group: DictConfig) -> None:
-    for key in list(group):
-        try:
-            group[key]
-        except InterpolationKeyError:
+def _leave_references_out(group: DictConfig, beginnings: tuple[str, ...]) -> None:
+    """Leave out the options whose values begin in one of these ways."""
+    plain: Any = OmegaConf.to_container(group)
+    for key, value in plain.items():
+        if str(value).startswith(beginnings):
             with open_dict(group):
                 del group[key]
 

@@ -18,6 +18,7 @@ LAYOUTS = (
 )
 
 _HIDDEN = (".", "__")
+_OF_SYSTEMS = ("Thumbs.db", "desktop.ini")
 
 Files = list[tuple[Path, str]]
 """The image files, each with the name of its class."""
@@ -107,7 +108,7 @@ def left_out(files: Files) -> list[Path]:
         p
         for folder in {path.parent for path, label in files if path.parent.name == label}
         for p in folder.iterdir()
-        if p not in read_ones and not p.name.startswith(_HIDDEN)
+        if p not in read_ones and not p.name.startswith(_HIDDEN) and p.name not in _OF_SYSTEMS
     )
 
 

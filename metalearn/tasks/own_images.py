@@ -246,8 +246,9 @@ def _report(splits: Splits, small: dict[str, int], unread: list[Path], root: Pat
     print(f"metalearn: read the images{where}: {', '.join(parts)}.", file=sys.stderr)
     if unread:
         print(
-            f"metalearn: left out {len(unread)} in the folders of classes, such as "
-            f"{_inside(unread[0], root)}: an image lies in the folder of its class and ends in "
+            f"metalearn: left out {len(unread)} of the files and folders in those of classes, "
+            f"such as {_inside(unread[0], root)}: an image lies in the folder of its class and "
+            "ends in "
             f"{', '.join(SUFFIXES)}.",
             file=sys.stderr,
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from metalearn.errors import UsageError, check_known, counted
 from metalearn.tasks.batch import TaskBatch
@@ -44,6 +45,18 @@ class Tasks(Protocol):
 
     def classes(self, split: str) -> tuple[str, ...]:
         """Return the names of a split's classes; empty if the tasks have no classes."""
+        ...
+
+
+@runtime_checkable
+class TasksOfExamples(Tasks, Protocol):
+    """Tasks that are drawn from examples in memory.
+
+    The record of a run's data then tells one example from another.
+    """
+
+    def examples(self, split: str) -> tuple[Tensor, Tensor]:
+        """Return the examples of a split, (N, ...), and their labels or targets, (N, ...)."""
         ...
 
 
@@ -102,6 +115,11 @@ class ImageTasks:
 
     def classes(self, split: str) -> tuple[str, ...]:
         return self.split(split).classes
+
+    def examples(self, split: str) -> tuple[Tensor, Tensor]:
+        """Return the images of a split and their labels, without rotations."""
+        data = self.split(split)
+        return data.images, data.labels
 
     def split(self, name: str) -> LabelledImages:
         """Return the images of a split, without rotations.

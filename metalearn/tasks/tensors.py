@@ -166,6 +166,15 @@ class TensorTasks:
     def classes(self, split: str) -> tuple[str, ...]:
         return () if self.targets is not None else tuple(self._members[split])
 
+    def examples(self, split: str) -> tuple[Tensor, Tensor]:
+        """Return the rows of a split, class by class, and their labels or targets."""
+        members = list(self._members[split].values())
+        rows = torch.cat([torch.zeros(0, dtype=torch.int64), *members])
+        if self.targets is not None:
+            return self.x[rows], self.targets[rows]
+        sizes = torch.tensor([len(own) for own in members], dtype=torch.int64)
+        return self.x[rows], torch.arange(len(members)).repeat_interleave(sizes)
+
 
 class DatasetTasks(TensorTasks):
     """The tasks of a `torch.utils.data.Dataset` of pairs (x, y), which is read once into memory.

@@ -1,4 +1,10 @@
-"""The fingerprint of a run's start: its classes and images by split, and its initial weights."""
+"""The record of a run's data, by which changed data are known, and a digest of its start.
+
+A checkpoint holds the record: for each split the names of its classes ("classes"), a hash of each
+of its examples ("examples") and a digest of their labels ("labels"). Tasks without examples in
+memory have names alone, and samplers given in Python no record. "before" has the training data of
+the run whose weights a run starts from.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +16,73 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.tasks import ImageTasks, Tasks
+from metalearn.tasks import Tasks
+from metalearn.tasks.source import TasksOfExamples
+from metalearn.training import checkpoint
 from metalearn.training.experiment import Setup
 from metalearn.training.given import GivenSamplers, task_tensors
 from metalearn.tree import leaves_of
 
 SPLITS = ("train", "validation", "test")
+BEFORE = "before"
+"""The entry of a record with what the weights at the start were trained on."""
+_USED = {"train": "trained on", BEFORE: "trained on", "validation": "chosen by"}
 
 DataRecord = Mapping[str, Mapping[str, Any]]
-"""The "classes" of each split by name, and the SHA-256 of its "images" where it has them."""
 
 
-def describe_data(tasks: Tasks, splits: Iterable[str] = SPLITS) -> dict[str, dict[str, Any]]:
-    """Return the record of the data of some splits; a split without classes is left out."""
+def describe_data(tasks: Tasks) -> dict[str, dict[str, Any]]:
+    """Return the record of the data of tasks; a split with neither classes nor examples is absent.
+
+    It takes a second for about 1 GB of examples.
+    """
     found: dict[str, dict[str, Any]] = {}
-    for split in splits:
-        if classes := tasks.classes(split):
-            found[split] = {"classes": list(classes)}
-            if isinstance(tasks, ImageTasks):
-                data = tasks.split(split)
-                found[split]["images"] = _digest([data.images, data.labels])
+    for split in SPLITS if not isinstance(tasks, GivenSamplers) else ():
+        names = list(map(str, tasks.classes(split)))
+        record: dict[str, Any] = {"classes": names} if names else {}
+        if isinstance(tasks, TasksOfExamples):
+            examples, labels = tasks.examples(split)
+            record |= {"classes": names, "examples": hash_each(examples)}
+            record["labels"] = _digest([labels])
+        if record:
+            found[split] = record
+    return found
+
+
+def join_earlier(record: DataRecord) -> dict[str, Any]:
+    """Return the entry `BEFORE` for a run that starts from weights with this record.
+
+    Training data that the earlier run had in another split too are left out.
+    """
+    used = [record[name] for name in ("train", BEFORE) if name in record]
+    held = [record[name] for name in ("validation", "test") if name in record]
+    names = {n for part in used for n in part["classes"]}
+    names -= {n for part in held for n in part["classes"]}
+    hashes = _join_examples(used)
+    return {
+        "classes": sorted(names),
+        "examples": hashes[~torch.isin(hashes, _join_examples(held))],
+    }
+
+
+def _join_examples(parts: Iterable[Mapping[str, Any]]) -> Tensor:
+    found = [part["examples"] for part in parts if "examples" in part]
+    return torch.cat([torch.zeros(0, dtype=torch.int64), *found])
+
+
+def read_data(word: str) -> DataRecord:
+    """Return the record in a checkpoint; empty for one without it, and for a file of weights.
+
+    Args:
+        word: as `checkpoint.find` takes it.
+
+    Raises:
+        UsageError: as `checkpoint.load` does, but for another kind of file.
+    """
+    try:
+        found: DataRecord = checkpoint.load(checkpoint.find(word)).get("data", {})
+    except checkpoint.DamagedCheckpoint:
+        return {}
     return found
 
 
@@ -39,29 +92,79 @@ def find_other_data(own: DataRecord, saved: DataRecord) -> str | None:
     The splits that either record lacks are not compared.
     """
     splits = [split for split in SPLITS if split in own and split in saved]
-    now, then = (
-        {split: set(record[split]["classes"]) for split in splits} for record in (own, saved)
-    )
-    for name in sorted(set().union(*now.values(), *then.values())):
-        places = [
-            " and ".join(split for split in splits if name in classes[split]) or "no split"
-            for classes in (now, then)
-        ]
-        if places[0] != places[1]:
-            return f"class {name!r} is in {places[0]}, and was in {places[1]}"
+
+    def places(record: DataRecord, name: str) -> str:
+        held = [split for split in splits if name in record[split]["classes"]]
+        return " and ".join(held) or "no split"
+
+    for name in sorted({n for r in (own, saved) for split in splits for n in r[split]["classes"]}):
+        now, then = places(own, name), places(saved, name)
+        if now != then:
+            return f"class {name!r} is in {now}, and was in {then}"
     for split in splits:
-        if own[split].get("images") != saved[split].get("images"):
-            return f"the images of the {split} split are not what they were"
+        one, other = own[split], saved[split]
+        if not {"examples", "labels"} <= one.keys() & other.keys():
+            continue
+        same = torch.equal(one["examples"], other["examples"])
+        if not same or one["labels"] != other["labels"]:
+            return f"the examples of the {split} split have changed"
     return None
 
 
-def describe_start(experiment: Setup, splits: Iterable[str] = SPLITS) -> dict[str, Any]:
-    """Return the digests of the initial weights and of the data of some splits."""
+def find_leak(own: DataRecord, saved: DataRecord, split: str) -> str | None:
+    """Return how a split of now was used in the training of a checkpoint; None: not at all.
+
+    Examples that were in the training and in that split at the time do not count. Without a hash
+    of each example the names of the classes are compared.
+    """
+    for used, how in _USED.items():
+        if split not in own or used not in saved or used == split:
+            continue
+        now, then = own[split], saved[used]
+        at_the_time = saved.get(split, {}) if used != BEFORE else {}
+        if "examples" in now and "examples" in then:
+            seen = torch.isin(now["examples"], then["examples"])
+            seen &= ~torch.isin(now["examples"], at_the_time.get("examples", now["examples"][:0]))
+            if count := int(seen.sum()):
+                return f"was {how} {count} of the {len(seen)} examples of the {split} split"
+        else:
+            both = set(now["classes"]) & set(then["classes"]) - set(at_the_time.get("classes", ()))
+            if both:
+                return f"was {how} class {min(both)!r} of the {split} split"
+    return None
+
+
+def hash_each(examples: Tensor) -> Tensor:
+    """Return a hash of 8 bytes of each example (N, ...), (N,) int64."""
+    rows = examples.cpu().contiguous().view(len(examples), -1) if len(examples) else examples
+    hashes = [
+        int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "little", signed=True)
+        for row in rows.view(torch.uint8).numpy()
+    ]
+    return torch.tensor(hashes, dtype=torch.int64)
+
+
+def describe_start(
+    experiment: Setup, data: DataRecord, splits: Iterable[str] = SPLITS
+) -> dict[str, Any]:
+    """Return digests of the initial weights and of the data of some splits, which ranks share.
+
+    Args:
+        data: the record of the experiment's tasks. The first task stands for absent examples.
+    """
     tasks = experiment.tasks
     if isinstance(tasks, GivenSamplers):
         splits = tasks.samplers
+    found: dict[str, dict[str, Any]] = {}
+    for split in splits:
+        record = data.get(split, {})
+        found[split] = {"classes": digest_names(record.get("classes", ()))}
+        if "examples" in record:
+            found[split] |= {"examples": _digest([record["examples"]]), "labels": record["labels"]}
+        else:
+            found[split]["tasks"] = _digest_task(tasks, split)
     return {
-        "data": {split: _digest_split(tasks, split) for split in splits},
+        "data": found,
         "initial weights": _digest(
             x.detach().cpu() for x in [*leaves_of(experiment.meta), *experiment.constants.values()]
         ),
@@ -73,16 +176,13 @@ def digest_names(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
-def _digest_split(tasks: Tasks, split: str) -> dict[str, Any]:
-    """Return digests of a split: of its images, or of a task where it has none in memory."""
-    if isinstance(tasks, ImageTasks):
-        (record,) = describe_data(tasks, [split]).values()
-        return record | {"classes": digest_names(record["classes"])}
+def _digest_task(tasks: Tasks, split: str) -> str:
+    """Return a digest of the first task of a split, whose sampler stays at its start."""
     sampler = tasks.sampler(split, 0, "cpu")
     start = deepcopy(sampler.state_dict())
     task = sampler.sample(1)
     sampler.load_state_dict(start)
-    return {"tasks": _digest(x.detach().cpu() for x in task_tensors(task))}
+    return _digest(x.detach().cpu() for x in task_tensors(task))
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:

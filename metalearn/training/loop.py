@@ -19,7 +19,7 @@ from metalearn.tasks import Sampler
 from metalearn.training.agreement import check_same, describe_options, on_every_rank
 from metalearn.training.evaluation import evaluate
 from metalearn.training.experiment import Experiment
-from metalearn.training.fingerprint import describe_start
+from metalearn.training.fingerprint import describe_start, read_data
 from metalearn.training.forecast import SHORTER, TIMED, describe_time_left
 from metalearn.training.guards import REFUSALS
 from metalearn.training.held_out import HeldOut, rewound
@@ -79,7 +79,7 @@ def run(
     state, held_out = on_every_rank(ranks, prepare)
     if ranks.size > 1:
         own = describe_options(config) | {"resume": resume}
-        check_same(ranks, own | describe_start(state.experiment))
+        check_same(ranks, own | describe_start(state.experiment, state.data))
     if not resume:
         state.measure()
     # The code that trains is meant, whatever becomes of the checkout meanwhile.
@@ -104,12 +104,14 @@ def prepare(config: DictConfig, resume: bool, ranks: Ranks) -> tuple[TrainingSta
     """
     check_options(config)
     seed_all(config.seed)
-    experiment = Experiment.of(config)
-    if config.init_from is not None and not resume:
-        notes = experiment.start_from(config.init_from)
+    experiment, start = Experiment.of(config), None if resume else config.init_from
+    if start is not None:
+        notes = experiment.start_from(start)
         if ranks.rank == 0:
             print("\n".join(notes), end="\n" if notes else "")
     state = TrainingState(config, experiment, ranks)
+    if start is not None:
+        state.begin_after(read_data(start), start)
     validation = experiment.tasks.sampler("validation", config.validation.seed, experiment.device)
 
     def test() -> Sampler:

@@ -19,10 +19,13 @@ from metalearn.training.agreement import check_same, on_every_rank
 from metalearn.training.estimate import Estimate
 from metalearn.training.evaluation import evaluate_each, evaluate_ensemble
 from metalearn.training.fingerprint import (
+    BEFORE,
     describe_data,
     describe_start,
     digest_names,
+    find_leak,
     find_other_data,
+    hash_each,
 )
 from metalearn.training.opened import MODES, OpenedCheckpoint, open_checkpoint
 
@@ -164,7 +167,10 @@ class EvaluationProtocol:
         opened, judged = on_every_rank(ranks, prepare)
         if ranks.size > 1:
             splits = [self.split] if self.benchmark == "held_out" else []
-            starts = [describe_start(one.experiment, splits) for one in opened]
+            starts = [
+                describe_start(one.experiment, describe_data(one.experiment.tasks), splits)
+                for one in opened
+            ]
             own = {str(one.path): start for one, start in zip(opened, starts, strict=True)}
             check_same(ranks, own | judged[2])
         return opened, judged
@@ -182,7 +188,8 @@ class EvaluationProtocol:
         judged = self._held_out if self.benchmark == "held_out" else self._official
         make_sampler, tasks, about = judged(first)
         for one in opened:
-            about |= self._compare_data(one)
+            if self.benchmark == "held_out":
+                about = self._compare_data(one) | about
             one.experiment.check(make_sampler().sample(1))
         return make_sampler, tasks, about
 
@@ -195,7 +202,7 @@ class EvaluationProtocol:
     def note(row: Mapping[str, Any]) -> str:
         """Return the remark that belongs to the figures, or ""."""
         if "other_data" in row:
-            return f"{row['other_data']} in training"
+            return str(row["other_data"])
         if not row.get("characters_trained_on"):
             return ""
         seen, shown = row["characters_trained_on"], row["characters"]
@@ -208,34 +215,31 @@ class EvaluationProtocol:
         """Compare the data with those of a checkpoint's training; return a row's entry on it.
 
         Raises:
-            UsageError: the model was trained on what it is to be judged by, or may have been.
+            UsageError: it was trained on what it is to be judged by, or chosen by it.
         """
-        official = self.benchmark == "omniglot_official"
-        split = "train" if official else self.split
-        tasks = one.experiment.tasks
+        tasks, split = one.experiment.tasks, self.split
         shared = OmegaConf.select(one.run, "tasks.dataset.split_by") == "images"  # as asked for
-        trained = {*tasks.classes("train"), *one.data.get("train", {}).get("classes", ())}
-        both = sorted(trained.intersection(tasks.classes(split)))
-        if both and not shared and not official:
+        both = sorted(set(tasks.classes(split)).intersection(tasks.classes("train")))
+        if both and not shared:
             raise UsageError(
-                f"{one.path} was trained on class {both[0]!r}, which is in the {split} split: "
-                "expected other classes. Give the data of its training by source=, or "
-                "tasks.dataset whose splits are of different classes"
+                f"{one.path}: the {split} split of its tasks shares {both[0]} with the training "
+                "split: expected splits of different classes. Train with such ones"
             )
-        own = describe_data(tasks, [split])
-        if not (difference := find_other_data(own, one.data)):
+        own = describe_data(tasks)
+        if leak := find_leak(own, one.data, split):
+            raise UsageError(
+                f"{one.path} {leak}: expected ones that it has not seen. Put back the data of its "
+                "training, or give their place by source="
+            )
+        difference = find_other_data(own, one.data)
+        if difference is None:
             return {}
-        if shared or official:
-            raise UsageError(
-                f"{difference} when {one.path} was trained, perhaps on images of this test: "
-                "expected the same data. Put them back, or give their place by source="
-            )
-        return {"other_data": difference}
+        return {"other_data": f"{label(one.path)} was trained on other data: {difference}"}
 
     def _held_out(self, one: OpenedCheckpoint) -> _JudgedTasks:
         run, experiment = one.run, one.experiment
         tasks, split = experiment.tasks, self.split
-        classes = tasks.classes(split)
+        classes = list(map(str, tasks.classes(split)))
         return (
             lambda: tasks.sampler(split, self.seed, experiment.device),
             self.tasks,
@@ -243,7 +247,10 @@ class EvaluationProtocol:
                 **{"benchmark": self.benchmark, "split": split, "tasks": self.tasks},
                 **{"tasks_seed": self.seed, "queries": run.tasks.get("test_queries")},
                 **{"ways": run.tasks.get("ways"), "shots": run.tasks.get("shots")},
-                **{"classes": len(classes), "classes_sha256": digest_names(classes)},
+                **{
+                    "classes": len(classes),
+                    "classes_sha256": digest_names(classes),
+                },
             },
         )
 
@@ -257,10 +264,10 @@ class EvaluationProtocol:
                 f"experiment=omniglot_20w1s_maml or another with tasks.ways={WAYS}"
             )
         runs = official_runs(str(self.source), run.tasks.image_size)
-        trained = experiment.tasks.split("train").images  # type: ignore[attr-defined]
-        known = {image.numpy().tobytes() for image in trained}
+        record = one.data or describe_data(experiment.tasks)  # the data may be away by now
+        trained = [record[name]["examples"] for name in ("train", BEFORE) if name in record]
         shown = (runs.support_x.flatten(0, 1) * 255).round().to(torch.uint8)
-        seen = sum(image.numpy().tobytes() in known for image in shown)
+        seen = int(torch.isin(hash_each(shown), torch.cat(trained)).sum())
         fixed = FixedTasks(runs.to(experiment.device))
         about: dict[str, Any] = {"benchmark": self.benchmark, "tasks": RUNS, "queries": 1}
         about |= {"characters": len(shown), "characters_trained_on": seen}

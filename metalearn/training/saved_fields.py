@@ -79,6 +79,19 @@ def _is_numpy_key(value: Any) -> bool:
     return is_tensor(value) and value.shape == (624,) and not value.is_complex()
 
 
+def _is_data(value: Any) -> bool:
+    """Return True for the record of a split's data."""
+    return (
+        record(classes=each(is_text))(value)
+        and optional(is_text)(value.get("labels"))
+        and optional(_is_hashes)(value.get("examples"))
+    )
+
+
+def _is_hashes(value: Any) -> bool:
+    return is_tensor(value) and value.dim() == 1 and value.dtype == torch.int64
+
+
 _RANDOM = record(
     python=row(is_count, row(*[_is_word] * 625), optional(is_number)),
     numpy=row(is_text, _is_numpy_key, lambda v: is_count(v) and v <= 624, is_count, is_number),
@@ -95,8 +108,8 @@ _FIELDS: dict[str, tuple[str, Check]] = {
     ),
     "config": ("the options of a run", lambda value: isinstance(value, dict)),
     "data": (
-        "the classes of each split by name",
-        lambda v: isinstance(v, dict) and all(map(record(classes=each(is_text)), v.values())),
+        "the classes of each split by name, and hashes of its examples",
+        lambda v: isinstance(v, dict) and all(map(_is_data, v.values())),
     ),
     "average": ("null, or updates and meta", optional(record(updates=is_count, meta=is_tree))),
     "chosen": ("null, or step and meta", optional(record(step=is_count, meta=is_tree))),

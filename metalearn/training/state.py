@@ -20,8 +20,16 @@ from metalearn.system.memory import peak_bytes
 from metalearn.tasks import TaskBatch
 from metalearn.training.averaging import MovingAverage
 from metalearn.training.best import Best
+from metalearn.training.data_source import OPTION
 from metalearn.training.experiment import Setup
-from metalearn.training.fingerprint import describe_data, find_other_data
+from metalearn.training.fingerprint import (
+    BEFORE,
+    DataRecord,
+    describe_data,
+    find_leak,
+    find_other_data,
+    join_earlier,
+)
 from metalearn.training.guards import Guards
 from metalearn.training.optimiser import OuterOptimiser
 from metalearn.training.saved_fields import MISFITS, check_fields, check_fit, misfit
@@ -63,6 +71,22 @@ class TrainingState:
         self.best = Best(config.keep_best)
         self.peak = 0  # bytes of one meta-gradient
         self._average = self._new_average()
+
+    def begin_after(self, earlier: DataRecord, word: str) -> None:
+        """Keep what the weights at the start, of `word`, were trained on in the record of the data.
+
+        Raises:
+            UsageError: it is in the validation or the test split of this run.
+        """
+        if not earlier:
+            return
+        for split in ("validation", "test"):
+            if leak := find_leak(self.data, earlier, split):
+                raise UsageError(
+                    f"init_from={word} {leak}: expected data that it has not seen. Give the data "
+                    "and splits of its training"
+                )
+        self.data[BEFORE] = join_earlier(earlier)
 
     def meta_gradient(self, task: TaskBatch, say: Callable[[str], None]) -> MetaGradientResult:
         """Compute the meta-gradient at the current meta-parameters.
@@ -187,11 +211,15 @@ class TrainingState:
         """
         device, meta = self.experiment.device, self.experiment.meta
         check_fields(state, state.keys() - {"format"}, where)
-        if difference := find_other_data(self.data, state.get("data", {})):
+        saved = state.get("data", {})
+        if difference := find_other_data(self.data, saved):
+            place = OmegaConf.select(self._config, OPTION) is not None
             raise UsageError(
-                f"{difference} when {where} was trained: expected the same data. Put them back, or "
-                "give their place by source=, or train anew"
+                f"{where} was trained on other data ({difference}): expected the same. Put them "
+                f"back{', or give their place by source=' if place else ''}, or train anew"
             )
+        if BEFORE in saved:
+            self.data[BEFORE] = saved[BEFORE]
         self.experiment.load(state["meta"])
         self.experiment.load_constants(state.get("constants", {}))
         averages = [state["average"]] if state.get("average") else []

@@ -303,4 +303,4 @@ def test_ranks_with_other_images_are_refused(tmp_path):
     words = [*WORDS, "steps=4", f"run_dir={tmp_path / 'run'}"]
     found = on_ranks(2, _train_on_other_images, words)
     assert statuses(found) == [2, 2]
-    assert "data.test.images" in found[0][1] and not (tmp_path / "run").exists()
+    assert "data.test.examples" in found[0][1] and not (tmp_path / "run").exists()

@@ -151,9 +151,13 @@ def test_what_is_not_read_in_the_folders_of_classes_is_said(
     photo(root / "class0" / "more" / "1.png", (0, 0, 0))
     (root / "class2" / "moving.gif").touch()
     (root / "class2" / ".hidden").touch()
+    (root / "class2" / "Thumbs.db").touch()
     (root / "class2" / "0.png").touch()  # another time: the cache is another
     images(root, image_size=8)
-    assert "left out 2 in the folders of classes, such as class0/more: " in capsys.readouterr().err
+    assert (
+        "left out 2 of the files and folders in those of classes, such as class0/more: "
+        in capsys.readouterr().err
+    )
 
 
 def listed(root: Path, *lines: str, head: str = "path,label") -> Path:

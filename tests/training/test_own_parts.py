@@ -116,8 +116,12 @@ def test_tasks_with_several_labels_are_learned_and_evaluated(modules, capsys):
 
 
 def test_a_meta_gradient_without_inner_options_is_trained_and_judged(modules, capsys):
-    own = ["import=own_gradient", "wandb=disabled", "run_dir=r"]
-    assert main(["train", *TINY[:-2], *own, "metagrad._target_=own_gradient.Fixed"]) == 0
+    own = ["train", *TINY[:-2], "import=own_gradient", "wandb=disabled"]
+    own += ["metagrad._target_=own_gradient.Fixed"]
+    assert main([*own, "run_dir=r"]) == 0
+    config = checkpoint.load(Path("r/last.pt"))["config"]
+    assert config["metagrad"] == {"_target_": "own_gradient.Fixed"}
+    assert "rate_steps" not in config["problem"] and "prox" in config["problem"]
     words = ["evaluate", "import=own_gradient", "checkpoint=r/best.pt", "tasks=4"]
     assert main(words) == 0
     assert "its own inner loop: " in capsys.readouterr().out
@@ -125,6 +129,8 @@ def test_a_meta_gradient_without_inner_options_is_trained_and_judged(modules, ca
     assert row["inner_steps"] is None and row["trained_inner_steps"] is None
     assert "Leave inner_steps= out" in refused(capsys, *words, "inner_steps=[1]")
     assert main(["report", "runs=[r]", "out=r.html"]) == 0
+    unknown = refused(capsys, *own, "metagrad.inner.steps=3", "run_dir=s")
+    assert "inner" in unknown and not Path("s").exists()
 
 
 def test_pretrained_weights_of_the_pages_network(modules, capsys):

@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 from tiny_run import rows, timeless
 
 from metalearn.commands.main import main
-from metalearn.tasks import ImageTasks
 from metalearn.training import checkpoint, loop
 from metalearn.tree import leaves_of
 
@@ -174,17 +173,3 @@ def test_as_many_checkpoints_as_one_likes_are_kept(tmp_path):
     checkpoint.save_newest(tmp_path, {**state, "step": 4}, keep=10**9)
     steps = {path.name: checkpoint.load(path)["step"] for path in checkpoint.generations(tmp_path)}
     assert steps == {"last.pt": 4, "last.1.pt": 3, "last.2.pt": 2, "last.4.pt": 0}
-
-
-def test_a_dataset_of_images_is_told_from_another():
-    """One pixel is enough."""
-    from metalearn.tasks.glyphs import glyphs
-    from metalearn.training.fingerprint import _digest_split
-
-    splits = glyphs(drawings=4)
-    tasks = [ImageTasks(lambda: splits, 5, 1, 1, 1, False, 1, 28) for _ in range(2)]
-    one, other = (_digest_split(t, "test") for t in tasks)
-    assert one == other
-    splits["test"].images[-1, 0, 3, 3] ^= 1
-    changed = _digest_split(tasks[0], "test")
-    assert changed["images"] != one["images"] and changed["classes"] == one["classes"]
