@@ -40,7 +40,7 @@ def describe_data(tasks: Tasks) -> dict[str, dict[str, Any]]:
     for split in SPLITS if not isinstance(tasks, GivenSamplers) else ():
         names = list(map(str, tasks.classes(split)))
         record: dict[str, Any] = {"classes": names} if names else {}
-        if isinstance(tasks, TasksOfExamples):
+        if isinstance(tasks, TasksOfExamples) and callable(tasks.examples):
             examples, labels = tasks.examples(split)
             record |= {"classes": names, "examples": hash_each(examples)}
             record["labels"] = _digest([labels])
