@@ -248,8 +248,7 @@ def _report(splits: Splits, small: dict[str, int], unread: list[Path], root: Pat
         print(
             f"metalearn: left out {len(unread)} of the files and folders in those of classes, "
             f"such as {_inside(unread[0], root)}: an image lies in the folder of its class and "
-            "ends in "
-            f"{', '.join(SUFFIXES)}.",
+            f"ends in {', '.join(SUFFIXES)}.",
             file=sys.stderr,
         )
     if small:

@@ -29,6 +29,7 @@ BEFORE = "before"
 _USED = {"train": "trained on", BEFORE: "trained on", "validation": "chosen by"}
 
 DataRecord = Mapping[str, Mapping[str, Any]]
+"""The record of data, by split, as the top of this file has it."""
 
 
 def describe_data(tasks: Tasks) -> dict[str, dict[str, Any]]:
