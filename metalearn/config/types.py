@@ -102,7 +102,8 @@ def check_type(word: str, key: str, value: Any, default: Any) -> None:
         return
     if wanted is ListConfig:
         if not isinstance(value, list | ListConfig):
-            raise UsageError(f"{word}; expected a list, such as {default or '[a,b]'}")
+            example = default or ("[1,5]" if name in _ITEMS else "[a,b]")
+            raise UsageError(f"{word}; expected a list, such as {example}")
         for item in value:
             check_type(word, key, item, default[0] if default else _ITEMS.get(name, ""))
         return

@@ -107,12 +107,7 @@ class MetaGradient:
     def __call__(
         self, problem: BilevelProblem, meta: Meta, task: Any, **solver_state: Any
     ) -> MetaGradientResult:
-        if isinstance(meta, torch.nn.Module):
-            raise UsageError(
-                f"meta={type(meta).__name__}: expected tensors by name, not a module. Give "
-                "problem.begin(), or dict(model.named_parameters())."
-            )
-        _check_parts(self, problem)
+        _check_parts(self, problem, meta)
         if isinstance(task, TaskBatch):
             check_shapes(task)
         keep_freed_memory_by_default()
@@ -158,7 +153,7 @@ class MetaGradient:
 
         The objective of a `FeatureProblem` holds the features, which are computed here.
         """
-        _check_parts(self, problem)
+        _check_parts(self, problem, meta)
         if isinstance(task, TaskBatch):
             check_shapes(task, queries=False)
         meta = detached(meta)
@@ -172,7 +167,7 @@ class MetaGradient:
         return solver, InnerObjective(problem, meta, task), problem.init(meta, task)
 
 
-def _check_parts(method: MetaGradient, problem: Any) -> None:
+def _check_parts(method: MetaGradient, problem: Any, meta: Any) -> None:
     """Raise UsageError if an argument is in another's place."""
     inner = getattr(method, "inner", None)
     if inner is not None and not hasattr(inner, "minimise"):
@@ -184,6 +179,13 @@ def _check_parts(method: MetaGradient, problem: Any) -> None:
         raise UsageError(
             f"problem={type(problem).__name__}: expected a problem with an inner and an outer "
             "objective. Give FewShot(model), or a problem of your own."
+        )
+    if odd := [x for x in leaves_of(meta) if not isinstance(x, Tensor)]:
+        kind = type(odd[0]).__name__
+        raise UsageError(
+            f"meta={kind}: expected tensors by name, not a "
+            f"{'module' if isinstance(odd[0], torch.nn.Module) else kind}. Give "
+            "problem.begin(), or dict(model.named_parameters())."
         )
 
 

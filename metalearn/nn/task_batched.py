@@ -188,7 +188,8 @@ def _check_type(x: Tensor, params: Mapping[str, Tensor]) -> None:
     if x.dtype not in own and (x.is_floating_point() or x.dtype == torch.uint8):
         names = " or ".join(map(str, own))
         raise UsageError(
-            f"inputs of {x.dtype}: expected {names}, the type of the parameters. Give x.to of it."
+            f"inputs of {x.dtype}: expected {names}, the type of the parameters. Convert them by "
+            "x.to(dtype)."
         )
 
 

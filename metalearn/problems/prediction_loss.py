@@ -31,7 +31,7 @@ def prediction_loss(predictions: Tensor, targets: Tensor) -> Tensor:
         raise UsageError(
             f"targets of shape {tuple(targets.shape)} and type {targets.dtype}: expected "
             f"{tuple(shape)} beside outputs {tuple(predictions.shape)}. Reshape them, or give "
-            "class labels as integers (T, n)."
+            "class labels as integers (T, n), such as y.argmax(-1) of one-hot rows."
         )
     if regression:
         return F.mse_loss(predictions, targets, reduction="none").reshape(tasks, -1).mean(dim=1)

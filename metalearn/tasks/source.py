@@ -99,8 +99,8 @@ class ImageTasks:
         if self.ways > len(data.classes):
             number = counted(len(data.classes), "class")
             raise UsageError(
-                f"ways={self.ways}, but the {split} split has {number}; ask for fewer ways "
-                "(tasks.ways=), or give the split more classes"
+                f"ways={self.ways}, but the {split} split has {number}; ask for fewer ways, "
+                "or give the split more classes"
             )
         shots, queries, task_pool, affine = self.shots, self.test_queries, None, 0.0
         if train:

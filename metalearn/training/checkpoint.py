@@ -100,6 +100,7 @@ def read(path: Path) -> dict[str, Any]:
         if not path.is_file():
             raise UsageError(
                 f"there is no checkpoint {path}; give the path of a best.pt or last.pt"
+                + (f", such as {path / 'best.pt'}" if (path / "best.pt").is_file() else "")
             )
         data = path.read_bytes()
         end = len(data) - len(_SEAL) - _DIGITS

@@ -67,7 +67,8 @@ class Setup:
         own, given = named_leaves(self.meta), named_leaves(meta)
         if {k: x.shape for k, x in given.items()} != {k: x.shape for k, x in own.items()}:
             raise UsageError(
-                "the checkpoint's weights do not fit the model of its config; train it again"
+                "the checkpoint has meta-parameters of other names or shapes than this run: "
+                "expected those of the same model. Put back its options, or train anew"
             )
         with torch.no_grad():
             for name, value in given.items():

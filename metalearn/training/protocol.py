@@ -228,13 +228,13 @@ class EvaluationProtocol:
         own = describe_data(tasks)
         if leak := find_leak(own, one.data, split):
             raise UsageError(
-                f"{one.path} {leak}: expected ones that it has not seen. Put back the data of its "
-                "training, or give their place by source="
+                f"{one.path} {leak}: expected ones that it has not seen. Give the data of its "
+                "training by source=, as a CSV file if new classes have moved the splits"
             )
         difference = find_other_data(own, one.data)
         if difference is None:
             return {}
-        return {"other_data": f"{label(one.path)} was trained on other data: {difference}"}
+        return {"other_data": f"the data of {label(one.path)} have changed: {difference}"}
 
     def _held_out(self, one: OpenedCheckpoint) -> _JudgedTasks:
         run, experiment = one.run, one.experiment

@@ -84,6 +84,20 @@ def estimate() -> Iterator[tuple[str, str]]:
     yield "certificates", f"the least Ritz value is {times[1]} times the least eigenvalue"
 
 
+def deq() -> Iterator[tuple[str, str]]:
+    found = {
+        row["applications"]: row
+        for row in rows(
+            "deq", "Peak memory of a training step against the applications of the cell"
+        )
+    }
+    at = {n: found[str(n)] for n in (8, 16, 128)}
+    yield "deq", f"In `results/deq/` it takes {at[8]['DEQ']}. The unrolled twin takes"
+    yield "deq", f"takes {at[8]['unrolled']} with 8 applications, and {at[16]['unrolled']} with 16"
+    slow = {n: first(x["DEQ, ms a step"]) / first(x["unrolled, ms a step"]) for n, x in at.items()}
+    yield "deq", f"takes {slow[16]:.1f} times as long, with 128 {slow[128]:.1f} times"
+
+
 def rates() -> Iterator[tuple[str, str]]:
     apart = re.findall(r"by at most ([\d.]+) %", findings("rates"))
     yield (
@@ -166,6 +180,7 @@ QUOTES = (
     recomputed,
     mixed_mode,
     estimate,
+    deq,
     rates,
     influence,
     minibatches,

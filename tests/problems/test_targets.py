@@ -230,6 +230,9 @@ def test_an_argument_in_the_place_of_another_is_refused(way):
         way(problem, meta, (x, y, x, y))
     with pytest.raises(UsageError, match="problem=dict: expected a problem"):
         way(meta, problem, task)
+    for wrong in (iter(meta.items()), None, {"weight": 1.0}):
+        with pytest.raises(UsageError, match="expected tensors by name, not a"):
+            way(problem, wrong, task)
     with pytest.raises(UsageError, match=r"inner=CG\(.*: expected an inner solver"):
         replace(way, inner=CG(5))(problem, meta, task)
 

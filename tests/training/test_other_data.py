@@ -106,6 +106,19 @@ def test_more_classes_are_refused_where_they_move_the_others(made, capsys):
     assert {p.name: p.read_bytes() for p in path.parent.iterdir() if p.is_file()} == before
 
 
+def test_a_table_keeps_the_splits_beside_new_classes(made, tmp_path):
+    """As the page on data has it."""
+    root, path = made
+    photos(root, [50])
+    splits = {name: split for split, names in places(path).items() for name in names}
+    splits["class50"] = "test"
+    rows = [f"{n}/{i}.png,{n},{split}" for n, split in splits.items() for i in range(6)]
+    table = root / "splits.csv"
+    table.write_text("\n".join(["path,label,split", *rows]))
+    assert main(judge(path, f"source={table}")) == 0
+    assert "class 'class50' is in test, and was in no split" in evaluated(path)["other_data"]
+
+
 def test_the_same_data_elsewhere_are_the_same(made, tmp_path):
     root, path = made
     moved = split_folders(tmp_path / "moved", root, places(path))
@@ -145,11 +158,11 @@ def test_other_data_are_judged_with_a_remark(made, tmp_path, capsys):
     shutil.rmtree(one / "train" / held["train"][1])
     assert main(judge(path, f"source={one}")) == 0
     remark = evaluated(path)["other_data"]
-    assert remark.startswith("run/best.pt was trained on other data: class 'class")
+    assert remark.startswith("the data of run/best.pt have changed: class 'class")
     assert remark in capsys.readouterr().out
     ensemble = f"checkpoint=[{path},{path.parent / 'last.pt'}]"
     assert main(["evaluate", ensemble, "ensemble=true", "tasks=4", f"source={one}"]) == 0
-    assert "was trained on other data" in evaluated(path)["other_data"]
+    assert "the data of run/best.pt have changed" in evaluated(path)["other_data"]
 
 
 @pytest.mark.parametrize("split_by", ["classes", "images"])
@@ -240,7 +253,8 @@ def test_tasks_of_ones_own_have_a_record(kind, said):
 def test_examples_that_two_splits_shared_in_training_are_no_leak():
     x = torch.rand(8, 3)
     x[6] = x[0]
-    tasks = TensorTasks(x, np.arange(8) // 2, ways=1, splits={"train": [0, 1, 2], "test": [3]})
+    splits = {"train": [0, 1], "test": [2, 3]}
+    tasks = TensorTasks(x, np.arange(8) // 2, ways=2, queries=1, splits=splits)
     record = describe_data(tasks)
     assert find_leak(record, record, "test") is None
     assert find_leak(record, {"before": join_earlier(record)}, "test") is None
