@@ -162,7 +162,7 @@ def _sweep(verb: str, overrides: list[str], run: Run, folder: Path) -> list[Ende
             status, where = run(config)
         except UsageError as error:
             said = str(error)
-            if os.getpid() == here:
+            if os.getpid() == here and said not in {one.reason for one in ended}:
                 print(f"metalearn: {config.name}: {said}", file=sys.stderr)
         number = int(hydra_config.job.num)
         text = json.dumps(asdict(Ended(number, status, said, where, swept)))
