@@ -107,7 +107,7 @@ def test_more_classes_are_refused_where_they_move_the_others(made, capsys):
 
 
 def test_a_table_keeps_the_splits_beside_new_classes(made, tmp_path):
-    """As the page on data has it."""
+    """The page on data has this way."""
     root, path = made
     photos(root, [50])
     splits = {name: split for split, names in places(path).items() for name in names}
