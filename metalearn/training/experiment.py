@@ -67,8 +67,8 @@ class Setup:
         own, given = named_leaves(self.meta), named_leaves(meta)
         if {k: x.shape for k, x in given.items()} != {k: x.shape for k, x in own.items()}:
             raise UsageError(
-                "the checkpoint has meta-parameters of other names or shapes than this run: "
-                "expected those of the same model. Put back its options, or train anew"
+                "the checkpoint's meta-parameters do not fit this run: expected the names and "
+                "shapes of its own model. Put back its options, or train anew"
             )
         with torch.no_grad():
             for name, value in given.items():
