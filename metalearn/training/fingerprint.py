@@ -93,15 +93,11 @@ def find_other_data(own: DataRecord, saved: DataRecord) -> str | None:
     The splits that either record lacks are not compared.
     """
     splits = [split for split in SPLITS if split in own and split in saved]
-
-    def places(record: DataRecord, name: str) -> str:
-        held = [split for split in splits if name in record[split]["classes"]]
-        return " and ".join(held) or "no split"
-
-    for name in sorted({n for r in (own, saved) for split in splits for n in r[split]["classes"]}):
-        now, then = places(own, name), places(saved, name)
-        if now != then:
-            return f"class {name!r} is in {now}, and was in {then}"
+    now, then = _splits_by_class(own, splits), _splits_by_class(saved, splits)
+    for name in sorted(now.keys() | then.keys()):
+        if now.get(name) != then.get(name):
+            places = [" and ".join(found.get(name, ["no split"])) for found in (now, then)]
+            return f"class {name!r} is in {places[0]}, and was in {places[1]}"
     for split in splits:
         one, other = own[split], saved[split]
         if not {"examples", "labels"} <= one.keys() & other.keys():
@@ -110,6 +106,14 @@ def find_other_data(own: DataRecord, saved: DataRecord) -> str | None:
         if not same or one["labels"] != other["labels"]:
             return f"the examples of the {split} split have changed"
     return None
+
+
+def _splits_by_class(record: DataRecord, splits: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for split in splits:
+        for name in record[split]["classes"]:
+            found.setdefault(name, []).append(split)
+    return found
 
 
 def find_leak(own: DataRecord, saved: DataRecord, split: str) -> str | None:

@@ -113,7 +113,7 @@ class RunFolder:
             checkpoint.drop_unfinished(self.folder)
             for path in self._damaged:
                 path.unlink()  # it would push the whole ones out
-            (self.folder / "summary.json").unlink(missing_ok=True)  # of an end that is none now
+            (self.folder / "summary.json").unlink(missing_ok=True)  # of an earlier end
             replace_text(self.folder / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
         except OSError as error:
             raise self._unwritable(error) from error
